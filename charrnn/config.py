@@ -1,0 +1,266 @@
+"""The configuration of a run: what can be set, in which unit and range, and how YAML and options become one.
+
+`configs/default.yaml` spells every field with its comment; a test holds the two together.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from charrnn.errors import ConfigError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: object) -> object:
+    """Seconds from a number, or from text such as "90s", "2m" or "1h30m"."""
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
+        raise ValueError(f"{value!r} is not a duration; write 90s, 2m or 1h30m")
+    return sum(float(n) * _UNITS[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([smhd])", value))
+
+
+def parse_precision(value: object) -> object:
+    """YAML 1.1 reads a bare `no` as False; here it is the name of a precision."""
+    return "no" if value is False else value
+
+
+Precision = Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(parse_precision)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of fields: immutable, and without any that are not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    rnn: Literal["GRU", "LSTM"] = Field("GRU", description="the recurrent cell")
+    embedding_dim: int = Field(256, ge=1, description="E, width of a character's embedding")
+    hidden_dim: int = Field(256, ge=1, description="H, width of a layer's state")
+    num_layers: int = Field(2, ge=1, description="L, recurrent layers")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="chance of dropping a unit of the embedding, between layers and before the output"
+    )
+
+
+class DataConfig(Section):
+    """The corpus and how it is cut into batches."""
+
+    source: str = Field("shakespeare", min_length=1, description="file, folder, glob, URL, - or a corpus name")
+    cache_dir: str = Field("data", description="folder for downloads and prepared corpora")
+    mirror: str = Field("", description="folder or URL looked at before the public ones; empty = none")
+    vocab: Literal["chars", "bytes"] = Field("chars", description="the corpus's characters, or all 256 bytes")
+    split: tuple[Fraction, Fraction, Fraction] = Field(
+        (0.9, 0.1, 0.0), description="train, val, test shares, contiguous, in this order; they add up to 1"
+    )
+    batch_size: int = Field(128, ge=1, description="B, windows in a batch over all processes and accumulation steps")
+    seq_len: int = Field(128, ge=1, description="T, characters of truncated backpropagation through time")
+    windows: Literal["sliding", "carry"] = Field(
+        "sliding", description="shuffled windows from a zero state, or B lanes whose state is carried"
+    )
+    stride: int = Field(0, ge=0, description="characters between sliding windows; 0 = seq_len (no overlap)")
+
+    @model_validator(mode="after")
+    def _split_adds_up(self) -> "DataConfig":
+        if abs(sum(self.split) - 1) > 1e-6 or self.split[0] == 0:
+            raise ValueError(f"split {list(self.split)} must add up to 1 and give the training part more than 0")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its learning rate."""
+
+    lr: float = Field(0.002, gt=0, description="peak learning rate")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="AdamW's averaging of gradients and of squares")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay, on weight matrices only; 0 = off")
+    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
+    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="shape after the warm-up")
+    warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up from 0")
+    final_lr: Fraction = Field(0.05, description="share of lr that cosine and linear end at")
+
+
+class TrainConfig(Section):
+    """How long and how to train. The first limit that is reached ends the run."""
+
+    epochs: float = Field(20, ge=0, description="passes over the training split; 0 = no such limit")
+    max_steps: int = Field(0, ge=0, description="updates; 0 = no such limit")
+    time_limit: Duration = Field(0.0, ge=0, description="seconds, or 90s, 2m, 1h30m, evaluation included; 0 = no limit")
+    accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
+    seed: int = Field(1, ge=0, description="start of every random choice")
+    mixed_precision: Precision = Field("auto", description="auto = what accelerate launch was told, else no")
+    threads: int = Field(0, ge=0, description="CPU threads a process; 0 = all cores / local processes")
+    run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
+
+    @model_validator(mode="after")
+    def _ends(self) -> "TrainConfig":
+        if not (self.epochs or self.max_steps or self.time_limit):
+            raise ValueError("epochs, max_steps and time_limit are all 0, so the run would never end; set one")
+        return self
+
+
+class EvalConfig(Section):
+    """Evaluation on the validation split, by both protocols."""
+
+    every: int = Field(250, ge=0, description="updates between evaluations; 0 = only at the end")
+    window: int = Field(256, ge=1, description="characters of a window of the `windows` protocol")
+    batch_rows: int = Field(64, ge=1, description="windows evaluated at once")
+    stream_lanes: int = Field(16, ge=1, description="lanes the `stream` protocol reads side by side")
+    stream_warmup: int = Field(512, ge=0, description="uncounted characters that build up a later lane's state")
+    best_by: Literal["stream", "windows"] = Field("stream", description="protocol whose loss decides what is best")
+    patience: int = Field(0, ge=0, description="stop after so many evaluations without a better one; 0 = off")
+
+
+class LogConfig(Section):
+    """metrics.jsonl, the display and the tracker."""
+
+    every: int = Field(10, ge=1, description="updates between lines; a line's loss is the mean since the last")
+
+
+class CheckpointConfig(Section):
+    """Step checkpoints, from which the same command resumes."""
+
+    every: int = Field(500, ge=0, description="updates between checkpoints; 0 = only at the end")
+    keep: int = Field(2, ge=1, description="newest step checkpoints kept; best/ is kept besides")
+
+
+class SampleConfig(Section):
+    """The text written at each evaluation."""
+
+    prompt: str = Field("\n", min_length=1, description="text to go on from; what the vocabulary lacks is dropped")
+    length: int = Field(200, ge=0, description="characters; 0 = no sample")
+    temperature: float = Field(0.8, ge=0, description="divides the logits; 0 = always the likeliest")
+    top_k: int = Field(0, ge=0, description="draw among the k likeliest; 0 = all")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw among the likeliest that hold this probability; 1 = all")
+    seed: int = Field(0, ge=0, description="seed of the draws")
+
+
+class TrackingConfig(Section):
+    """Where figures go besides metrics.jsonl, which always has them all."""
+
+    tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="tracker that figures are sent to")
+    project: str = Field("charrnn", min_length=1, description="the tracker's project")
+    name: str = Field("", description="run name; empty = the run folder's name")
+    group: str = Field("", description="group of the run's segments; empty = the run name")
+    artifact: bool = Field(True, description="upload the best model file at the end (wandb)")
+
+
+class RunConfig(Section):
+    """Everything that can be set for a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    sample: SampleConfig = SampleConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load_config(path: Path | None, overrides: dict[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
+    """The config of `path` (defaults when None), then `overrides` ("section.key" -> value), then `--set` assignments.
+
+    Raises: ConfigError that names every fault at once, each with the nearest valid name or the allowed values.
+    """
+    tree = _read_yaml(path) if path else {}
+    faults: list[str] = []
+    for key, value in [*overrides.items(), *_parse_assignments(assignments, faults)]:
+        section, _, field = key.partition(".")
+        group = tree.setdefault(section, {})
+        if isinstance(group, dict):
+            group[field] = value
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        faults += [_explain(detail) for detail in error.errors()]
+    if faults:
+        source = f"{path}: " if path and not assignments and not overrides else ""
+        raise ConfigError(source + "; ".join(faults))
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every field spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def field_names() -> list[str]:
+    """Every "section.key" of RunConfig, in order."""
+    return [f"{s}.{k}" for s, f in RunConfig.model_fields.items() for k in _section_type(f.annotation).model_fields]
+
+
+def _section_type(annotation: Any) -> type[Section]:
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, Section)
+    return annotation
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file {path}; shipped ones: {_shipped(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold sections such as data: and model:, not a {type(tree).__name__}")
+    return tree
+
+
+def _shipped(path: Path) -> str:
+    folder = Path(__file__).resolve().parent.parent / "configs"
+    names = sorted(p.name for p in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return ", ".join(f"configs/{n}" for n in close or names) or "none"
+
+
+def _parse_assignments(assignments: Sequence[str], faults: list[str]) -> list[tuple[str, Any]]:
+    parsed: list[tuple[str, Any]] = []
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or "." not in key:
+            faults.append(f"--set {text!r}: write section.key=value, for example --set data.seq_len=64")
+            continue
+        try:
+            parsed.append((key.strip(), yaml.safe_load(value) if value else ""))
+        except yaml.YAMLError:
+            faults.append(f"--set {key}: {value!r} is not a YAML value")
+    return parsed
+
+
+def _explain(detail: Any) -> str:
+    """One pydantic error as a clause: which field, what is wrong, what is allowed."""
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown field {where}{_nearest(where)}"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("valid dictionary or instance of ", "section of fields, as in ")
+    if detail["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where} = {detail['input']!r}: {message}"
+
+
+def _nearest(where: str) -> str:
+    known = field_names() + list(RunConfig.model_fields)
+    close = difflib.get_close_matches(where, known, n=1, cutoff=0.6)
+    if not close:
+        key = where.rsplit(".", 1)[-1]
+        ends = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+        close = [ends[k] for k in difflib.get_close_matches(key, list(ends), n=1, cutoff=0.6)]
+    return f" (nearest: {close[0]})" if close else f" (sections: {', '.join(RunConfig.model_fields)})"

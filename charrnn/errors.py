@@ -1,0 +1,47 @@
+"""The faults a user can cause. Each message says what is wrong and what to do about it, on one line."""
+
+EXIT_DONE = 0
+EXIT_DEFECT = 1
+EXIT_USER_FAULT = 2
+
+
+class CharRNNError(Exception):
+    """A fault the user can mend; command lines print it as one line on stderr and exit with `EXIT_USER_FAULT`."""
+
+
+class ConfigError(CharRNNError):
+    """A config field, file or option is unknown, of the wrong type or out of range."""
+
+
+class CorpusError(CharRNNError):
+    """A corpus cannot be found, fetched, read, or is too small for what was asked."""
+
+
+class VocabError(CharRNNError):
+    """A text holds characters that the vocabulary lacks, or a vocabulary is malformed."""
+
+
+class SamplingError(CharRNNError):
+    """A sampling option is out of range."""
+
+
+class CheckpointError(CharRNNError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class TrainingError(CharRNNError):
+    """Training cannot go on: it diverged, or it ran out of memory."""
+
+
+class ExportError(CharRNNError):
+    """A checkpoint cannot be exported, or the exported file disagrees with the model."""
+
+
+class ModelFileError(CharRNNError):
+    """A model file is missing, damaged, not charrnn's, or too new."""
+
+
+def listing(names: list[str], limit: int = 10) -> str:
+    """Joins names for a one-line message, saying how many were left out beyond `limit`."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

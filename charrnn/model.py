@@ -1,0 +1,66 @@
+"""CharRNN: embedding, GRU or LSTM, linear head. Letters: B batch, T seq_len, E, H, L, V as in docs/how-it-works.md."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from charrnn.config import ModelConfig
+
+State = tuple[Tensor, ...]
+
+
+class CharRNN(nn.Module):
+    """A character-level recurrent language model.
+
+    The state is a tuple, `(h,)` for GRU and `(h, c)` for LSTM, each (L, B, H), so that nothing branches on the cell.
+    It is an argument and a result, never a buffer of the module: data parallelism would broadcast a buffer.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocab_size, config.embedding_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        cell = nn.GRU if config.rnn == "GRU" else nn.LSTM
+        self.rnn = cell(
+            config.embedding_dim,
+            config.hidden_dim,
+            config.num_layers,
+            batch_first=True,
+            # One layer has nothing between layers to drop, and torch warns when asked to.
+            dropout=config.dropout if config.num_layers > 1 else 0.0,
+        )
+        self.head = nn.Linear(config.hidden_dim, vocab_size)
+
+    def forward(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits of the next character at every position.
+
+        ids: (B, T) int64. state: each (L, B, H). Returns logits (B, T, V) and the state after the last character.
+        """
+        x = self.dropout(self.embedding(ids))  # (B, T, E)
+        hidden, state = self._run_rnn(x, state)  # (B, T, H)
+        return self.head(self.dropout(hidden)), state  # (B, T, V)
+
+    def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """torch takes and gives a bare tensor for a GRU and a pair for an LSTM; here both are tuples."""
+        if len(state) == 1:
+            hidden, h = self.rnn(x, state[0])
+            return hidden, (h,)
+        hidden, pair = self.rnn(x, state)
+        return hidden, cast(State, pair)
+
+    def zero_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        """The state before the first character: zeros, each (L, B, H) float32."""
+        shape = (self.config.num_layers, batch_size, self.config.hidden_dim)
+        parts = 1 if self.config.rnn == "GRU" else 2
+        return tuple(torch.zeros(shape, device=device) for _ in range(parts))
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def detach(state: State) -> State:
+    """The state cut off from the graph that made it: where truncated backpropagation through time truncates."""
+    return tuple(part.detach() for part in state)

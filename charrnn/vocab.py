@@ -1,0 +1,146 @@
+"""Vocab: the characters a model knows, and the way from text to ids and back. No torch."""
+
+import codecs
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.errors import VocabError, listing
+
+Ids = NDArray[np.unsignedinteger]
+Unknown = Literal["error", "skip", "replace"]
+
+_CODE_POINTS = 0x110000
+_ABSENT = -1
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """An ordered set of symbols; a symbol's id is its position.
+
+    kind: `chars` (symbols are the corpus's characters, sorted by code point) or `bytes` (the 256 byte values;
+    text goes through UTF-8, so that nothing is ever unknown).
+    replacement: the symbol that stands for unknown characters under `unknown="replace"`, or None.
+    """
+
+    kind: Literal["chars", "bytes"]
+    symbols: tuple[str, ...] = ()
+    replacement: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("chars", "bytes"):
+            raise VocabError(f"vocabulary kind must be chars or bytes, not {self.kind!r}")
+        if self.kind == "bytes" and (self.symbols or self.replacement):
+            raise VocabError("a byte vocabulary has no symbols of its own")
+        if self.kind == "chars":
+            if not self.symbols:
+                raise VocabError("a character vocabulary needs at least one symbol: the text is empty")
+            if any(not isinstance(s, str) or len(s) != 1 for s in self.symbols):
+                raise VocabError("every symbol of a character vocabulary must be one character")
+            if len(set(self.symbols)) != len(self.symbols):
+                raise VocabError("a vocabulary's symbols must be distinct")
+            if self.replacement is not None and self.replacement not in self.symbols:
+                raise VocabError(f"the replacement {self.replacement!r} is not one of the vocabulary's symbols")
+
+    @classmethod
+    def of_chars(cls, characters: Iterable[str]) -> "Vocab":
+        """The vocabulary of the distinct `characters`, sorted by code point."""
+        return cls("chars", tuple(sorted(set(characters))))
+
+    @classmethod
+    def of_bytes(cls) -> "Vocab":
+        """The 256-symbol vocabulary that can encode any text and any file."""
+        return cls("bytes")
+
+    def __len__(self) -> int:
+        return 256 if self.kind == "bytes" else len(self.symbols)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest unsigned integer type that holds every id."""
+        return np.min_scalar_type(len(self) - 1)
+
+    @property
+    def start_id(self) -> int:
+        """The id that generation begins from when there is no prompt: a newline, else the first entry."""
+        if self.kind == "bytes":
+            return ord("\n")
+        return self.symbols.index("\n") if "\n" in self.symbols else 0
+
+    @cached_property
+    def _id_of_code_point(self) -> NDArray[np.int32]:
+        table = np.full(_CODE_POINTS, _ABSENT, np.int32)
+        table[[ord(s) for s in self.symbols]] = np.arange(len(self.symbols), dtype=np.int32)
+        return table
+
+    def encode(self, text: str, unknown: Unknown = "error") -> Ids:
+        """Text to ids.
+
+        Returns: (N,) ids of type `dtype`; N is the number of characters (of UTF-8 bytes for a byte vocabulary).
+        Raises: VocabError when `text` has characters outside the vocabulary and `unknown` is "error", or is
+        "replace" and the vocabulary has no replacement.
+        """
+        if self.kind == "bytes":
+            return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)  # (N,)
+        ids = self._id_of_code_point[code_points]  # (N,)
+        missing = ids == _ABSENT
+        if missing.any():
+            if unknown == "skip":
+                ids = ids[~missing]
+            elif unknown == "replace" and self.replacement is not None:
+                ids[missing] = self.symbols.index(self.replacement)
+            else:
+                raise VocabError(self._unknown_message(code_points[missing], unknown))
+        return ids.astype(self.dtype)
+
+    def unknown_in(self, text: str) -> list[str]:
+        """The distinct characters of `text` that the vocabulary lacks, sorted."""
+        return [] if self.kind == "bytes" else sorted(set(text) - set(self.symbols))
+
+    def _unknown_message(self, code_points: NDArray[np.uint32], unknown: Unknown) -> str:
+        names = [f"{chr(c)!r} (U+{c:04X})" for c in sorted(set(code_points.tolist()))]
+        what = f"{len(code_points)} character(s) not in the model's vocabulary of {len(self)}: {listing(names)}"
+        if unknown == "replace":
+            return f"{what}; this vocabulary has no replacement entry, so use 'skip' to drop them"
+        return f"{what}; drop them with --unknown skip, or train on a text that has them"
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text; bytes that are not valid UTF-8 become U+FFFD."""
+        decode = self.decoder()
+        return "".join(decode(int(i)) for i in ids) + decode(None)
+
+    def decoder(self) -> Callable[[int | None], str]:
+        """A function from one id to the text it completes, for streaming.
+
+        With a byte vocabulary an incomplete UTF-8 sequence is held back (the function returns "") until its last
+        byte arrives. Calling it with None flushes: what is still incomplete comes out as U+FFFD.
+        """
+        if self.kind == "chars":
+            return lambda i: "" if i is None else self.symbols[i]
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda i: utf8.decode(b"", final=True) if i is None else utf8.decode(bytes((i,)))
+
+    def to_json(self) -> str:
+        """The vocabulary as one JSON object, the form kept in checkpoints and model files."""
+        if self.kind == "bytes":
+            return json.dumps({"kind": "bytes"})
+        return json.dumps(
+            {"kind": "chars", "symbols": list(self.symbols), "replacement": self.replacement}, ensure_ascii=True
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocab":
+        """Reads what `to_json` wrote. Raises VocabError when it is not a vocabulary."""
+        try:
+            fields = json.loads(text)
+            return cls(fields["kind"], tuple(fields.get("symbols", ())), fields.get("replacement"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise VocabError(
+                f"not a vocabulary: {error!r}; the file was written by another program or damaged"
+            ) from None

@@ -1,0 +1,216 @@
+"""Which characters make up training batch number `step`, and which an evaluation reads. Pure index arithmetic, numpy.
+
+Letters: N characters in a split, T seq_len, B batch_size (global), W window or warm-up length in characters.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.errors import CorpusError
+
+Index = NDArray[np.int64]
+SPLITS = ("train", "val", "test")
+
+
+def split_bounds(num_chars: int, fractions: tuple[float, float, float]) -> dict[str, tuple[int, int]]:
+    """The [start, stop) of the contiguous train, val and test parts of `num_chars` characters.
+
+    A boundary lies at floor(N * fraction), where nanoGPT's data/shakespeare_char/prepare.py puts it.
+    """
+    train_end = int(num_chars * fractions[0])
+    total = fractions[0] + fractions[1]
+    val_end = num_chars if abs(total - 1.0) < 1e-9 else int(num_chars * total)
+    return {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, num_chars)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Global training batch: row b is the characters starts[b] .. starts[b] + T (T + 1 of them).
+
+    starts: (B,). fresh: the rows start from a zero state; otherwise they continue the previous batch's rows.
+    """
+
+    starts: Index
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """The training batches of a split, as a pure function of (seed, step).
+
+    windows: `sliding` (windows at a stride, shuffled every epoch) or `carry` (B contiguous lanes read side by side).
+    stride: characters between sliding windows; 0 means seq_len.
+    Every epoch begins at its own offset into the text, so that window borders fall elsewhere.
+    """
+
+    num_chars: int
+    seq_len: int
+    batch_size: int
+    windows: Literal["sliding", "carry"]
+    stride: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch < 1:
+            raise CorpusError(self._too_small_message())
+
+    @property
+    def _slack(self) -> int:
+        return self.num_chars - (self.seq_len + 1)
+
+    @property
+    def _step_chars(self) -> int:
+        """Distance between neighbouring windows of an epoch, in characters."""
+        return self.seq_len if self.windows == "carry" else (self.stride or self.seq_len)
+
+    @property
+    def _max_offset(self) -> int:
+        return _max_offset(self._slack, self._step_chars)
+
+    @property
+    def _lane_chars(self) -> int:
+        return (self.num_chars - 1 - self._max_offset) // self.batch_size
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """How many windows one epoch draws from."""
+        if self._slack < 0:
+            return 0
+        if self.windows == "carry":
+            return self._lane_chars // self.seq_len * self.batch_size
+        return (self._slack - self._max_offset) // self._step_chars + 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; what is left over is dropped, and differs from epoch to epoch."""
+        return self.windows_per_epoch // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        """The batch of update number `step` (from 0)."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        offset, keys = self._epoch_draws(epoch)
+        if self.windows == "carry":
+            lanes = np.arange(self.batch_size, dtype=np.int64) * self._lane_chars  # (B,)
+            return Batch(offset + lanes + k * self.seq_len, fresh=k == 0)
+        positions = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.uint64)  # (B,)
+        order = permute(positions, self.windows_per_epoch, keys)  # (B,)
+        return Batch(offset + order.astype(np.int64) * self._step_chars, fresh=True)
+
+    def _epoch_draws(self, epoch: int) -> tuple[int, NDArray[np.uint64]]:
+        draws = np.random.SeedSequence([self.seed, epoch]).generate_state(1 + _ROUNDS, np.uint64)
+        return int(draws[0]) % (self._max_offset + 1), draws[1:]
+
+    def _too_small_message(self) -> str:
+        what = (
+            f"the training split has {self.num_chars} characters: too few for batch_size {self.batch_size} "
+            f"x seq_len {self.seq_len} ({self.windows} windows)"
+        )
+        for seq_len in (self.seq_len, 64, 32, 16, 8):
+            most = largest_batch(self.num_chars, seq_len, self.windows, min(self.stride, seq_len))
+            if most and seq_len <= self.seq_len:
+                return (
+                    f"{what}; --set data.seq_len={seq_len} --set data.batch_size={most} would fit, or use a longer text"
+                )
+        return f"{what}; use a longer text"
+
+
+def largest_batch(num_chars: int, seq_len: int, windows: Literal["sliding", "carry"], stride: int) -> int:
+    """The largest batch_size for which an epoch has one batch; 0 when not even one window fits."""
+    slack = num_chars - (seq_len + 1)
+    if slack < 0:
+        return 0
+    step_chars = seq_len if windows == "carry" else (stride or seq_len)
+    offset = _max_offset(slack, step_chars)
+    return (num_chars - 1 - offset) // seq_len if windows == "carry" else (slack - offset) // step_chars + 1
+
+
+def _max_offset(slack: int, step_chars: int) -> int:
+    """The furthest an epoch may begin into the text: less than one window, and at most half of what is to spare."""
+    return max(0, min(step_chars - 1, slack // 2))
+
+
+_ROUNDS = 6
+
+
+def permute(positions: NDArray[np.uint64], count: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Maps each position to its place in a pseudo-random permutation of range(count), without storing one.
+
+    A Feistel network over the next even power of two, walked until it lands below `count` (Black and Rogaway,
+    "Ciphers with Arbitrary Finite Domains", 2002). positions: (B,), keys: (rounds,).
+    """
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    out = positions.copy()
+    walking = np.ones(out.shape, bool)
+    while walking.any():
+        left, right = out[walking] >> half, out[walking] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right, key) & mask)
+        out[walking] = (left << half) | right
+        walking = out >= count
+    return out
+
+
+def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014)."""
+    z = values ^ key
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def rank_slice(rows: int, rank: int, world_size: int) -> slice:
+    """The contiguous rows of a global batch that belong to `rank`; shares differ by one at the most."""
+    return slice(rows * rank // world_size, rows * (rank + 1) // world_size)
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Rows of `length` characters to predict from, each starting from a zero state.
+
+    starts: (R,) where each row's inputs begin. counted: (R, length), True where the prediction of the next
+    character enters the loss; the rest is warm-up, or lies past the end of the split.
+    """
+
+    starts: Index
+    length: int
+    counted: NDArray[np.bool_]
+
+    def rows(self, part: slice) -> "EvalBatch":
+        """The same batch with only the rows of `part`."""
+        return EvalBatch(self.starts[part], self.length, self.counted[part])
+
+
+def stream_batch(num_chars: int, lanes: int, warmup: int) -> EvalBatch:
+    """The `stream` protocol: every character of a split but the first, predicted once, with the state carried.
+
+    So that a long split need not be read one character at a time, it is read in `lanes` side by side. A lane
+    after the first starts `warmup` characters early, uncounted, to build up its state. A split shorter than
+    4 * warmup characters a lane gets fewer lanes.
+    """
+    predictions = num_chars - 1
+    lanes = max(1, min(lanes, predictions // (4 * max(1, warmup))))
+    length = -(-(predictions + (lanes - 1) * warmup) // lanes)
+    starts = np.arange(lanes, dtype=np.int64) * (length - warmup)  # (lanes,)
+    columns = np.arange(length)
+    counted = (columns >= np.where(starts == 0, 0, warmup)[:, None]) & (starts[:, None] + columns < predictions)
+    return EvalBatch(starts, length, counted)  # counted: (lanes, length)
+
+
+def window_batches(num_chars: int, window: int, batch_rows: int) -> Iterator[EvalBatch]:
+    """The `windows` protocol: non-overlapping windows of `window` characters, each from a zero state.
+
+    The last window is shorter when the split does not divide; every character but the first is predicted once.
+    """
+    predictions = num_chars - 1
+    whole = predictions // window
+    for first in range(0, whole, batch_rows):
+        starts = np.arange(first, min(first + batch_rows, whole), dtype=np.int64) * window  # (R,)
+        yield EvalBatch(starts, window, np.ones((len(starts), window), bool))
+    tail = predictions - whole * window
+    if tail:
+        yield EvalBatch(np.array([whole * window], np.int64), tail, np.ones((1, tail), bool))

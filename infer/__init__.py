@@ -1,0 +1,19 @@
+"""infer: text from a charrnn model file, with onnxruntime and numpy alone.
+
+`from infer import Engine` loads the engine when it is first asked for; `import infer` by itself imports nothing heavy.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from infer.engine import Engine
+
+__all__ = ["Engine"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Engine":
+        from infer.engine import Engine
+
+        return Engine
+    raise AttributeError(f"module 'infer' has no attribute {name!r}")

@@ -1,0 +1,241 @@
+"""The `infer` command line. What runs a model is imported inside the commands, so that help appears at once."""
+
+import io
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from charrnn import __version__
+from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError, ConfigError, listing
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+# Typer exports only this leaf of its usage errors, and has moved their base between versions.
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    help="Write text with a charrnn model file, look into one, or measure one on a text.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # Plain help and errors: they start faster, look the same everywhere, and never dump local variables.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Unknown(StrEnum):
+    """What to do with characters that the vocabulary lacks."""
+
+    ERROR = "error"
+    SKIP = "skip"
+    REPLACE = "replace"
+
+
+class Split(StrEnum):
+    """Which part of a text, by the fractions the model was trained with."""
+
+    ALL = "all"
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+ModelOption = Annotated[
+    Path | None, typer.Option("-m", "--model", help="Model file (.onnx).  [default: the shipped model]")
+]
+UnknownOption = Annotated[
+    Unknown,
+    typer.Option(help="Characters the model does not know: list them and stop, drop them, or put its replacement."),
+]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads; one stream of a small model is fastest with 1.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"charrnn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def generate(
+    model: ModelOption = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="Text to go on from; - reads it from standard input.")
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="File with the text to go on from.")] = None,
+    length: Annotated[int, typer.Option("-n", "--length", help="Characters to write.")] = 500,
+    temperature: Annotated[
+        float,
+        typer.Option("--temp", "--temperature", help="Higher is more surprising; 0 always takes the likeliest."),
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw among the K likeliest characters; 0 = all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest that together hold this probability; 1 = all.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same text.  [default: a new one each time]")
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option(help="Texts to write, computed side by side with seeds SEED, SEED + 1, ...")
+    ] = 1,
+    stop: Annotated[str | None, typer.Option(help="End before the first occurrence of this text.")] = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print characters as they come.")] = True,
+    echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt before the text.")] = True,
+    unknown: UnknownOption = Unknown.ERROR,
+    stats: Annotated[bool, typer.Option("--stats", help="Report seed, times and speed on standard error.")] = False,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Write text that goes on from a prompt.
+
+    Without a prompt it starts from a newline, or from the vocabulary's first character if it has no newline; that
+    character is not printed. A line break ends the output.
+    """
+    from infer.engine import Engine, fresh_seed
+    from infer.report import Timing
+    from infer.texts import decode
+
+    raw, what = _prompt_source(prompt, prompt_file)
+    timing = Timing()
+    engine = Engine(model, threads)
+    timing.loaded = perf_counter()
+    text = decode(raw, what, engine.vocab)
+    seed = fresh_seed() if seed is None else seed
+    options: dict[str, Any] = {
+        "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "seed": seed, "stop": stop, "unknown": unknown.value,
+    }  # fmt: skip
+    lead = engine.vocab.decode(engine.vocab.encode(text, unknown.value)) if echo else ""
+    pieces: Iterable[str]
+    if num_samples == 1:
+        pieces = itertools.chain([lead], timing.count(engine.generate(text, **options)), ["\n"])
+    else:
+        texts = timing.count(engine.generate_batch(text, num_samples, **options))
+        pieces = (f"--- sample {i} (seed {seed + i - 1}) ---\n{lead}{t}\n" for i, t in enumerate(texts, 1))
+    _warn_of_unknown(engine.vocab.unknown_in(text), unknown)
+    for piece in pieces if stream else ["".join(pieces)]:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    if stats:
+        typer.echo(timing.report(seed), err=True)
+
+
+@app.command()
+def info(
+    model_file: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="Model file (.onnx).  [default: the shipped model]")
+    ] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a model file is, what it knows, and where it came from."""
+    from infer.engine import Engine
+    from infer.report import describe_model, model_facts
+
+    if model_file and model:
+        raise ConfigError(f"two model files were given, {model_file} and -m {model}; give one")
+    engine = Engine(model_file or model)
+    facts = model_facts(engine)
+    typer.echo(json.dumps(facts) if as_json else describe_model(facts))
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.onnx).")],
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="Text to score; - reads it from standard input.")],
+    split: Annotated[
+        Split, typer.Option(help="Part of the text, by the fractions of the model's training.")
+    ] = Split.ALL,
+    unknown: UnknownOption = Unknown.ERROR,
+    as_json: JsonOption = False,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Measure how well a model predicts a text.
+
+    Two figures, never mixed: `stream` reads the text once with the state carried along; `windows` reads windows of
+    256 characters (or what the model was validated with), each from a zero state.
+    """
+    from infer import scoring
+    from infer.engine import Engine
+    from infer.report import describe_scores, score_facts
+    from infer.texts import read_bytes
+
+    engine = Engine(model, threads)
+    text = scoring.read_text(engine, read_bytes(file, "text"), split.value, unknown.value)
+    scores = scoring.score(engine, text.ids)
+    _warn_of_unknown(text.unknown, unknown)
+    facts = score_facts(str(model), file, split.value, text, scores)
+    typer.echo(json.dumps(facts) if as_json else describe_scores(facts))
+
+
+def _prompt_source(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, str]:
+    """The prompt's bytes, and what to call it in a message."""
+    from infer.texts import read_bytes
+
+    if prompt is not None and prompt_file is not None:
+        raise ConfigError("--prompt and --prompt-file were both given; give one")
+    if prompt_file is not None:
+        return read_bytes(str(prompt_file), "prompt file"), f"prompt file {prompt_file}"
+    if prompt == "-":
+        return read_bytes("-", "prompt"), "the prompt on standard input"
+    # A shell's bytes that are not UTF-8 arrive as lone surrogates; as bytes again they meet the same check.
+    return (prompt or "").encode("utf-8", "surrogateescape"), "the prompt"
+
+
+def _warn_of_unknown(characters: list[str], unknown: Unknown) -> None:
+    if characters:
+        done = "dropped" if unknown is Unknown.SKIP else "replaced"
+        names = listing([repr(character) for character in characters])
+        typer.echo(f"note: characters that the model does not know were {done}: {names}", err=True)
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code; what the user did wrong becomes one line on standard error."""
+    try:
+        # Without arguments: the help, as an answer and not as a fault.
+        code = app(arguments or ["--help"], prog_name="infer", standalone_mode=False)
+    except CharRNNError as error:
+        return _fail(str(error))
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "infer"
+        return _fail(f"{error.format_message().rstrip('.')}; see: {command} --help")
+    if code == EXIT_INTERRUPTED:
+        typer.echo(err=True)
+    return int(code or EXIT_DONE)
+
+
+def _fail(message: str) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return EXIT_USER_FAULT
+
+
+def main() -> None:
+    """The console script."""
+    if hasattr(signal, "SIGPIPE"):
+        # A reader that stops reading (infer ... | head) ends us quietly, as it ends every other program.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        # The texts are UTF-8 whatever the locale says.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

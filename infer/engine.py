@@ -1,0 +1,206 @@
+"""Engine: a model file made ready to run, from one step of the network up to streamed text.
+
+Letters: B batch, T characters in a call, L num_layers, H hidden_dim, V vocabulary size, N characters of a prompt.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn import sampling
+from charrnn.errors import SamplingError, listing
+from charrnn.sampling import SamplingOptions
+from charrnn.vocab import Unknown, Vocab
+from infer.model_file import default_model, open_model
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
+State = tuple[NDArray[np.float32], ...]
+
+# A longer prompt is read in several calls, so that the logits of its every position never lie in memory at once.
+_PREFILL_CHARS = 4096
+
+
+class Engine:
+    """A charrnn model file, loaded.
+
+    path: the model file; None is the shipped default. threads: CPU threads an operator may use; None is 1, which
+    is fastest for one stream of a small model.
+    vocab: what it reads and writes. config, metrics, corpus: the run that made it. metadata: as in the file.
+    Raises: ModelFileError when the file is missing, damaged, not charrnn's, or too new.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, threads: int | None = None) -> None:
+        file = open_model(default_model() if path is None else Path(path), 1 if threads is None else threads)
+        self.path: Path = file.path
+        self.vocab: Vocab = file.vocab
+        self.config: dict[str, Any] = file.config
+        self.metrics: dict[str, Any] = file.metrics
+        self.corpus: dict[str, Any] = file.corpus
+        self.metadata: dict[str, str] = file.metadata
+        self._run = file.session.run
+        self._states = file.states
+        self._outputs = ["logits", *(f"{name}_next" for name in file.states)]
+        self._state_shape = (file.num_layers, file.hidden_dim)
+
+    def zero_state(self, batch: int) -> State:
+        """The state before the first character: (h,) or (h, c), zeros, each (L, B, H)."""
+        num_layers, hidden_dim = self._state_shape
+        return tuple(np.zeros((num_layers, batch, hidden_dim), np.float32) for _ in self._states)
+
+    def step(self, ids: NDArray[Any], state: State) -> tuple[Logits, State]:
+        """Runs T characters through the network, all rows at once.
+
+        ids: (B, T) integers in [0, V), B and T at least 1. state: each (L, B, H).
+        Returns: logits (B, T, V), those at t being of the character after t, and the state after the last one.
+        Raises: ValueError for ids of another shape or range.
+        """
+        ids = np.ascontiguousarray(ids, np.int64)  # (B, T)
+        if ids.ndim != 2 or not ids.size:
+            raise ValueError(f"ids must be (B, T) with B and T at least 1, not {ids.shape}")
+        # As unsigned numbers the negative ids, which onnxruntime would count from the end, are too large as well.
+        if ids.view(np.uint64).max() >= len(self.vocab):
+            raise ValueError(f"ids must lie in [0, {len(self.vocab)}); found {ids.min()} to {ids.max()}")
+        logits, *state_next = self._run(self._outputs, {"ids": ids, **dict(zip(self._states, state, strict=True))})
+        return logits, tuple(state_next)
+
+    def prefill(self, ids: NDArray[Any]) -> tuple[Logits, State]:
+        """Reads a prompt from the zero state. ids: (N,), N at least 1. Returns: logits (1, V) after it, the state."""
+        state = self.zero_state(1)
+        logits, state = self.step(ids[None, :_PREFILL_CHARS], state)  # (1, T, V)
+        for start in range(_PREFILL_CHARS, len(ids), _PREFILL_CHARS):
+            logits, state = self.step(ids[None, start : start + _PREFILL_CHARS], state)
+        return logits[:, -1], state
+
+    def generate(
+        self,
+        prompt: str = "",
+        length: int = 500,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | None = None,
+        unknown: Unknown = "error",
+    ) -> Iterator[str]:
+        """Text that goes on from `prompt` (which is not repeated), in pieces, each computed when it is asked for.
+
+        The arguments are checked, and the prompt is read, at the call. An empty prompt starts from a newline, or from
+        the vocabulary's first entry if it has no newline; neither is part of the text.
+
+        length: characters to write (bytes for a byte vocabulary). temperature, top_k, top_p: as
+        charrnn.sampling.SamplingOptions. seed: the same seed, the same text; None draws a new one.
+        stop: the text ends before the first occurrence of this; what may be its beginning is held back.
+        unknown: what to do with characters of the prompt that the vocabulary lacks: error, skip or replace.
+        Raises: SamplingError for an option out of range; VocabError for unknown characters.
+        """
+        rows = self._rows(prompt, 1, length, SamplingOptions(temperature, top_k, top_p), seed, stop, unknown)
+        return (piece for (piece,) in rows if piece)
+
+    def generate_batch(
+        self,
+        prompt: str = "",
+        num_samples: int = 1,
+        length: int = 500,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | None = None,
+        unknown: Unknown = "error",
+    ) -> list[str]:
+        """`num_samples` texts that go on from `prompt`, computed side by side; the other arguments as in `generate`.
+
+        Text i is what `generate` writes with seed + i.
+        """
+        if num_samples < 1:
+            raise SamplingError(f"num_samples must be 1 or more, not {num_samples}")
+        options = SamplingOptions(temperature, top_k, top_p)
+        rows = self._rows(prompt, num_samples, length, options, seed, stop, unknown)
+        return ["".join(pieces) for pieces in zip(*rows, strict=True)]
+
+    def _rows(
+        self,
+        prompt: str,
+        batch: int,
+        length: int,
+        options: SamplingOptions,
+        seed: int | None,
+        stop: str | None,
+        unknown: Unknown,
+    ) -> Iterator[list[str]]:
+        """For every character drawn, the text that it brings out in each of the B streams; at last what was held."""
+        self._check_stop(stop)
+        first_seed = fresh_seed() if seed is None else seed
+        logits, state = self.prefill(self._prompt_ids(prompt, unknown))
+        draws = sampling.generate(
+            self.step,
+            tuple(np.repeat(part, batch, axis=1) for part in state),  # each (L, B, H)
+            np.repeat(logits, batch, axis=0),  # (B, V)
+            length,
+            options,
+            range(first_seed, first_seed + batch),
+        )
+        writers = [_Writer(self.vocab, stop) for _ in range(batch)]
+
+        def rows() -> Iterator[list[str]]:
+            for ids in draws:
+                yield [writer.feed(int(i)) for writer, i in zip(writers, ids, strict=True)]
+                if all(writer.ended for writer in writers):
+                    return
+            yield [writer.feed(None) for writer in writers]
+
+        return rows()
+
+    def _prompt_ids(self, prompt: str, unknown: Unknown) -> NDArray[Any]:
+        ids = self.vocab.encode(prompt, unknown)
+        return ids if len(ids) else np.array([self.vocab.start_id])
+
+    def _check_stop(self, stop: str | None) -> None:
+        if stop == "":
+            raise SamplingError("the stop text is empty; leave it out to write the whole length")
+        missing = self.vocab.unknown_in(stop or "")
+        if missing:
+            names = listing([repr(character) for character in missing])
+            raise SamplingError(f"the stop text can never be written: the model's vocabulary lacks {names}")
+
+
+def fresh_seed() -> int:
+    """A seed that nobody chose."""
+    return secrets.randbits(32)
+
+
+class _Writer:
+    """One stream's way from ids to text: whole characters only, and nothing from the stop text on."""
+
+    def __init__(self, vocab: Vocab, stop: str | None) -> None:
+        self.ended = False
+        self._decode = vocab.decoder()
+        self._stop = stop
+        self._held = ""
+
+    def feed(self, token: int | None) -> str:
+        """The text that is certain once this id is known. None says that no more will come."""
+        if self.ended:
+            return ""
+        self._held += self._decode(token)
+        keep = 0
+        if self._stop is not None:
+            end = self._held.find(self._stop)
+            if end >= 0:
+                self.ended = True
+                return self._held[:end]
+            keep = 0 if token is None else _overlap(self._held, self._stop)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    return next(k for k in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:k]))

@@ -1,0 +1,169 @@
+"""How well a model predicts a text: nats and bits a character, by both protocols of charrnn.windows. numpy only.
+
+train/evaluate.py is the torch twin; the two give the same figures. Letters: N characters of the text, R rows side by
+side, T characters in a call, V vocabulary size.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.errors import CorpusError, ModelFileError
+from charrnn.vocab import Unknown
+from charrnn.windows import EvalBatch, split_bounds, stream_batch, window_batches
+from infer.texts import decode
+
+if TYPE_CHECKING:
+    from infer.engine import Engine
+
+State = TypeVar("State")
+Step = Callable[[NDArray[np.int64], State], tuple[Any, State]]
+
+# Logits in memory at once, R * T * V of them: 32 MB as float64.
+_MAX_LOGITS = 1 << 22
+# charrnn.config.EvalConfig's defaults and lower limits, for a file that records no eval section.
+_EVAL_FIELDS = {"window": (256, 1), "batch_rows": (64, 1), "stream_lanes": (16, 1), "stream_warmup": (512, 0)}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A text's mean loss. nats_per_char: -ln of the probability given to each character, averaged over `chars`."""
+
+    nats_per_char: float
+    chars: int
+
+    @property
+    def bits_per_char(self) -> float:
+        """The same in bits: nats / ln 2."""
+        return self.nats_per_char / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """e^nats: among how many equally likely characters the model is as good as guessing."""
+        return math.exp(self.nats_per_char)
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """The part of a file that is scored.
+
+    ids: (N,). chars: its characters (bytes for a byte vocabulary), the unknown ones included. unknown: the distinct
+    characters that the vocabulary lacks; unknown_chars: how many there are. is_corpus: the whole file is the
+    corpus that the model was trained on.
+    """
+
+    ids: NDArray[Any]
+    chars: int
+    unknown: list[str]
+    unknown_chars: int
+    is_corpus: bool
+
+
+def read_text(engine: "Engine", raw: bytes, split: str, unknown: Unknown) -> ScoredText:
+    """Turns a file's bytes into ids, as the corpus was when the model was trained.
+
+    split: `all`, or the `train`, `val` or `test` part by the fractions the model was trained with.
+    Raises: CorpusError for bytes that are not UTF-8 (a byte vocabulary takes any); VocabError for unknown characters.
+    """
+    if engine.vocab.kind == "bytes":
+        ids = np.frombuffer(raw, np.uint8)
+        start, stop = _bounds(engine, len(ids), split)
+        return ScoredText(ids[start:stop], stop - start, [], 0, _is_corpus(engine, raw))
+    text = decode(raw, "the text", engine.vocab)
+    start, stop = _bounds(engine, len(text), split)
+    part = text[start:stop]
+    ids = engine.vocab.encode(part, unknown)
+    unknown_chars = len(part) - len(engine.vocab.encode(part, "skip"))
+    is_corpus = _is_corpus(engine, text.encode("utf-8"))
+    return ScoredText(ids, len(part), engine.vocab.unknown_in(part), unknown_chars, is_corpus)
+
+
+def _is_corpus(engine: "Engine", raw: bytes) -> bool:
+    return hashlib.sha256(raw).hexdigest() == engine.metadata.get("charrnn.corpus_sha256")
+
+
+def _bounds(engine: "Engine", num_chars: int, split: str) -> tuple[int, int]:
+    if split == "all":
+        return 0, num_chars
+    data = engine.config.get("data")
+    fractions = data.get("split") if isinstance(data, dict) else None
+    if not (isinstance(fractions, list) and len(fractions) == 3 and all(type(f) in (int, float) for f in fractions)):
+        raise ModelFileError(f"{engine.path} does not say how its corpus was split; use --split all")
+    return split_bounds(num_chars, (fractions[0], fractions[1], fractions[2]))[split]
+
+
+def score(engine: "Engine", ids: NDArray[Any]) -> dict[str, Score]:
+    """The `stream` and `windows` scores of a text. ids: (N,), N at least 2.
+
+    Window, rows, lanes and warm-up are those the model's own validation used.
+    Raises: CorpusError for a text with nothing to predict; ModelFileError for a model that gives no finite loss.
+    """
+    if len(ids) < 2:
+        raise CorpusError(f"the text has {len(ids)} character(s) to score; it takes at least 2 to predict one")
+    fields = _eval_fields(engine)
+    protocols: dict[str, Iterable[EvalBatch]] = {
+        "stream": [stream_batch(len(ids), fields["stream_lanes"], fields["stream_warmup"])],
+        "windows": window_batches(len(ids), fields["window"], fields["batch_rows"]),
+    }
+    scores = {}
+    for name, batches in protocols.items():
+        rows = fields["stream_lanes" if name == "stream" else "batch_rows"]
+        chunk = max(1, _MAX_LOGITS // (rows * len(engine.vocab)))
+        nll, chars = evaluate(engine.step, engine.zero_state, ids, batches, chunk)
+        if not math.isfinite(nll):
+            raise ModelFileError(f"{engine.path} gives a loss of {nll}: its weights are damaged, or training diverged")
+        scores[name] = Score(nll / chars, chars)
+    return scores
+
+
+def evaluate(
+    step: Step[State],
+    zero_state: Callable[[int], State],
+    ids: NDArray[Any],
+    batches: Iterable[EvalBatch],
+    chunk: int,
+) -> tuple[float, int]:
+    """The summed negative log likelihood in nats, and the number of characters it is summed over.
+
+    step: (ids (R, T), state) -> (logits (R, T, V), state). ids: (N,). chunk: the most characters T of a row in one
+    call, which bounds the memory.
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        state = zero_state(len(batch.starts))
+        for begin in range(0, batch.length, chunk):
+            columns = np.arange(begin, min(begin + chunk, batch.length) + 1)
+            positions = batch.starts[:, None] + columns  # (R, T + 1)
+            # Positions past the end are never counted; they only have to be some id, to fill the rectangle.
+            window = ids[np.minimum(positions, len(ids) - 1)].astype(np.int64)
+            counted = batch.counted[:, columns[:-1]]  # (R, T)
+            logits, state = step(window[:, :-1], state)  # (R, T, V)
+            total += float(_nll(logits, window[:, 1:])[counted].sum())
+            count += int(counted.sum())
+    return total, count
+
+
+def _nll(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """-log softmax(logits)[target], in float64. logits: (R, T, V), targets: (R, T). Returns (R, T)."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(wide, targets[..., None], axis=-1)[..., 0]  # (R, T)
+    return np.log(np.exp(wide).sum(axis=-1)) - chosen
+
+
+def _eval_fields(engine: "Engine") -> dict[str, int]:
+    recorded = engine.config.get("eval", {})
+    if not isinstance(recorded, dict):
+        raise ModelFileError(f"{engine.path}: charrnn.config's eval is not a section; export it again")
+    fields = {}
+    for name, (default, least) in _EVAL_FIELDS.items():
+        value = recorded.get(name, default)
+        if type(value) is not int or value < least:
+            raise ModelFileError(f"{engine.path}: charrnn.config says eval.{name} {value!r}; export it again")
+        fields[name] = value
+    return fields

@@ -1,0 +1,34 @@
+"""Reading what a user hands over, prompts and texts to score, as the corpora that models learn from are read."""
+
+import sys
+from pathlib import Path
+
+from charrnn.errors import CorpusError
+from charrnn.vocab import Vocab
+
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+def read_bytes(source: str, what: str) -> bytes:
+    """The bytes of a file, or of standard input for `-`. what: its name in messages. Raises: CorpusError."""
+    try:
+        return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise CorpusError(f"cannot read {what} {source}: {error.strerror}") from None
+
+
+def decode(raw: bytes, what: str, vocab: Vocab) -> str:
+    """UTF-8 bytes to text; for a character vocabulary without a byte order mark, and with \\n as the only line end.
+
+    A byte vocabulary has learned line ends as they are. Raises: CorpusError that names the first byte at fault.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{what} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); convert it first, for "
+            "example with: iconv -f latin1 -t utf-8"
+        ) from None
+    if vocab.kind == "bytes":
+        return text
+    return text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")

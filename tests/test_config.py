@@ -1,0 +1,122 @@
+"""Configs: shipped files, faults reported together, and one default an option."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from charrnn.config import RunConfig, dump_config, field_names, load_config, parse_duration
+from charrnn.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config_loads(path):
+    assert isinstance(load_config(path, {}), RunConfig)
+
+
+def test_the_promised_configs_are_shipped():
+    assert {"default.yaml", "shakespeare.yaml", "cpu-quick.yaml", "lstm.yaml"} <= {p.name for p in CONFIGS}
+
+
+def test_default_yaml_spells_every_field_with_its_default_and_its_comment():
+    text = (ROOT / "configs" / "default.yaml").read_text()
+    assert load_config(ROOT / "configs" / "default.yaml", {}) == RunConfig()
+    spelled = [f"{section}.{key}" for section, fields in yaml.safe_load(text).items() for key in fields]
+    assert spelled == field_names()
+    for section, info in RunConfig.model_fields.items():
+        block = text.split(f"\n{section}:\n")[1]
+        for key, field in info.annotation.model_fields.items():
+            assert field.description, f"{section}.{key} has no description"
+            assert re.search(rf"^  {key}: .*# {re.escape(field.description)}$", block, re.M), f"{section}.{key}"
+
+
+def test_the_seeds_defaults_hold():
+    config = RunConfig()
+    assert (config.model.rnn, config.model.embedding_dim, config.model.hidden_dim) == ("GRU", 256, 256)
+    assert (config.model.num_layers, config.data.seq_len, config.data.batch_size) == (2, 128, 128)
+    assert config.data.split == (0.9, 0.1, 0.0)
+
+
+def test_all_faults_are_reported_together_with_the_nearest_names():
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            None,
+            {"optim.lr": -1},
+            ["data.batchsize=3", "modle.rnn=GRU", "model.hidden=3", "train.epochs=lots", "oops", "model.rnn=RNN"],
+        )
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "optim.lr = -1: must be greater than 0",
+        "data.batchsize (nearest: data.batch_size)",
+        "modle (nearest: model)",
+        "model.hidden (nearest: model.hidden_dim)",
+        "train.epochs = 'lots'",
+        "--set 'oops': write section.key=value",
+        "model.rnn = 'RNN': must be 'GRU' or 'LSTM'",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("assignment", "clause"),
+    [
+        ("data.split=[0.5,0.1,0.0]", "must add up to 1"),
+        ("data.seq_len=0", "greater than or equal to 1"),
+        ("sample.top_p=0", "greater than 0"),
+        ("model.dropout=1", "less than 1"),
+        ("train.epochs=0", "would never end"),
+        ("train.time_limit=soon", "not a duration"),
+        ("train.mixed_precision=fp8", "'auto', 'no', 'fp16' or 'bf16'"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(assignment, clause):
+    with pytest.raises(ConfigError, match=clause):
+        load_config(None, {}, [assignment])
+
+
+def test_options_come_over_the_file_and_assignments_over_options(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {hidden_dim: 32, num_layers: 3}\noptim: {lr: 2e-3}\n")
+    config = load_config(path, {"model.hidden_dim": 64}, ["model.hidden_dim=96", "tracking.name=a b"])
+    assert (config.model.hidden_dim, config.model.num_layers, config.tracking.name) == (96, 3, "a b")
+    assert config.optim.lr == 0.002
+
+
+def test_yamls_bare_no_names_a_precision():
+    assert load_config(None, {}, ["train.mixed_precision=no"]).train.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2m", 120), ("1h30m", 5400), ("0.5h", 1800), (7, 7)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+def test_a_missing_config_names_the_nearest_shipped_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"configs/cpu-quick\.yaml"):
+        load_config(tmp_path / "cpu-quik.yaml", {})
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just text"])
+def test_a_config_that_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(path, {})
+
+
+def test_the_dumped_config_loads_as_itself(tmp_path):
+    config = load_config(ROOT / "configs" / "cpu-quick.yaml", {}, ["sample.prompt='é: '", "train.mixed_precision=no"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path, {}) == config
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        RunConfig().model.hidden_dim = 3

@@ -1,0 +1,200 @@
+"""Downloads: whole and checked or not there at all; resumed where that is safe."""
+
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback import Site, closed_port, serve
+
+from charrnn import download as module
+from charrnn.download import DownloadError, download, is_url
+from charrnn.errors import CorpusError
+
+CONTENT = bytes(range(256)) * 1000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve() as site:
+        site.files["/a.txt"] = CONTENT
+        yield site
+
+
+def brought(site: Site, target: Path) -> bytes:
+    download(f"{site.url}/a.txt", target, size=len(CONTENT), sha256=DIGEST)
+    return target.read_bytes()
+
+
+def part_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def test_a_whole_transfer_leaves_the_file_and_nothing_else(site: Site, tmp_path: Path) -> None:
+    assert brought(site, tmp_path / "new" / "a.txt") == CONTENT
+    assert os.listdir(tmp_path / "new") == ["a.txt"]
+
+
+def test_a_transfer_that_breaks_off_goes_on_from_where_it_was(site: Site, tmp_path: Path) -> None:
+    site.cuts = [100_000, 50_000]
+    assert brought(site, tmp_path / "a.txt") == CONTENT
+    assert [wanted for _, wanted in site.asked] == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_a_later_call_goes_on_from_what_an_earlier_one_kept(site: Site, tmp_path: Path) -> None:
+    site.cuts = [1000] * module.ATTEMPTS
+    with pytest.raises(DownloadError, match="broke off 3 times: 3000 of 256000 bytes came"):
+        brought(site, tmp_path / "a.txt")
+    assert not (tmp_path / "a.txt").exists()
+    assert brought(site, tmp_path / "a.txt") == CONTENT
+    assert site.asked[-1] == ("/a.txt", "bytes=3000-")
+
+
+def test_a_server_without_ranges_is_read_from_the_beginning_again(site: Site, tmp_path: Path) -> None:
+    site.ranges = False
+    site.cuts = [100_000]
+    assert brought(site, tmp_path / "a.txt") == CONTENT
+    assert len(site.asked) == 2
+
+
+@pytest.mark.parametrize("stale", [b"x" * 1000, b"x" * len(CONTENT), b"x" * (len(CONTENT) + 1)])
+def test_a_stale_part_of_any_length_does_not_spoil_the_file(site: Site, tmp_path: Path, stale: bytes) -> None:
+    part_of(tmp_path / "a.txt").write_bytes(stale)
+    assert brought(site, tmp_path / "a.txt") == CONTENT
+
+
+def test_a_part_that_is_already_whole_needs_no_request(site: Site, tmp_path: Path) -> None:
+    part_of(tmp_path / "a.txt").write_bytes(CONTENT)
+    assert brought(site, tmp_path / "a.txt") == CONTENT
+    assert not site.asked
+
+
+def test_a_range_that_begins_elsewhere_is_not_appended(site: Site, tmp_path: Path) -> None:
+    part_of(tmp_path / "a.txt").write_bytes(CONTENT[:1000])
+    site.shift = 7
+    assert brought(site, tmp_path / "a.txt") == CONTENT
+
+
+def test_without_a_checksum_a_file_that_changed_meanwhile_is_not_mixed(site: Site, tmp_path: Path) -> None:
+    site.cuts = [1000] * module.ATTEMPTS
+    with pytest.raises(DownloadError):
+        download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    site.files["/a.txt"] = CONTENT[::-1]
+    download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_bytes() == CONTENT[::-1]
+
+
+def test_without_a_checksum_or_a_tag_nothing_is_resumed(site: Site, tmp_path: Path) -> None:
+    site.tags = False
+    site.cuts = [1000]
+    download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    assert [wanted for _, wanted in site.asked] == [None, None]
+    assert (tmp_path / "a.txt").read_bytes() == CONTENT
+
+
+def test_without_a_checksum_a_tagged_part_is_resumed(site: Site, tmp_path: Path) -> None:
+    site.cuts = [1000]
+    download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    assert site.asked[1] == ("/a.txt", "bytes=1000-")
+    assert (tmp_path / "a.txt").read_bytes() == CONTENT
+
+
+def test_a_part_past_the_end_of_the_servers_file_is_thrown_away(site: Site, tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    part_of(target).write_bytes(CONTENT + b"more")
+    tag = f'"{DIGEST}"'
+    part_of(target).with_name("a.txt.part.tag").write_text(tag)
+    download(f"{site.url}/a.txt", target)
+    assert target.read_bytes() == CONTENT
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_body_shorter_than_its_content_length_is_refused(site: Site, tmp_path: Path) -> None:
+    site.tags = False
+    site.cuts = [1000] * module.ATTEMPTS
+    with pytest.raises(DownloadError, match="1000 of 256000 bytes came"):
+        download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_a_server_that_gives_no_length_is_believed(site: Site, tmp_path: Path) -> None:
+    site.lengths = False
+    download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_bytes() == CONTENT
+
+
+def test_wrong_content_is_refused_with_both_digests_and_leaves_nothing(site: Site, tmp_path: Path) -> None:
+    wrong = CONTENT[::-1]
+    site.files["/a.txt"] = wrong
+    with pytest.raises(DownloadError) as fault:
+        brought(site, tmp_path / "a.txt")
+    assert hashlib.sha256(wrong).hexdigest() in str(fault.value)
+    assert DIGEST in str(fault.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_wrong_size_is_refused_before_the_body_is_read(site: Site, tmp_path: Path) -> None:
+    site.files["/a.txt"] = CONTENT + b"!"
+    with pytest.raises(DownloadError, match="has 256001 bytes and must have 256000"):
+        brought(site, tmp_path / "a.txt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_page_is_named_with_its_status(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="/b.txt: HTTP 404"):
+        download(f"{site.url}/b.txt", tmp_path / "b.txt")
+
+
+def test_a_refused_connection_is_named(tmp_path: Path) -> None:
+    with closed_port() as url, pytest.raises(DownloadError, match=r"/a\.txt: Connection refused"):
+        download(f"{url}/a.txt", tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[1/x", "http://127.0.0.1:99999/x"])
+def test_a_malformed_address_is_refused_in_one_line(url: str, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as fault:
+        download(url, tmp_path / "x")
+    assert "\n" not in str(fault.value)
+
+
+def test_blanks_and_letters_beyond_ascii_are_quoted(site: Site, tmp_path: Path) -> None:
+    site.files["/a%20%C3%A9.txt"] = b"text"
+    download(f"{site.url}/a é.txt", tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_bytes() == b"text"
+
+
+def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DownloadError, match="timed out"):
+        download(f"http://127.0.0.1:{silent.getsockname()[1]}/x", tmp_path / "x")
+
+
+def test_an_unwritable_folder_is_named(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CorpusError, match="cannot write to .*/file: (Not a directory|File exists)"):
+        brought(site, tmp_path / "file" / "a.txt")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX's")
+def test_a_disk_that_takes_no_more_is_named(site: Site, tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, hard))
+    try:
+        with pytest.raises(CorpusError, match=f"cannot write to {tmp_path}: File too large; free some space"):
+            brought(site, tmp_path / "a.txt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "a.txt").exists()
+    assert brought(site, tmp_path / "a.txt") == CONTENT
+
+
+def test_only_web_addresses_are_urls() -> None:
+    assert is_url("http://x/y")
+    assert is_url("HTTPS://x/y")
+    assert not any(map(is_url, ["ftp://x/y", "http", "novel.txt", "s3://x"]))

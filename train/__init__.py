@@ -1,0 +1,1 @@
+"""Training: the loop, evaluation, tracking, export. Entry: `accelerate launch train/main.py`."""

@@ -1,0 +1,131 @@
+"""The entry of `accelerate launch train/main.py`: options -> config -> Trainer -> model.onnx."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from charrnn.config import RunConfig, load_config
+from charrnn.errors import EXIT_USER_FAULT, CharRNNError
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Cell(StrEnum):
+    """Recurrent cells, as --rnn names them."""
+
+    GRU = "GRU"
+    LSTM = "LSTM"
+
+
+class Resume(StrEnum):
+    """Whether the run folder's newest checkpoint is gone on from."""
+
+    auto = "auto"
+    never = "never"
+
+
+class TrackerName(StrEnum):
+    """Trackers, as --tracker names them."""
+
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+    none = "none"
+
+
+def _option(key: str, help_text: str, **extra: Any) -> Any:
+    """An option for a config field; its default is the config's own, so that there is one."""
+    section, field = key.split(".")
+    default = getattr(getattr(RunConfig(), section), field)
+    return typer.Option(help=help_text, show_default=f"the config's {key}: {default!r}", **extra)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Experiment to run, a YAML file.", show_default="configs/default.yaml"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        _option(
+            "data.source",
+            "Text to learn: a file, folder, glob, URL, - for standard input, or a corpus name "
+            "(shakespeare, tinyshakespeare, enwik8, text8, python).",
+            metavar="PATH|NAME|URL|-",
+        ),
+    ] = None,
+    rnn: Annotated[Cell | None, _option("model.rnn", "Recurrent cell.", case_sensitive=False)] = None,
+    epochs: Annotated[
+        float | None, _option("train.epochs", "Passes over the training split; 0 = no such limit.")
+    ] = None,
+    max_steps: Annotated[int | None, _option("train.max_steps", "Updates; 0 = no such limit.")] = None,
+    time_limit: Annotated[
+        str | None, _option("train.time_limit", "Wall-clock budget, such as 90s, 2m, 1h30m.", metavar="DURATION")
+    ] = None,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Run folder.", show_default="checkpoints/<config>-<corpus>"),
+    ] = None,
+    seed: Annotated[int | None, _option("train.seed", "Start of every random choice.")] = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on from the run folder's newest checkpoint. never: refuse if it has one.")
+    ] = Resume.auto,
+    init_from: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="Run or checkpoint whose weights a new run starts from.")
+    ] = None,
+    tracker: Annotated[
+        TrackerName | None, _option("tracking.tracker", "Where figures go besides metrics.jsonl.")
+    ] = None,
+    data_mirror: Annotated[
+        str | None,
+        _option(
+            "data.mirror", "Folder or URL looked at before the public ones [also: CHARRNN_DATA_MIRROR].", metavar="DIR"
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any field of configs/default.yaml; repeatable."),
+    ] = None,
+) -> None:
+    """Train a character-level GRU or LSTM on a text, and export the best checkpoint as one ONNX file.
+
+    The same command again resumes a run that was cut off.
+    """
+    options = {
+        "data.source": data,
+        "model.rnn": rnn and rnn.value,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.time_limit": time_limit,
+        "train.run_dir": run_dir,
+        "train.seed": seed,
+        "tracking.tracker": tracker and tracker.value,
+        "data.mirror": data_mirror,
+    }
+    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    chosen = load_config(path, {k: v for k, v in options.items() if v is not None}, assignments or ())
+    # torch takes a second to import: after the options are known to be right.
+    from train.run import run
+
+    run(chosen, config_name=path.stem if path else "default", resume=resume is Resume.auto, init_from=init_from)
+
+
+def main() -> None:
+    """Runs the command line; a user's fault is one line on stderr, from rank 0 alone."""
+    try:
+        app()
+    except CharRNNError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_FAULT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""AdamW, and the learning rate as a pure function: no scheduler object, so nothing steps it twice."""
+
+import math
+
+import torch
+
+from charrnn.config import OptimConfig
+from charrnn.model import CharRNN
+
+
+def lr_at(step: int, optim: OptimConfig, progress: float) -> float:
+    """The learning rate of update number `step` (from 0).
+
+    progress: share of the run after the warm-up that lies behind, 0 to 1; by steps, or by time under a time limit.
+    Source of the cosine: Loshchilov and Hutter, "SGDR", arXiv 1608.03983.
+    """
+    # 1. Linear warm-up, which reaches lr with update number warmup_steps.
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    # 2. No decay.
+    if optim.schedule == "constant":
+        return optim.lr
+    # 3. Decay from lr to lr * final_lr.
+    progress = min(1.0, progress)
+    shape = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optim.lr * (optim.final_lr + (1.0 - optim.final_lr) * shape)
+
+
+def make_optimizer(model: CharRNN, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) that decays matrices and leaves biases alone."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

@@ -1,0 +1,95 @@
+"""What a run says before its first step, once its speed is known, and at its end."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from charrnn.checkpoint import Checkpoint
+from charrnn.windows import SPLITS
+from train.display import format_duration
+from train.resume import StartingPoint
+
+if TYPE_CHECKING:
+    from train.trainer import Trainer
+
+_LONG_ON_CPU_S = 3600.0
+
+
+def opening_lines(trainer: "Trainer", threads: int, start: StartingPoint) -> list[str]:
+    """What is about to happen: device, model, corpus, steps."""
+    config, accelerator, corpus = trainer.config, trainer.accelerator, trainer.corpus
+    data, model, plan = config.data, config.model, trainer.plan
+    if start.resumed:
+        origin = f"resumed at step {start.resumed.step:,}"
+    else:
+        origin = "new, from given weights" if start.weights else "new"
+    splits = (corpus.train, corpus.val, corpus.test)
+    symbols = f"{len(trainer.vocab)} {'bytes' if trainer.vocab.kind == 'bytes' else 'characters'}"
+    parts = ", ".join(f"{name} {len(ids):,}" for name, ids in zip(SPLITS, splits, strict=True))
+    windows = f"{data.windows} windows of {data.seq_len} characters, {data.batch_size} a step"
+    return [
+        f"run       {trainer.run_dir} ({origin})",
+        f"device    {device_line(trainer)}, {accelerator.num_processes} process(es) x {threads} CPU thread(s), "
+        f"precision {accelerator.mixed_precision}",
+        f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
+        f"dropout {model.dropout:g}: {trainer.model.num_parameters():,} parameters",
+        f"corpus    {corpus.name}: {corpus.num_chars:,} characters ({parts}), vocabulary of {symbols}",
+        f"training  {length_line(trainer)}; {windows}, {plan.steps_per_epoch:,} steps an epoch",
+    ]
+
+
+def device_line(trainer: "Trainer") -> str:
+    """The device's name, and how many there are in all."""
+    name = device_name(trainer.device)
+    return name if name == "CPU" else f"{trainer.accelerator.num_processes} x {name}"
+
+
+def length_line(trainer: "Trainer") -> str:
+    """How long the run is: steps, time, or whichever comes first."""
+    limit = trainer.config.train.time_limit
+    steps = f"{trainer.total_steps:,} steps" if trainer.total_steps else ""
+    clock = f"{format_duration(limit)}" if limit else ""
+    return f"{steps} or {clock}, whichever ends first" if steps and clock else steps or clock
+
+
+def pace_line(trainer: "Trainer", chars_per_s: float) -> str:
+    """How long the run will take at the speed just measured; on a CPU with hours ahead, the way to a quick one."""
+    chars = trainer.config.data.batch_size * trainer.config.data.seq_len
+    left = float("inf")
+    if trainer.total_steps:
+        left = (trainer.total_steps - trainer.progress.step) * chars / chars_per_s
+    limit = trainer.config.train.time_limit
+    if limit:
+        left = min(left, limit - trainer.progress.elapsed_s)
+    line = f"pace      {chars_per_s:,.0f} characters/s: about {format_duration(left)} to go"
+    if trainer.device.type == "cpu" and left > _LONG_ON_CPU_S:
+        line += "; for a model in minutes on a CPU: --config configs/cpu-quick.yaml"
+    return line
+
+
+def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, difference: float) -> list[str]:
+    """What there is now, and the next command to type."""
+    metrics = best.trainer["metrics"]
+    size = model_file.stat().st_size / 2**20
+    lines = [
+        f"done      {trainer.progress.step:,} steps, {trainer.progress.elapsed_s:,.0f} s; best at step {best.step:,}",
+    ]
+    lines += [
+        f"          {name:<8}{metrics[f'val/{name}/loss']:.4f} nats/char  {metrics[f'val/{name}/bpc']:.4f} bits/char"
+        for name in ("stream", "windows")
+        if f"val/{name}/loss" in metrics
+    ]
+    prompt = ' -p "ROMEO:"' if not trainer.vocab.unknown_in("ROMEO:") else ""
+    return [
+        *lines,
+        f"files     {trainer.run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
+        f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
+        f"next      infer generate -m {model_file}{prompt}",
+    ]
+
+
+def device_name(device: torch.device) -> str:
+    """What the user calls the device: the GPU's product name, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

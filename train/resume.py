@@ -1,0 +1,148 @@
+"""What a run starts from: nothing, another run's weights, or its own newest checkpoint; and who may continue what."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+
+from charrnn.checkpoint import Checkpoint, Tensors, load_for_inference, load_newest, step_folders
+from charrnn.config import RunConfig
+from charrnn.corpus import Corpus
+from charrnn.errors import CheckpointError, listing
+from charrnn.model import State
+from charrnn.vocab import Vocab
+
+# A resumed run must agree with its checkpoint on these; the rest may change between segments.
+_FIXED = {
+    "data": ("vocab", "split", "batch_size", "seq_len", "windows", "stride"),
+    "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout"),
+    "train": ("seed",),
+}
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """vocab: the run's vocabulary. table: (V_corpus,) its id for each id of the corpus, None when they are the same."""
+
+    vocab: Vocab
+    table: NDArray[np.int64] | None = None
+    weights: Tensors = field(default_factory=dict)
+    resumed: Checkpoint | None = None
+
+
+def starting_point(
+    config: RunConfig,
+    corpus: Corpus,
+    run_dir: Path,
+    *,
+    resume: bool,
+    init_from: Path | None,
+    warn: Callable[[str], None],
+) -> StartingPoint:
+    """Decides where the run starts.
+
+    Raises: CheckpointError when the folder's run is another one, when it holds a run and `resume` is False, or when
+    the weights of `init_from` do not fit.
+    """
+    if not resume and step_folders(run_dir):
+        raise CheckpointError(
+            f"{run_dir} holds a run, at {step_folders(run_dir)[0].name}, and --resume never does not overwrite it; "
+            "name another --run-dir, or delete that folder"
+        )
+    saved = load_newest(run_dir, warn) if resume else None
+    if saved:
+        _check_same_run(saved, config, corpus, run_dir)
+        return StartingPoint(saved.vocab, _table(saved.vocab, corpus, run_dir), saved.weights, saved)
+    if init_from:
+        other = load_for_inference(init_from)
+        differing = _differences(other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers")})
+        if differing:
+            raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
+        return StartingPoint(other.vocab, _table(other.vocab, corpus, init_from), other.weights)
+    return StartingPoint(corpus.vocab)
+
+
+def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_dir: Path) -> None:
+    differing = _differences(saved.config, config, _FIXED)
+    if differing:
+        raise CheckpointError(
+            f"{run_dir} holds a run with other settings: {differing}; set them as they were to continue it, "
+            "or name another --run-dir"
+        )
+    theirs = saved.trainer["corpus"]["sha256"]
+    if theirs != corpus.sha256:
+        raise CheckpointError(
+            f"{run_dir} holds a run on another text: its corpus has SHA-256 {theirs[:12]}..., this one "
+            f"{corpus.sha256[:12]}...; bring back the text to continue, or name another --run-dir"
+        )
+
+
+def _differences(theirs: RunConfig, ours: RunConfig, names: dict[str, tuple[str, ...]]) -> str:
+    clauses = []
+    for section, keys in names.items():
+        for key in keys:
+            there, here = getattr(getattr(theirs, section), key), getattr(getattr(ours, section), key)
+            if there != here:
+                clauses.append(f"{section}.{key} is {there} there and {here} here")
+    return ", ".join(clauses)
+
+
+def _table(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:
+    """(V_corpus,) the id in `vocab` of each entry of the corpus's vocabulary; None when they are the same."""
+    if vocab == corpus.vocab:
+        return None
+    if vocab.kind != corpus.vocab.kind:
+        raise CheckpointError(
+            f"{path} has a vocabulary of {vocab.kind}, the corpus of {corpus.vocab.kind}; set data.vocab"
+        )
+    missing = [repr(c) for c in vocab.unknown_in("".join(corpus.vocab.symbols))]
+    if missing:
+        raise CheckpointError(
+            f"the corpus has {len(missing)} character(s) that the model of {path} does not know: {listing(missing)}; "
+            "remove them from the text, or train from nothing"
+        )
+    return vocab.encode("".join(corpus.vocab.symbols)).astype(np.int64)
+
+
+def seed_rank(seed: int, step: int, rank: int) -> None:
+    """Seeds torch's generators, which dropout draws from, with a value that no other (step, rank) shares."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+
+
+def rank_rng(accelerator: Accelerator) -> tuple[Tensors, ...]:
+    """Every rank's random generator states, which dropout draws from, in rank order; the same on every rank."""
+    mine: Tensors = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        mine["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return tuple(gather_object([mine])) if accelerator.num_processes > 1 else (mine,)
+
+
+def set_rank_rng(accelerator: Accelerator, saved: Checkpoint, seed: int, message: Callable[[str], None]) -> None:
+    """Puts back this rank's generators; after a change in the number of ranks they are derived anew, and said so."""
+    if len(saved.rng) != accelerator.num_processes:
+        message(
+            f"{len(saved.rng)} process(es) before, {accelerator.num_processes} now: "
+            "dropout's random generators start anew, all else goes on"
+        )
+        seed_rank(seed, saved.step, accelerator.process_index)
+        return
+    mine = saved.rng[accelerator.process_index]
+    torch.set_rng_state(mine["cpu"])
+    if "cuda" in mine and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(mine["cuda"], accelerator.device)
+
+
+def scatter_state(carried: State, rows: slice, device: torch.device) -> State:
+    """This rank's rows of the carried state, each part (L, B, H) -> (L, B / world, H)."""
+    return tuple(part[:, rows].contiguous().to(device) for part in carried)
+
+
+def identity_fields(corpus: Corpus) -> dict[str, Any]:
+    """What a checkpoint records of its corpus."""
+    return {"name": corpus.name, "source": corpus.source, "sha256": corpus.sha256, "num_chars": corpus.num_chars}
