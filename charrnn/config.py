@@ -31,7 +31,7 @@ def parse_precision(value: object) -> object:
     return "no" if value is False else value
 
 
-Precision = Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(parse_precision)]
+Precision = Annotated[Literal["auto", "native", "no", "fp16", "bf16"], BeforeValidator(parse_precision)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -98,7 +98,9 @@ class TrainConfig(Section):
     time_limit: Duration = Field(0.0, ge=0, description="seconds, or 90s, 2m, 1h30m, evaluation included; 0 = no limit")
     accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
     seed: int = Field(1, ge=0, description="start of every random choice")
-    mixed_precision: Precision = Field("auto", description="auto = what accelerate launch was told, else no")
+    mixed_precision: Precision = Field(
+        "auto", description="auto = what accelerate launch says; native = bf16 where the device computes it, else no"
+    )
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 = all cores / local processes")
     run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
 

@@ -170,7 +170,8 @@ def _make_text(dataset: Dataset, original: Original, text: Path, mirror: str, pr
 
 def _standard_library(progress: bool) -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    sources = [p for p in files_below(root, lambda f: f.name not in _STDLIB_LEFT_OUT) if p.suffix == ".py"]
+    files = files_below(root, lambda folder: folder.name not in _STDLIB_LEFT_OUT) if root.is_dir() else []
+    sources = [path for path in files if path.suffix == ".py"]
     valid = [path for path in sources if _is_utf8(path)]
     if not valid:
         raise CorpusError(f"this Python keeps no source of its standard library in {root}; use --data FILE instead")

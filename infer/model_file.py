@@ -158,7 +158,7 @@ def _sizes(path: Path, config: dict[str, Any]) -> tuple[str, int, int]:
     if not isinstance(model, dict):
         raise ModelFileError(f"{path}: charrnn.config has no model section; export it again")
     rnn = model.get("rnn")
-    if rnn not in _STATES:
+    if not isinstance(rnn, str) or rnn not in _STATES:
         raise ModelFileError(f"{path}: charrnn.config says rnn {rnn!r}, not {' or '.join(_STATES)}; export it again")
     for name in ("num_layers", "hidden_dim"):
         if type(model.get(name)) is not int or model[name] < 1:

@@ -10,16 +10,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Site:
-    """What the server does. files: content by path. cuts: for each coming answer, the bytes after which it breaks off."""
+    """What the server does.
+
+    files: content by path. ranges, tags, lengths: whether it honours Range, and sends ETag and Content-Length. shift:
+    bytes by which a partial answer begins too late. cuts: for each coming answer, the bytes after which it breaks off.
+    asked: the path and the Range header of each request so far.
+    """
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     tags: bool = True
     lengths: bool = True
-    shift: int = 0  # bytes by which a partial answer begins too late
+    shift: int = 0
     cuts: list[int] = field(default_factory=list)
-    asked: list[tuple[str, str | None]] = field(default_factory=list)  # (path, Range header)
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         wanted = request.headers.get("Range")
@@ -52,7 +57,7 @@ def serve() -> Iterator[Site]:
     site = Site()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802  http.server's name
+        def do_GET(self) -> None:
             site.answer(self)
 
         def log_message(self, *_: object) -> None:

@@ -72,7 +72,7 @@ def test_all_faults_are_reported_together_with_the_nearest_names():
         ("model.dropout=1", "less than 1"),
         ("train.epochs=0", "would never end"),
         ("train.time_limit=soon", "not a duration"),
-        ("train.mixed_precision=fp8", "'auto', 'no', 'fp16' or 'bf16'"),
+        ("train.mixed_precision=fp8", "'auto', 'native', 'no', 'fp16' or 'bf16'"),
     ],
 )
 def test_a_value_out_of_range_is_refused(assignment, clause):

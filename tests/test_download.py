@@ -1,13 +1,13 @@
 """Downloads: whole and checked or not there at all; resumed where that is safe."""
 
 import hashlib
-import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folders import names_in
 from loopback import Site, closed_port, serve
 
 from charrnn import download as module
@@ -36,7 +36,7 @@ def part_of(target: Path) -> Path:
 
 def test_a_whole_transfer_leaves_the_file_and_nothing_else(site: Site, tmp_path: Path) -> None:
     assert brought(site, tmp_path / "new" / "a.txt") == CONTENT
-    assert os.listdir(tmp_path / "new") == ["a.txt"]
+    assert names_in(tmp_path / "new") == ["a.txt"]
 
 
 def test_a_transfer_that_breaks_off_goes_on_from_where_it_was(site: Site, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_part_past_the_end_of_the_servers_file_is_thrown_away(site: Site, tmp_
     part_of(target).with_name("a.txt.part.tag").write_text(tag)
     download(f"{site.url}/a.txt", target)
     assert target.read_bytes() == CONTENT
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert names_in(tmp_path) == ["a.txt"]
 
 
 def test_a_body_shorter_than_its_content_length_is_refused(site: Site, tmp_path: Path) -> None:
@@ -134,18 +134,18 @@ def test_wrong_content_is_refused_with_both_digests_and_leaves_nothing(site: Sit
         brought(site, tmp_path / "a.txt")
     assert hashlib.sha256(wrong).hexdigest() in str(fault.value)
     assert DIGEST in str(fault.value)
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_a_wrong_size_is_refused_before_the_body_is_read(site: Site, tmp_path: Path) -> None:
     site.files["/a.txt"] = CONTENT + b"!"
     with pytest.raises(DownloadError, match="has 256001 bytes and must have 256000"):
         brought(site, tmp_path / "a.txt")
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_a_missing_page_is_named_with_its_status(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match="/b.txt: HTTP 404"):
+    with pytest.raises(DownloadError, match=r"/b.txt: HTTP 404"):
         download(f"{site.url}/b.txt", tmp_path / "b.txt")
 
 
@@ -175,7 +175,7 @@ def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_unwritable_folder_is_named(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CorpusError, match="cannot write to .*/file: (Not a directory|File exists)"):
+    with pytest.raises(CorpusError, match=r"cannot write to .*/file: (Not a directory|File exists)"):
         brought(site, tmp_path / "file" / "a.txt")
 
 

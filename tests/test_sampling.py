@@ -36,7 +36,7 @@ def reference(row: np.ndarray, temperature: float, top_k: int, top_p: float) -> 
     order = order[: top_k or len(order)]
     total, mass, kept = sum(weight[i] for i in order), 0.0, []
     for i in order:
-        if kept and mass >= top_p * total:
+        if kept and top_p < 1 and mass >= top_p * total:  # rounding lets the sum reach the total early
             break
         kept.append(i)
         mass += weight[i]

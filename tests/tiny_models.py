@@ -35,8 +35,8 @@ def random_weights(config: RunConfig, vocab_size: int, seed: int = 0) -> Weights
     return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def metadata(config: RunConfig, vocab: Vocab, **changed: str | None) -> dict[str, str]:
-    """What train.export writes; a changed key has `_` for `.` after `charrnn`, and None leaves it out."""
+def metadata(config: RunConfig, vocab: Vocab, changed: dict[str, str | None]) -> dict[str, str]:
+    """What train.export writes, with some keys (given without their `charrnn.`) changed, or left out by None."""
     fields: dict[str, str | None] = {
         "format_version": "1",
         "vocab": vocab.to_json(),
@@ -56,7 +56,7 @@ def model_bytes(
 ) -> bytes:
     config = run_config(**sizes)
     weights = random_weights(config, len(vocab)) if weights is None else weights
-    return build_onnx(config.model, vocab, weights, metadata(config, vocab, **(changed or {}))).SerializeToString()
+    return build_onnx(config.model, vocab, weights, metadata(config, vocab, changed or {})).SerializeToString()
 
 
 def write_model(path: Path, vocab: Vocab = CHARS, **kwargs: Any) -> Path:

@@ -43,7 +43,7 @@ def opening_lines(trainer: "Trainer", threads: int, start: StartingPoint) -> lis
 def device_line(trainer: "Trainer") -> str:
     """The device's name, and how many there are in all."""
     name = device_name(trainer.device)
-    return name if name == "CPU" else f"{trainer.accelerator.num_processes} x {name}"
+    return name if trainer.device.type == "cpu" else f"{trainer.accelerator.num_processes} x {name}"
 
 
 def length_line(trainer: "Trainer") -> str:
@@ -91,5 +91,9 @@ def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, differ
 
 
 def device_name(device: torch.device) -> str:
-    """What the user calls the device: the GPU's product name, or "CPU"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    """What the user calls the device: the GPU's product name, or "CPU" with the processor's where torch knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        return f"CPU ({torch.cpu.get_capabilities().get('cpu_name', 'unnamed')})"
+    return device.type.upper()

@@ -18,6 +18,8 @@ from train.report import closing_lines, opening_lines
 from train.resume import identity_fields, starting_point
 from train.trainer import Trainer
 
+_CUDNN_BF16_RNN = 91300
+
 
 def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | None) -> Path | None:
     """Trains, exports and reports. Returns the model file on the main process, None on others.
@@ -55,7 +57,10 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Accelerate's view of the processes and devices that the launcher started. Raises: ConfigError."""
-    precision = None if config.train.mixed_precision == "auto" else config.train.mixed_precision
+    wanted = config.train.mixed_precision
+    if wanted == "native":
+        wanted = "bf16" if computes_bf16() else "no"
+    precision = None if wanted == "auto" else wanted
     try:
         return Accelerator(
             mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
@@ -65,6 +70,18 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         raise ConfigError(
             f"precision {wanted} does not work here: {' '.join(str(error).split())}; use bf16 or no"
         ) from None
+
+
+def computes_bf16() -> bool:
+    """Whether the training device multiplies bf16 in hardware, in its recurrent kernels too.
+
+    cuDNN's take bf16 from version 9.13 on; oneDNN's gain from it on a CPU with AVX512-BF16 or AMX.
+    """
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes"):
+        new_enough = (torch.backends.cudnn.version() or 0) >= _CUDNN_BF16_RNN
+        return new_enough and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_divides(config: RunConfig, num_processes: int) -> None:

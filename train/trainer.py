@@ -238,7 +238,7 @@ class Trainer:
             "time_s": round(self.progress.elapsed_s, 3),
             "parameters": self.model.num_parameters(),
             "processes": self.accelerator.num_processes,
-            "device": device_name(self.device),
+            "hardware": device_name(self.device),
             "precision": self.accelerator.mixed_precision,
             **self.metrics,
         }

@@ -1,0 +1,407 @@
+"""Text to ids: exact, in bounded memory, prepared once, whole or not there at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import names_in
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from charrnn import corpus as module
+from charrnn import storage
+from charrnn.config import DataConfig
+from charrnn.corpus import Corpus, prepare, read_text
+from charrnn.errors import CorpusError
+from charrnn.sources import Source
+
+VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that the user stands in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CHARRNN_DATA_MIRROR", raising=False)
+    return tmp_path
+
+
+def prepared(content: str | bytes, **fields: Any) -> Corpus:
+    raw = content if isinstance(content, bytes) else content.encode()
+    Path("novel.txt").write_bytes(raw)
+    return prepare(DataConfig(source="novel.txt", **fields))
+
+
+def text_of(corpus: Corpus) -> str:
+    return corpus.vocab.decode(corpus.ids.tolist())
+
+
+def entry_of(corpus: Corpus, cache_dir: str = "data") -> Path:
+    return Path(cache_dir, "prepared", f"{corpus.sha256[:16]}-{corpus.vocab.kind}")
+
+
+# ---- what comes out
+
+
+@pytest.mark.usefixtures("here")
+def test_a_corpus_is_its_text_as_ids_of_its_sorted_characters() -> None:
+    corpus = prepared(VERSE)
+    assert text_of(corpus) == VERSE
+    assert corpus.vocab.symbols == tuple(sorted(set(VERSE)))
+    assert corpus.sha256 == hashlib.sha256(VERSE.encode()).hexdigest()
+    assert (corpus.num_chars, corpus.name, corpus.source) == (len(VERSE), "novel", "novel.txt")
+    assert corpus.ids.dtype == np.uint8
+
+
+@pytest.mark.usefixtures("here")
+def test_splits_are_contiguous_read_only_views_of_one_file() -> None:
+    corpus = prepared(VERSE, split=(0.5, 0.25, 0.25))
+    n = len(VERSE)
+    assert [len(part) for part in (corpus.train, corpus.val, corpus.test)] == [
+        n // 2,
+        n * 3 // 4 - n // 2,
+        n - n * 3 // 4,
+    ]
+    assert np.concatenate([corpus.train, corpus.val, corpus.test]).tolist() == corpus.ids.tolist()
+    for part in (corpus.train, corpus.val, corpus.test):
+        assert isinstance(part, np.memmap)
+        assert np.shares_memory(part, corpus.ids)
+        assert not part.flags.writeable
+
+
+@pytest.mark.usefixtures("here")
+def test_another_split_uses_the_same_prepared_ids() -> None:
+    prepared(VERSE)
+    prepared(VERSE, split=(0.5, 0.25, 0.25))
+    assert len(names_in("data/prepared")) == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_more_than_256_characters_are_stored_as_little_endian_uint16() -> None:
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 300))) + VERSE
+    corpus = prepared(text)
+    assert text_of(corpus) == text
+    stored = (entry_of(corpus) / "ids.bin").read_bytes()
+    assert np.frombuffer(stored, "<u2").tolist() == corpus.vocab.encode(text).tolist()
+
+
+@pytest.mark.usefixtures("here")
+def test_bytes_encode_any_file_as_it_is() -> None:
+    raw = bytes(range(256)) * 3 + b"\xef\xbb\xbf\r\n\xff"
+    corpus = prepared(raw, vocab="bytes")
+    assert corpus.ids.tobytes() == raw
+    assert len(corpus.vocab) == 256
+    assert corpus.sha256 == hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.usefixtures("here")
+def test_characters_and_bytes_of_one_text_are_kept_apart() -> None:
+    assert prepared("é" * 50 + VERSE).num_chars == 50 + len(VERSE)
+    assert prepared("é" * 50 + VERSE, vocab="bytes").num_chars == 100 + len(VERSE)
+    assert len(names_in("data/prepared")) == 2
+
+
+@pytest.mark.usefixtures("here")
+def test_a_byte_order_mark_and_foreign_line_ends_are_normalised() -> None:
+    corpus = prepared("\ufeffone\r\ntwo\rthree\n\r\n\ufefffour\r")
+    assert text_of(corpus) == "one\ntwo\nthree\n\n\ufefffour\n"
+    assert corpus.sha256 == prepared("one\ntwo\nthree\n\n\ufefffour\n").sha256
+
+
+@pytest.mark.usefixtures("here")
+def test_files_are_joined_in_order_each_on_a_new_line() -> None:
+    Path("books").mkdir()
+    for name, raw in {
+        "1": b"\xef\xbb\xbfone",
+        "2": b"two\r\n",
+        "3": b"",
+        "4": b"\xef\xbb\xbf",
+        "5": b"five\r",
+        "6": b"six",
+    }.items():
+        Path("books", name).write_bytes(raw)
+    assert text_of(prepare(DataConfig(source="books"))) == "one\ntwo\nfive\nsix"
+    assert prepare(DataConfig(source="books", vocab="bytes")).ids.tobytes() == (
+        b"\xef\xbb\xbfonetwo\r\n\xef\xbb\xbffive\rsix"
+    )
+
+
+@given(
+    texts=st.lists(st.text(st.sampled_from("ab\r\n\ufeffé€😀"), max_size=12), min_size=1, max_size=3),
+    chunk_bytes=st.integers(1, 9),
+)
+@example(texts=["\ufeffa\r", "\nb"], chunk_bytes=1)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_where_the_chunks_end_does_not_show(texts: list[str], chunk_bytes: int, tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(len(texts))]
+    expected = ""
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+        clean = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        expected += "\n" * bool(clean and expected and not expected.endswith("\n")) + clean
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "CHUNK_BYTES", chunk_bytes)
+        counted: list[int] = []
+        assert "".join(read_text(paths, counted.append)) == expected
+    assert sum(counted) == sum(path.stat().st_size for path in paths)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 1 << 16)
+    text = VERSE * 100_000  # 5.8 MB
+    Path("novel.txt").write_text(text)
+    tracemalloc.start()
+    corpus = prepare(DataConfig(source="novel.txt"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert corpus.num_chars == len(text)
+    # The tables over all code points (1.1 and 4.5 MB) and what fills them dominate; the text itself must not be there.
+    assert peak < 9_000_000 < 2 * len(text)
+
+
+# ---- what is refused
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("raw", "byte", "offset"),
+    [(b"abc\xffdef", "0xff", 3), (b"\xef\xbb\xbfab\xc3(", "0xc3", 5), (b"\n" * 9 + "é".encode()[:1], "0xc3", 9)],
+)
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 4096])
+def test_a_byte_that_is_not_utf8_is_named_with_its_place(
+    raw: bytes, byte: str, offset: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "CHUNK_BYTES", chunk_bytes)
+    with pytest.raises(CorpusError) as fault:
+        prepared(raw)
+    assert f"novel.txt is not UTF-8 text: byte {byte} at offset {offset};" in str(fault.value)
+    assert "--set data.vocab=bytes" in str(fault.value)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+@pytest.mark.parametrize(("text", "why"), [("", "is empty"), ("aaaa", "4 times the symbol 'a' and nothing else")])
+def test_a_text_from_which_nothing_can_be_learnt_is_refused(text: str, why: str, vocab: str) -> None:
+    with pytest.raises(CorpusError, match=f"the corpus novel.txt .*{why}"):
+        prepared(text, vocab=vocab)
+    assert not Path("data/prepared").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_more_symbols_than_ids_can_number_are_refused() -> None:
+    characters = [chr(c) for c in range(0x10000, 0x10000 + 65_536)]
+    assert len(prepared("".join(characters[:-1])).vocab) == 65_535
+    with pytest.raises(CorpusError, match=r"65536 different characters.*--set data.vocab=bytes"):
+        prepared("".join(characters))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("split", "part"), [((0.9, 0.1, 0.0), "val"), ((0.5, 0.45, 0.05), "test")])
+def test_a_split_too_small_to_evaluate_is_refused(split: tuple[float, float, float], part: str) -> None:
+    with pytest.raises(
+        CorpusError, match=rf"the {part} split of novel.txt is too small: {split[1 if part == 'val' else 2]:g} of 10 "
+    ):
+        prepared("abcdefghij", split=split)
+    assert len(prepared("abcdefghij", split=(1.0, 0.0, 0.0)).val) == 0
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Source("novel", (Path("novel.txt"),))
+    monkeypatch.setattr(module, "find_source", lambda *_, **__: gone)  # as if deleted once it was found
+    with pytest.raises(CorpusError, match=r"cannot read novel.txt: No such file"):
+        prepare(DataConfig(source="novel.txt"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_cache_folder_that_cannot_be_made_is_named() -> None:
+    Path("file").write_text("in the way")
+    with pytest.raises(CorpusError, match=r"cannot write to file/data/prepared: Not a directory.*data.cache_dir=DIR"):
+        prepared(VERSE, cache_dir="file/data")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX's")
+def test_a_full_disk_is_named_and_leaves_nothing_half_made() -> None:
+    import resource
+
+    Path("novel.txt").write_text(VERSE * 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CorpusError, match="cannot write to data/prepared: File too large; free some space"):
+            prepare(DataConfig(source="novel.txt"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names_in("data/prepared") == []
+
+
+# ---- the cache
+
+
+@pytest.mark.usefixtures("here")
+def test_a_second_run_finds_what_the_first_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared(VERSE)
+    monkeypatch.setattr(module, "_write_entry", None)
+    assert prepared(VERSE).ids.tolist() == first.ids.tolist()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_prepared_corpus_can_be_used_from_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared(VERSE)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert prepare(DataConfig(source="novel.txt")).ids.tolist() == first.ids.tolist()
+
+
+@pytest.mark.usefixtures("here")
+def test_the_entry_tells_what_it_is() -> None:
+    corpus = prepared(VERSE)
+    assert names_in(entry_of(corpus)) == ["ids.bin", "meta.json"]
+    meta = json.loads((entry_of(corpus) / "meta.json").read_text())
+    assert meta == {
+        "format": 1,
+        "sha256": corpus.sha256,
+        "num_chars": len(VERSE),
+        "dtype": "|u1",
+        "vocab": corpus.vocab.to_json(),
+        "sources": ["novel.txt"],
+    }
+
+
+def truncate(entry: Path) -> None:
+    (entry / "ids.bin").write_bytes((entry / "ids.bin").read_bytes()[:-1])
+
+
+def lose_meta(entry: Path) -> None:
+    (entry / "meta.json").unlink()
+
+
+def garble_meta(entry: Path) -> None:
+    (entry / "meta.json").write_text("[1")
+
+
+def swap_vocabulary(entry: Path) -> None:
+    meta = json.loads((entry / "meta.json").read_text())
+    (entry / "meta.json").write_text(json.dumps(meta | {"vocab": "{}"}))
+
+
+def empty_entry(entry: Path) -> None:
+    shutil.rmtree(entry)
+    entry.mkdir()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("damage", [truncate, lose_meta, garble_meta, swap_vocabulary, empty_entry])
+def test_a_damaged_entry_is_made_again(damage: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = prepared(VERSE)
+    damage(entry_of(corpus))
+    again = prepare(DataConfig(source="novel.txt"), progress=True)
+    assert text_of(again) == VERSE
+    assert f"{entry_of(corpus)} was damaged" in capsys.readouterr().err
+    assert names_in("data/prepared") == [entry_of(corpus).name]
+
+
+@pytest.mark.usefixtures("here")
+def test_an_interrupted_preparation_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_meta", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(VERSE)
+    assert names_in("data/prepared") == []
+    assert text_of(prepared(VERSE)) == VERSE
+
+
+@pytest.mark.usefixtures("here")
+def test_an_entry_that_another_process_finished_first_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_ids = module._write_ids
+
+    def write_slowly(*args: Any) -> None:
+        monkeypatch.setattr(module, "_write_ids", write_ids)
+        prepare(DataConfig(source="novel.txt"))  # the other process, which is done while this one writes
+        write_ids(*args)
+
+    monkeypatch.setattr(module, "_write_ids", write_slowly)
+    corpus = prepared(VERSE)
+    assert text_of(corpus) == VERSE
+    assert names_in("data/prepared") == [entry_of(corpus).name]
+
+
+def _prepare_in(folder: str) -> list[int]:
+    os.chdir(folder)
+    return prepare(DataConfig(source="novel.txt")).ids.tolist()
+
+
+def test_concurrent_preparations_agree(here: Path) -> None:
+    Path("novel.txt").write_text(VERSE * 50)
+    with ProcessPoolExecutor(4) as pool:
+        results = list(pool.map(_prepare_in, [str(here)] * 8))
+    assert all(result == results[0] for result in results)
+    assert len(results[0]) == len(VERSE) * 50
+    assert len(names_in("data/prepared")) == 1
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("change", [VERSE.replace("T", "Z"), VERSE[:-1], VERSE.replace("forests", "stsefor")])
+def test_a_text_that_changes_while_it_is_read_is_refused(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = module._scan
+
+    def scan_then_change(*args: Any) -> Any:
+        found = scan(*args)
+        Path("novel.txt").write_text(change)
+        return found
+
+    monkeypatch.setattr(module, "_scan", scan_then_change)
+    with pytest.raises(CorpusError, match="novel changed while it was read"):
+        prepared(VERSE)
+    assert names_in("data/prepared") == []
+
+
+# ---- the edge
+
+
+def test_the_environments_mirror_stands_in_for_an_empty_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def record(name: str, cache_dir: Path, mirror: str, progress: bool) -> list[Path]:
+        asked.append(mirror)
+        return [here / "novel.txt"]
+
+    (here / "novel.txt").write_text(VERSE)
+    monkeypatch.setattr("charrnn.sources.fetch", record)
+    monkeypatch.setenv("CHARRNN_DATA_MIRROR", "/from/environment")
+    prepare(DataConfig(source="text8"))
+    prepare(DataConfig(source="text8", mirror="/from/config"))
+    monkeypatch.delenv("CHARRNN_DATA_MIRROR")
+    prepare(DataConfig(source="text8"))
+    assert asked == ["/from/environment", "/from/config", ""]
+
+
+@pytest.mark.usefixtures("here")
+def test_what_was_left_out_is_told_on_stderr_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("books").mkdir()
+    Path("books", "a.txt").write_text(VERSE)
+    Path("books", ".b.txt").write_text(VERSE)
+    quiet = prepare(DataConfig(source="books"))
+    assert capsys.readouterr() == ("", "")
+    told = prepare(DataConfig(source="books"), progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "1 hidden (.b.txt)" in err
+    assert quiet.notes == told.notes == (err.strip(),)

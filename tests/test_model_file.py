@@ -1,0 +1,97 @@
+"""infer.model_file: which files are opened, and what is said of the others."""
+
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from tiny_models import model_bytes, write_model
+
+import infer.model_file
+from charrnn.errors import ModelFileError
+from infer import Engine
+
+
+def test_without_a_path_the_first_shipped_model_is_used(tmp_path, monkeypatch):
+    places = (tmp_path / "absent.onnx", write_model(tmp_path / "m.onnx"), write_model(tmp_path / "later.onnx"))
+    monkeypatch.setattr(infer.model_file, "DEFAULT_MODELS", places)
+    assert Engine().path == places[1]
+    monkeypatch.setattr(infer.model_file, "DEFAULT_MODELS", places[:1])
+    with pytest.raises(ModelFileError, match="no default model"):
+        Engine()
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ModelFileError) as caught:
+        Engine(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_what_is_no_model_file_is_refused_with_a_remedy(tmp_path):
+    assert "train one with" in refused(tmp_path / "absent.onnx")
+    assert "train.export" in refused(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert str(tmp_path / "model.onnx") in refused(tmp_path)
+    assert "damaged" in refused(tmp_path / "model.onnx")
+    (tmp_path / "text.onnx").write_text("To be, or not to be\n" * 100)
+    assert "another kind of file" in refused(tmp_path / "text.onnx")
+
+
+def test_an_onnx_model_of_another_program_is_refused(tmp_path):
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "other.onnx")
+    assert "not charrnn's" in refused(tmp_path / "other.onnx")
+
+
+@given(st.floats(0, 1, exclude_max=True))
+@settings(max_examples=60, deadline=None)
+def test_a_file_cut_short_anywhere_is_refused(tmp_path_factory, fraction):
+    whole = model_bytes()
+    path = tmp_path_factory.getbasetemp() / "short.onnx"
+    path.write_bytes(whole[: int(fraction * len(whole))])
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"format_version": None}, "not charrnn's"),
+        ({"format_version": "2"}, "format version 2.*reads up to 1; upgrade"),
+        ({"format_version": "0"}, "format_version is '0'"),
+        ({"format_version": "one"}, "format_version is 'one'"),
+        ({"vocab": None}, "no charrnn.vocab"),
+        ({"vocab": "{"}, "charrnn.vocab is not a vocabulary"),
+        ({"vocab": '{"kind": "chars", "symbols": ["a", "b"]}'}, "logits .*34.*2"),
+        ({"config": None}, "no charrnn.config"),
+        ({"config": "not json"}, "charrnn.config is not JSON"),
+        ({"config": "[1]"}, "must be a JSON object, not list"),
+        ({"config": "{}"}, "no model section"),
+        ({"config": '{"model": {"rnn": "RNN"}}'}, "rnn 'RNN'"),
+        ({"config": '{"model": {"rnn": ["GRU"]}}'}, "rnn"),
+        ({"config": '{"model": {"rnn": "GRU", "num_layers": true, "hidden_dim": 24}}'}, "num_layers True"),
+        ({"config": '{"model": {"rnn": "GRU", "num_layers": 3, "hidden_dim": 24}}'}, "input h is .*2, any, 24.*3, any"),
+        ({"config": '{"model": {"rnn": "GRU", "num_layers": 2, "hidden_dim": 9}}'}, "input h is .*24.*9"),
+        ({"config": '{"model": {"rnn": "LSTM", "num_layers": 2, "hidden_dim": 24}}'}, "input c is absent"),
+        ({"metrics": "{"}, "charrnn.metrics is not JSON"),
+        ({"metrics": "[" * 100_000}, "charrnn.metrics is not JSON"),
+        ({"corpus": "7"}, "charrnn.corpus must be a JSON object"),
+    ],
+)
+def test_metadata_that_is_missing_malformed_or_untrue_is_refused(tmp_path, changed, named):
+    path = write_model(tmp_path / "m.onnx", changed=changed)
+    assert re.search(named, refused(path))
+
+
+def test_a_file_without_metrics_and_corpus_still_runs(tmp_path):
+    changed = dict.fromkeys(("metrics", "corpus", "corpus_sha256"))
+    engine = Engine(write_model(tmp_path / "bare.onnx", changed=changed))
+    assert (engine.metrics, engine.corpus) == ({}, {})
+    assert len("".join(engine.generate("ROMEO:", 5))) == 5

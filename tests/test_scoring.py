@@ -1,0 +1,161 @@
+"""infer.scoring: the two protocols' figures, and how a text to score is read."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import CHARS, random_weights, run_config, write_model
+
+from charrnn.errors import CorpusError, ModelFileError, VocabError
+from charrnn.vocab import Vocab
+from charrnn.windows import stream_batch, window_batches
+from infer import Engine
+from infer.scoring import evaluate, read_text, score
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module", params=["GRU", "LSTM"])
+def engine(request: pytest.FixtureRequest, folder: Path) -> Engine:
+    return Engine(write_model(folder / f"{request.param}.onnx", rnn=request.param))
+
+
+@pytest.fixture(scope="module")
+def gru(folder: Path) -> Engine:
+    return Engine(write_model(folder / "gru.onnx"))
+
+
+@pytest.fixture(scope="module")
+def byte_engine(folder: Path) -> Engine:
+    return Engine(write_model(folder / "bytes.onnx", Vocab.of_bytes()))
+
+
+def plain_loss(engine, ids, starts):
+    """Mean nll of ids[1:], restarting from the zero state at each of `starts`, a character at a time."""
+    total, state = 0.0, None
+    for i in range(len(ids) - 1):
+        if i in starts:
+            state = engine.zero_state(1)
+        logits, state = engine.step(np.array([[ids[i]]]), state)
+        p = np.exp(logits[0, 0].astype(np.float64))
+        total -= math.log(p[ids[i + 1]] / p.sum())
+    return total / (len(ids) - 1)
+
+
+def test_the_windows_score_is_the_mean_over_windows_from_a_zero_state(engine):
+    ids = np.random.default_rng(0).integers(0, len(CHARS), 700).astype(np.uint8)
+    windows = score(engine, ids)["windows"]
+    assert windows.chars == 699
+    assert windows.nats_per_char == pytest.approx(plain_loss(engine, ids, {0, 256, 512}), rel=1e-6)
+
+
+def test_the_stream_score_of_a_short_text_is_one_pass_with_the_state_carried(engine):
+    ids = np.random.default_rng(0).integers(0, len(CHARS), 700).astype(np.uint8)
+    stream = score(engine, ids)["stream"]
+    assert stream.chars == 699
+    assert stream.nats_per_char == pytest.approx(plain_loss(engine, ids, {0}), rel=1e-6)
+
+
+def test_lanes_of_the_stream_score_agree_with_one_lane(engine):
+    """The recurrence forgets: a lane's warm-up gives nearly the state that one long pass would have."""
+    ids = np.random.default_rng(0).integers(0, len(CHARS), 4000).astype(np.uint8)
+    sums = [
+        evaluate(engine.step, engine.zero_state, ids, [stream_batch(len(ids), lanes, 200)], 300) for lanes in (1, 4)
+    ]
+    assert sums[0][1] == sums[1][1] == 3999
+    assert sums[0][0] == pytest.approx(sums[1][0], rel=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
+def test_the_chunk_changes_no_score(gru, chunk):
+    ids = np.random.default_rng(1).integers(0, len(CHARS), 300).astype(np.uint8)
+    nll, count = evaluate(gru.step, gru.zero_state, ids, window_batches(len(ids), 64, 2), chunk)
+    assert count == 299
+    assert nll / count == pytest.approx(plain_loss(gru, ids, {0, 64, 128, 192, 256}), rel=1e-6)
+
+
+def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(folder):
+    weights = random_weights(run_config(), len(CHARS))
+    weights["head.weight"][:], weights["head.bias"][:] = 0, 3.0
+    engine = Engine(write_model(folder / "uniform.onnx", weights=weights))
+    for s in score(engine, CHARS.encode("what a piece of work" * 9)).values():
+        assert s.nats_per_char == pytest.approx(math.log(len(CHARS)), rel=1e-12)
+        assert s.bits_per_char == pytest.approx(math.log2(len(CHARS)), rel=1e-12)
+        assert s.perplexity == pytest.approx(len(CHARS), rel=1e-12)
+
+
+def test_the_files_own_evaluation_settings_are_used(folder):
+    tree = json.loads(run_config().model_dump_json())
+    tree["eval"] |= {"window": 50, "batch_rows": 2}
+    engine = Engine(write_model(folder / "window.onnx", changed={"config": json.dumps(tree)}))
+    ids = np.random.default_rng(0).integers(0, len(CHARS), 230)
+    assert score(engine, ids)["windows"].nats_per_char == pytest.approx(
+        plain_loss(engine, ids, {0, 50, 100, 150, 200}), rel=1e-6
+    )
+    tree["eval"]["window"] = 0
+    engine = Engine(write_model(folder / "window.onnx", changed={"config": json.dumps(tree)}))
+    with pytest.raises(ModelFileError, match=r"eval\.window 0"):
+        score(engine, ids)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_text_with_nothing_to_predict_is_refused(gru, length):
+    with pytest.raises(CorpusError, match=f"{length} character"):
+        score(gru, np.zeros(length, np.uint8))
+
+
+def test_a_text_of_two_characters_is_scored(gru):
+    assert {name: s.chars for name, s in score(gru, np.array([1, 2])).items()} == {"stream": 1, "windows": 1}
+
+
+def test_splits_are_cut_where_training_cut_them(gru):
+    text = "".join(np.random.default_rng(0).choice(list(CHARS.symbols), 1001))
+    parts = {split: read_text(gru, text.encode(), split, "error") for split in ("all", "train", "val", "test")}
+    assert {split: part.chars for split, part in parts.items()} == {"all": 1001, "train": 900, "val": 101, "test": 0}
+    assert CHARS.decode(parts["train"].ids) + CHARS.decode(parts["val"].ids) == text
+
+
+def test_unknown_characters_of_a_scored_text_are_counted(gru):
+    with pytest.raises(VocabError, match="€"):
+        read_text(gru, "a€b€é".encode(), "all", "error")
+    text = read_text(gru, "a€b€é".encode(), "all", "skip")
+    assert (text.chars, text.unknown_chars, text.unknown) == (5, 3, ["é", "€"])
+    assert CHARS.decode(text.ids) == "ab"
+
+
+def test_a_scored_text_is_read_as_corpora_are(gru):
+    text = read_text(gru, "\ufeffto\r\nbe\ror\n".encode(), "all", "error")
+    assert CHARS.decode(text.ids) == "to\nbe\nor\n"
+
+
+def test_a_byte_model_scores_any_file(byte_engine):
+    raw = bytes(range(256)) * 5
+    text = read_text(byte_engine, raw, "all", "error")
+    assert text.ids.tolist() == list(raw)
+    assert score(byte_engine, text.ids)["stream"].chars == 1279
+
+
+def test_a_text_that_is_not_utf8_is_refused_with_the_place(gru):
+    with pytest.raises(CorpusError, match="byte 0xe9 at offset 3"):
+        read_text(gru, b"caf\xe9", "all", "error")
+
+
+def test_the_training_corpus_is_recognised(tmp_path):
+    sha = hashlib.sha256(b"to be\nor not\n").hexdigest()
+    engine = Engine(write_model(tmp_path / "m.onnx", changed={"corpus_sha256": sha}))
+    assert read_text(engine, b"to be\r\nor not\r\n", "all", "error").is_corpus
+    assert not read_text(engine, b"to be\nor no\n", "all", "error").is_corpus
+
+
+def test_a_model_without_a_finite_loss_is_named(folder):
+    weights = random_weights(run_config(), len(CHARS))
+    weights["head.bias"][3] = np.nan
+    engine = Engine(write_model(folder / "nan.onnx", weights=weights))
+    with pytest.raises(ModelFileError, match="loss of nan"):
+        score(engine, CHARS.encode("romeo and so on"))

@@ -1,0 +1,282 @@
+"""What --data may be, and which files that is, in which order."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from folders import names_in
+from loopback import Site, closed_port, serve
+
+from charrnn import sources
+from charrnn.datasets import DATASETS
+from charrnn.errors import CorpusError
+from charrnn.sources import Source, find_source
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that the user stands in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve() as site:
+        yield site
+
+
+def write(*names: str, content: bytes = b"text\n") -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(content)
+
+
+def find(source: str, **options: bool) -> Source:
+    return find_source(source, Path("data"), **options)
+
+
+def names(source: Source) -> list[str]:
+    return [path.as_posix() for path in source.files]
+
+
+def piped(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content))
+
+
+# ---- files, folders, globs
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("path", "name"), [("my novel (2).txt", "my-novel-2"), ("deep/é.md", "é"), ("...", "corpus")])
+def test_a_file_is_named_by_its_stem_made_safe(path: str, name: str) -> None:
+    write(path)
+    assert find(path) == Source(name, (Path(path),))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_gives_its_files_in_the_order_of_relative_paths() -> None:
+    write("books/b.txt", "books/a/z.md", "books/a.txt", "books/c/d/e")
+    found = find("books/")
+    assert names(found) == ["books/a.txt", "books/a/z.md", "books/b.txt", "books/c/d/e"]
+    assert found.name == "books"
+    assert found.notes == ()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_leaves_out_hidden_and_binary_files_and_says_so() -> None:
+    write("books/a.txt", "books/.git/config", "books/.b.txt", "books/sub/.c")
+    write("books/d.png", content=b"\x89PNG\0\0")
+    Path("books/gone.txt").symlink_to("nowhere")
+    found = find("books")
+    assert names(found) == ["books/a.txt"]
+    [note] = found.notes
+    assert "3 hidden (.git, .b.txt, sub/.c)" in note
+    assert "1 binary (d.png)" in note
+    assert "1 not regular files (gone.txt)" in note
+
+
+@pytest.mark.usefixtures("here")
+def test_bytes_take_the_binary_files_of_a_folder_too() -> None:
+    write("books/a.txt")
+    write("books/d.png", content=b"\x89PNG\0\0")
+    assert names(find("books", binary=True)) == ["books/a.txt", "books/d.png"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_around_the_data_folder_does_not_eat_what_is_prepared_in_it() -> None:
+    write("a.txt", "data/prepared/x/ids.txt")
+    found = find(".")
+    assert names(found) == ["a.txt"]
+    assert "1 the data folder (data)" in found.notes[0]
+    write("data/mine/b.txt")
+    assert names(find("data/mine")) == ["data/mine/b.txt"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("files", "why"), [([], "it is empty"), (["books/.a"], r"left out of books: 1 hidden")])
+def test_a_folder_without_text_is_refused(files: list[str], why: str) -> None:
+    Path("books").mkdir()
+    write(*files)
+    with pytest.raises(CorpusError, match=f"the folder books holds no file with text; {why}"):
+        find("books")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("books/*.txt", ["books/a.txt", "books/b.txt"]),
+        ("books/[b-c].*", ["books/b.txt", "books/c.md"]),
+        ("books/**/*.txt", ["books/a.txt", "books/b.txt", "books/sub/d.txt"]),
+    ],
+)
+def test_a_glob_gives_its_files_sorted(pattern: str, expected: list[str]) -> None:
+    write("books/b.txt", "books/a.txt", "books/c.md", "books/sub/d.txt", "books/.hidden.txt")
+    found = find(pattern)
+    assert names(found) == expected
+    assert found.name == "books"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_a_glob_matches_is_left_out_and_said() -> None:
+    write("books/a.txt", "books/sub/b.txt")
+    found = find("books/*")
+    assert names(found) == ["books/a.txt"]
+    assert "1 not regular files (books/sub)" in found.notes[0]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_whose_name_looks_like_a_glob_is_that_file() -> None:
+    write("a[1].txt", "a1.txt")
+    assert names(find("a[1].txt")) == ["a[1].txt"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_glob_without_a_match_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"no file matches 'books/\*\.txt'"):
+        find("books/*.txt")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes in folders are POSIX's")
+def test_a_named_pipe_is_refused_since_it_can_be_read_once() -> None:
+    os.mkfifo("pipe")
+    with pytest.raises(CorpusError, match=r"pipe is not a regular file.*--data - instead"):
+        find("pipe")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("USERPROFILE", str(here))
+    write("novel.txt")
+    assert names(find("~/novel.txt")) == [(here / "novel.txt").as_posix()]
+
+
+# ---- names
+
+
+@pytest.mark.usefixtures("here")
+def test_a_bare_corpus_name_means_the_corpus_and_a_path_the_file() -> None:
+    write("python")
+    named = find("python")
+    assert named.name == "python"
+    assert len(named.files) > 100
+    assert "write ./python for the file" in named.notes[0]
+    assert names(find("./python")) == ["python"]
+
+
+def test_no_corpus_name_could_be_taken_for_a_path() -> None:
+    assert not any(set(name) & set("./\\*?[:") for name in DATASETS)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("wrong", "nearest"), [("shakespear", "shakespeare"), ("Text8", "text8"), ("pyhton", "python")]
+)
+def test_an_unknown_source_lists_the_names_and_the_nearest(wrong: str, nearest: str) -> None:
+    with pytest.raises(CorpusError) as fault:
+        find(wrong)
+    assert f"(nearest: {nearest})" in str(fault.value)
+    assert ", ".join(DATASETS) in str(fault.value)
+
+
+@pytest.mark.usefixtures("here")
+def test_something_unlike_any_name_has_no_nearest() -> None:
+    with pytest.raises(CorpusError) as fault:
+        find("/no/such/file")
+    assert "nearest" not in str(fault.value)
+
+
+@pytest.mark.usefixtures("here")
+def test_other_schemes_than_the_webs_are_refused() -> None:
+    with pytest.raises(CorpusError, match="s3://bucket/x: only http and https"):
+        find("s3://bucket/x")
+
+
+# ---- addresses
+
+
+@pytest.mark.usefixtures("here")
+def test_an_address_is_brought_once_under_a_name_of_its_own(site: Site) -> None:
+    site.files["/books/My%20Novel.txt?version=2"] = b"text"
+    url = f"{site.url}/books/My%20Novel.txt?version=2"
+    first, second = find(url), find(url)
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    assert names(first) == names(second) == [f"data/downloads/My-Novel-{digest}.txt"]
+    assert first.files[0].read_bytes() == b"text"
+    assert first.name == second.name == "My-Novel"
+    assert len(site.asked) == 1
+    assert "from an earlier download; delete it" in second.notes[0]
+
+
+@pytest.mark.usefixtures("here")
+def test_two_addresses_with_one_file_name_do_not_meet(site: Site) -> None:
+    site.files |= {"/a/x.txt": b"a", "/b/x.txt": b"b"}
+    assert [find(f"{site.url}/{folder}/x.txt").files[0].read_bytes() for folder in "ab"] == [b"a", b"b"]
+
+
+@pytest.mark.usefixtures("here")
+def test_an_address_that_cannot_be_brought_names_what_works_offline() -> None:
+    with closed_port() as url, pytest.raises(CorpusError, match=r"refused; without a network use --data FILE or"):
+        find(f"{url}/x.txt")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_malformed_address_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"--data http://\[1/x is not an address"):
+        find("http://[1/x")
+
+
+# ---- standard input
+
+
+@pytest.mark.usefixtures("here")
+def test_standard_input_is_kept_under_its_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"piped \xff text" * 100_000
+    monkeypatch.setattr(sys, "stdin", piped(content))
+    found = find("-")
+    assert found.name == "stdin"
+    assert names(found) == [f"data/stdin-{hashlib.sha256(content).hexdigest()[:16]}.txt"]
+    assert found.files[0].read_bytes() == content
+    assert len(names_in("data")) == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_a_terminal_as_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stdin in (Terminal(), None):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(CorpusError, match="nothing is piped to it"):
+            find("-")
+
+
+@pytest.mark.usefixtures("here")
+def test_standard_input_is_refused_with_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(b"text"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CorpusError, match="save the text to a file first"):
+        find("-")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert find("-").name == "stdin"
+
+
+# ---- weight
+
+
+def test_finding_and_preparing_a_corpus_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import charrnn.corpus"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_names_are_short_enough_for_a_file_name() -> None:
+    assert len(sources._safe_name("x" * 300)) <= 60

@@ -1,0 +1,250 @@
+"""The loop: what a step computes, and that a run cut off and resumed is the run that was not."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from training import ListRecorder, make_trainer, some_text, tiny_config
+
+from charrnn.checkpoint import load_for_inference, load_newest, step_folders
+from charrnn.errors import CheckpointError, TrainingError
+from charrnn.model import CharRNN
+from charrnn.windows import WindowPlan
+from train.faults import out_of_memory
+
+CELLS = ("GRU", "LSTM")
+MODES = ("sliding", "carry")
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("rnn", "windows"), list(itertools.product(CELLS, MODES)))
+def test_resume_equals_uninterrupted_run(tmp_path, rnn, windows):
+    settings = [f"model.rnn={rnn}", f"data.windows={windows}", "model.dropout=0.3", "data.seq_len=8"]
+    whole = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / 'whole'}"]))
+    whole.fit()
+
+    config = tiny_config(tmp_path, settings)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(config, ListRecorder(stop_at=8)).fit()
+    resumed = make_trainer(config)
+    assert resumed.progress.step == 5
+    resumed.fit()
+
+    assert same_weights(whole.model, resumed.model)
+    tail = {s: loss for s, loss in whole.recorder.losses().items() if s > 5}
+    assert resumed.recorder.losses() == tail
+    best, resumed_best = (load_for_inference(t.run_dir) for t in (whole, resumed))
+    assert best.step == resumed_best.step
+    assert all(torch.equal(best.weights[k], resumed_best.weights[k]) for k in best.weights)
+
+
+def test_the_test_above_can_fail(tmp_path):
+    """Without the random generators a run with dropout does not resume bit for bit."""
+    config = tiny_config(tmp_path, ["model.dropout=0.3"])
+    whole = make_trainer(tiny_config(tmp_path, ["model.dropout=0.3", f"train.run_dir={tmp_path / 'whole'}"]))
+    whole.fit()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(config, ListRecorder(stop_at=8)).fit()
+    resumed = make_trainer(config)
+    torch.manual_seed(999)
+    resumed.fit()
+    assert not same_weights(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize(("rnn", "windows"), list(itertools.product(CELLS, MODES)))
+def test_accumulation_does_not_change_the_losses(tmp_path, rnn, windows):
+    curves = []
+    for parts in (1, 2, 4):
+        settings = [f"model.rnn={rnn}", f"data.windows={windows}", f"train.accumulation_steps={parts}"]
+        trainer = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / str(parts)}"]))
+        trainer.fit()
+        curves.append(list(trainer.recorder.losses().values()))
+    assert len(curves[0]) == 12
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert curves[2] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_the_first_loss_is_the_mean_negative_log_likelihood_of_the_batch(tmp_path):
+    config = tiny_config(tmp_path, ["train.max_steps=1"])
+    trainer = make_trainer(config)
+    untrained = CharRNN(config.model, len(trainer.vocab))
+    untrained.load_state_dict(trainer.model.state_dict())
+    trainer.train_step()
+    trainer.log()
+    plan = WindowPlan(len(trainer.corpus.train), 16, 8, "sliding", 0, config.train.seed)
+    total = 0.0
+    for start in plan.batch(0).starts:
+        ids = torch.from_numpy(trainer.corpus.train[start : start + 17].astype("int64"))[None]
+        logits, _ = untrained(ids[:, :-1], untrained.zero_state(1))
+        total -= torch.log_softmax(logits.double(), -1).gather(2, ids[:, 1:, None]).sum().item()
+    assert trainer.recorder.losses()[1] == pytest.approx(total / (8 * 16), rel=1e-5)
+    assert trainer.recorder.losses()[1] == pytest.approx(math.log(len(trainer.vocab)), rel=0.1)
+
+
+def test_carried_state_makes_a_difference_within_an_epoch_and_none_at_its_start(tmp_path):
+    trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry"]))
+    trainer.train_step()
+    carried = trainer.carried[0]
+    assert carried.shape == (2, 8, 16)
+    assert carried.abs().sum() > 0
+    assert not carried.requires_grad
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_a_model_learns_a_repetitive_text_by_heart(tmp_path, rnn):
+    settings = [f"model.rnn={rnn}", "optim.lr=0.02", "train.max_steps=150", "log.every=10", "eval.every=0"]
+    trainer = make_trainer(tiny_config(tmp_path, settings, text="abcdefgh" * 400))
+    trainer.fit()
+    assert trainer.metrics["train/loss"] < 0.15
+    assert trainer.metrics["val/stream/loss"] < 0.05
+
+
+def test_gradients_are_clipped_to_the_global_norm(tmp_path):
+    for clip in (0.01, 0.0):
+        trainer = make_trainer(tiny_config(tmp_path, [f"optim.grad_clip={clip}"]))
+        seen = []
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda s=step, t=trainer, n=seen: (
+            n.append(math.sqrt(sum(p.grad.square().sum().item() for p in t.model.parameters()))),
+            s(),
+        )
+        trainer.train_step()
+        trainer.log()
+        told = trainer.metrics["train/grad_norm"]
+        assert told > 0.01
+        assert seen[0] == pytest.approx(clip or told, rel=1e-3)
+
+
+def test_divergence_stops_the_run_with_the_figures_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = tiny_config(tmp_path, ["train.max_steps=10", "log.every=3"])
+    trainer = make_trainer(config)
+    original = trainer.train_step
+
+    def poisoned():
+        if trainer.progress.step == 7:
+            with torch.no_grad():
+                trainer.model.head.bias[0] = float("nan")
+        original()
+
+    trainer.train_step = poisoned
+    with pytest.raises(TrainingError, match=r"diverged at step 8: loss nan, learning rate .*gradient norm nan"):
+        trainer.fit()
+    saved = load_newest(trainer.run_dir, pytest.fail)
+    assert saved.step == 5
+    assert all(torch.isfinite(t).all() for t in saved.weights.values())
+
+
+def test_out_of_memory_names_the_settings_to_lower(tmp_path):
+    trainer = make_trainer(tiny_config(tmp_path))
+
+    def out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.train_step = out
+    with pytest.raises(TrainingError, match=r"data\.batch_size \(now 8\), data\.seq_len \(now 16\) or model\.hidden_dim"):
+        trainer.fit()
+    assert "\n" not in str(out_of_memory(trainer.config, "a. b\nc"))
+
+
+def test_only_the_last_two_step_checkpoints_and_the_best_are_kept(tmp_path):
+    trainer = make_trainer(tiny_config(tmp_path, ["checkpoint.every=2"]))
+    trainer.fit()
+    assert [p.name for p in step_folders(trainer.run_dir)] == ["step-00000012", "step-00000010"]
+    best = load_for_inference(trainer.run_dir)
+    losses = {r["step"]: r["val/stream/loss"] for r in trainer.recorder.records if "val/stream/loss" in r}
+    assert best.step == min(losses, key=losses.get)
+    assert best.trainer["metrics"]["val/stream/loss"] == losses[best.step]
+
+
+def test_early_stopping_ends_after_patience_evaluations_without_a_better_one(tmp_path):
+    settings = ["optim.lr=1e-12", "eval.patience=2", "eval.every=1", "train.max_steps=50", "optim.weight_decay=0"]
+    trainer = make_trainer(tiny_config(tmp_path, settings))
+    trainer.fit()
+    assert trainer.progress.step < 50
+    assert trainer.progress.step - trainer.progress.best_step == 2
+
+
+def test_a_time_limit_ends_the_run_with_the_learning_rate_decayed(tmp_path):
+    ticks = itertools.count(0, 0.5)
+    settings = ["train.max_steps=0", "train.time_limit=30s", "optim.final_lr=0.1", "eval.every=0"]
+    trainer = make_trainer(tiny_config(tmp_path, settings), clock=lambda: next(ticks))
+    trainer.fit()
+    rates = [r["train/lr"] for r in trainer.recorder.records if "train/lr" in r]
+    assert trainer.progress.elapsed_s >= 30
+    assert 10 < len(rates) < 60
+    assert rates[-1] == pytest.approx(0.1 * trainer.config.optim.lr, rel=0.1)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_the_time_budget_goes_on_after_a_resume(tmp_path):
+    settings = ["train.max_steps=0", "train.time_limit=30s", "eval.every=0", "checkpoint.every=5"]
+    config = tiny_config(tmp_path, settings)
+    ticks = itertools.count(0, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(config, ListRecorder(stop_at=12), clock=lambda: next(ticks)).fit()
+    spent = load_newest(tmp_path / "run", pytest.fail).trainer["elapsed_s"]
+    assert 5 < spent < 30
+    later = itertools.count(1000, 0.5)
+    resumed = make_trainer(config, clock=lambda: next(later))
+    resumed.fit()
+    assert 30 <= resumed.progress.elapsed_s < 33
+    assert resumed.recorder.records[0]["time_s"] > spent
+
+
+@pytest.mark.parametrize(
+    ("change", "clause"),
+    [("model.hidden_dim=24", "model.hidden_dim is 16 there and 24 here"), ("train.seed=5", "train.seed is 1 there")],
+)
+def test_a_run_is_not_continued_with_other_settings(tmp_path, change, clause):
+    make_trainer(tiny_config(tmp_path)).fit()
+    with pytest.raises(CheckpointError, match=clause):
+        make_trainer(tiny_config(tmp_path, [change]))
+
+
+def test_a_run_is_not_continued_on_another_text(tmp_path):
+    make_trainer(tiny_config(tmp_path)).fit()
+    (tmp_path / "words.txt").write_text(some_text(seed=1))
+    with pytest.raises(CheckpointError, match="another text"):
+        make_trainer(tiny_config(tmp_path))
+
+
+def test_init_from_starts_with_the_weights_and_vocabulary_of_another_run(tmp_path):
+    first = make_trainer(tiny_config(tmp_path))
+    first.fit()
+    (tmp_path / "words.txt").write_text("the owl over the fox\n" * 200)
+    config = tiny_config(tmp_path, [f"train.run_dir={tmp_path / 'second'}"])
+    second = make_trainer(config, init_from=tmp_path / "run")
+    assert second.progress.step == 0
+    assert second.vocab == first.vocab
+    assert len(second.corpus.vocab) < len(second.vocab)
+    best = load_for_inference(tmp_path / "run")
+    assert all(torch.equal(second.model.state_dict()[k], best.weights[k]) for k in best.weights)
+    window = second.train_ids.windows(second.plan.batch(0).starts[:1], 9)
+    assert second.vocab.decode(window[0].tolist()) in "the owl over the fox\n" * 3
+    second.fit()
+
+
+def test_init_from_refuses_characters_the_model_does_not_know(tmp_path):
+    make_trainer(tiny_config(tmp_path)).fit()
+    (tmp_path / "words.txt").write_text("Zebra & quagga\n" * 200)
+    config = tiny_config(tmp_path, [f"train.run_dir={tmp_path / 'second'}"])
+    with pytest.raises(CheckpointError, match=r"2 character\(s\) that the model .* '&', 'Z'"):
+        make_trainer(config, init_from=tmp_path / "run")
+
+
+def test_init_from_refuses_another_shape(tmp_path):
+    make_trainer(tiny_config(tmp_path)).fit()
+    config = tiny_config(tmp_path, ["model.rnn=LSTM", f"train.run_dir={tmp_path / 'second'}"])
+    with pytest.raises(CheckpointError, match="model.rnn is GRU there and LSTM here"):
+        make_trainer(config, init_from=tmp_path / "run")
+
+
+def test_without_a_validation_split_the_newest_model_is_the_best(tmp_path):
+    trainer = make_trainer(tiny_config(tmp_path, ["data.split=[1.0,0.0,0.0]"]))
+    trainer.fit()
+    assert load_for_inference(trainer.run_dir).step == 12
+    assert not any("val/stream/loss" in r for r in trainer.recorder.records)

@@ -1,0 +1,88 @@
+"""Small training runs in this process, for the tests of the trainer."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from charrnn.config import RunConfig, load_config
+from charrnn.corpus import prepare
+from train.recorder import Recorder
+from train.resume import starting_point
+from train.trainer import Trainer
+
+
+def fresh_accelerator(**options: Any) -> Accelerator:
+    """An Accelerator on the CPU; its singletons would otherwise keep the settings of the test before."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    return Accelerator(cpu=True, **options)
+
+
+def some_text(num_chars: int = 6000, seed: int = 0) -> str:
+    """Words in a loose order: learnable, and not by heart at once."""
+    words = "the quick brown fox jumps over a lazy dog while two owls watch\n".split(" ")
+    draw = random.Random(seed)
+    return " ".join(draw.choice(words) for _ in range(num_chars // 4))[:num_chars]
+
+
+def tiny_config(folder: Path, assignments: Sequence[str] = (), text: str | None = None) -> RunConfig:
+    """A run of seconds on a text of its own."""
+    path = folder / "words.txt"
+    if not path.exists():
+        path.write_text(some_text() if text is None else text, encoding="utf-8")
+    small = {
+        "data.source": str(path),
+        "data.cache_dir": str(folder / "data"),
+        "data.batch_size": 8,
+        "data.seq_len": 16,
+        "model.embedding_dim": 8,
+        "model.hidden_dim": 16,
+        "optim.warmup_steps": 2,
+        "train.epochs": 0,
+        "train.max_steps": 12,
+        "train.run_dir": str(folder / "run"),
+        "eval.every": 4,
+        "eval.stream_lanes": 4,
+        "eval.stream_warmup": 32,
+        "log.every": 1,
+        "checkpoint.every": 5,
+        "sample.length": 20,
+    }
+    return load_config(None, small, assignments)
+
+
+class ListRecorder(Recorder):
+    """Keeps what is recorded; raises `at` once a record of step `stop_at` comes, as a killed process would end."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__(None, None, None)
+        self.records: list[dict[str, Any]] = []
+        self.messages: list[str] = []
+        self.stop_at = stop_at
+
+    def record(self, values: dict[str, Any]) -> None:
+        if values["step"] == self.stop_at:
+            raise KeyboardInterrupt
+        self.records.append(values)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def losses(self) -> dict[int, float]:
+        """step -> train/loss."""
+        return {r["step"]: r["train/loss"] for r in self.records if "train/loss" in r}
+
+
+def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options: Any) -> Trainer:
+    """A trainer that starts where the config's run folder says."""
+    accelerator = fresh_accelerator()
+    corpus = prepare(config.data)
+    run_dir = Path(config.train.run_dir)
+    start = starting_point(
+        config, corpus, run_dir, resume=True, init_from=options.pop("init_from", None), warn=lambda text: None
+    )
+    return Trainer(config, corpus, start, accelerator, run_dir, recorder or ListRecorder(), **options)
