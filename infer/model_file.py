@@ -15,6 +15,7 @@ from charrnn.vocab import Vocab
 
 FORMAT_VERSION = 1
 MAX_THREADS = 256
+_REQUIRED = ("charrnn.vocab", "charrnn.config")
 # Where the shipped model lies: inside an installed wheel, and in the checkout behind an editable install.
 DEFAULT_MODELS = (
     Path(__file__).resolve().parent / "models" / "shakespeare.onnx",
@@ -68,11 +69,14 @@ def open_model(path: Path, threads: int) -> ModelFile:
     session = _open_session(path, threads)
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     _check_version(path, metadata)
+    missing = [key for key in _REQUIRED if key not in metadata]
+    if missing:
+        raise ModelFileError(f"{path}: its metadata lacks {', '.join(missing)}; export it again")
     try:
-        vocab = Vocab.from_json(_require(path, metadata, "charrnn.vocab"))
+        vocab = Vocab.from_json(metadata["charrnn.vocab"])
     except VocabError as error:
         raise ModelFileError(f"{path}: charrnn.vocab is {error}") from None
-    config = _json_object(path, "charrnn.config", _require(path, metadata, "charrnn.config"))
+    config = _json_object(path, metadata, "charrnn.config")
     rnn, num_layers, hidden_dim = _sizes(path, config)
     _check_signature(path, session, _STATES[rnn], num_layers, hidden_dim, len(vocab))
     return ModelFile(
@@ -81,8 +85,8 @@ def open_model(path: Path, threads: int) -> ModelFile:
         metadata,
         vocab,
         config,
-        _json_object(path, "charrnn.metrics", metadata.get("charrnn.metrics", "{}")),
-        _json_object(path, "charrnn.corpus", metadata.get("charrnn.corpus", "{}")),
+        _json_object(path, metadata, "charrnn.metrics"),
+        _json_object(path, metadata, "charrnn.corpus"),
         _STATES[rnn],
         num_layers,
         hidden_dim,
@@ -104,9 +108,8 @@ def _open_session(path: Path, threads: int) -> Any:
         raise ModelFileError(f"{path} is a folder, not a model file; {remedy}") from None
     except OSError as error:
         raise ModelFileError(f"cannot read model file {path}: {error.strerror}") from None
-    # What goes wrong is raised too; onnxruntime's own lines on stderr would only repeat it.
-    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     options = onnxruntime.SessionOptions()
+    # What goes wrong is raised too; onnxruntime's own lines on stderr would only repeat it.
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -136,15 +139,9 @@ def _check_version(path: Path, metadata: dict[str, str]) -> None:
         )
 
 
-def _require(path: Path, metadata: dict[str, str], key: str) -> str:
-    if key not in metadata:
-        raise ModelFileError(f"{path}: its metadata has no {key}; export it again")
-    return metadata[key]
-
-
-def _json_object(path: Path, key: str, text: str) -> dict[str, Any]:
+def _json_object(path: Path, metadata: dict[str, str], key: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = json.loads(metadata.get(key, "{}"))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: {key} is not JSON ({error}); export it again") from None
     if not isinstance(fields, dict):

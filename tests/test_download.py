@@ -77,6 +77,7 @@ def test_a_range_that_begins_elsewhere_is_not_appended(site: Site, tmp_path: Pat
     part_of(tmp_path / "a.txt").write_bytes(CONTENT[:1000])
     site.shift = 7
     assert brought(site, tmp_path / "a.txt") == CONTENT
+    assert [wanted for _, wanted in site.asked] == ["bytes=1000-", None]
 
 
 def test_without_a_checksum_a_file_that_changed_meanwhile_is_not_mixed(site: Site, tmp_path: Path) -> None:
@@ -86,6 +87,22 @@ def test_without_a_checksum_a_file_that_changed_meanwhile_is_not_mixed(site: Sit
     site.files["/a.txt"] = CONTENT[::-1]
     download(f"{site.url}/a.txt", tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_bytes() == CONTENT[::-1]
+
+
+def test_an_interruption_never_puts_a_new_versions_tag_on_an_old_part(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    part_of(tmp_path / "a.txt").write_bytes(b"old" * 100)
+    (tmp_path / "a.txt.part.tag").write_text('"old"')
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_copy", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    download(f"{site.url}/a.txt", tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_bytes() == CONTENT
 
 
 def test_without_a_checksum_or_a_tag_nothing_is_resumed(site: Site, tmp_path: Path) -> None:
@@ -139,8 +156,10 @@ def test_wrong_content_is_refused_with_both_digests_and_leaves_nothing(site: Sit
 
 def test_a_wrong_size_is_refused_before_the_body_is_read(site: Site, tmp_path: Path) -> None:
     site.files["/a.txt"] = CONTENT + b"!"
+    site.cuts = [10]
     with pytest.raises(DownloadError, match="has 256001 bytes and must have 256000"):
         brought(site, tmp_path / "a.txt")
+    assert len(site.asked) == 1
     assert names_in(tmp_path) == []
 
 

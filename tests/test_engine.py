@@ -168,23 +168,30 @@ def test_a_batch_with_a_stop_text_equals_its_single_streams(engine):
     assert len({len(text) for text in batch}) > 1
 
 
+def test_a_batch_goes_no_further_than_its_last_stop_text(gru, monkeypatch):
+    steps = count_runs(gru, monkeypatch)
+    texts = gru.generate_batch(PROMPT, 3, length=10_000, seed=0, stop="e")
+    assert steps["run"] == 1 + max(map(len, texts))
+
+
+def count_runs(engine, monkeypatch):
+    steps, run = Counter(), engine._run
+    monkeypatch.setattr(engine, "_run", lambda *a: (steps.update(["run"]), run(*a))[1])
+    return steps
+
+
 def test_pieces_come_as_they_are_drawn(gru, monkeypatch):
-    steps = Counter()
-    run = gru._run
-    monkeypatch.setattr(gru, "_run", lambda *a: (steps.update(["run"]), run(*a))[1])
+    steps = count_runs(gru, monkeypatch)
     pieces = gru.generate(PROMPT, 500, seed=1)
     assert steps["run"] == 1  # the prompt, in one call
     assert [len(next(pieces)) for _ in range(3)] == [1, 1, 1]
     assert steps["run"] == 3
 
 
-def test_an_empty_prompt_starts_from_a_newline(engine):
-    assert "".join(engine.generate("", 40, seed=5)) == "".join(engine.generate("\n", 40, seed=5))
-
-
-def test_an_empty_prompt_starts_from_the_first_entry_of_a_vocabulary_without_newline(folder):
-    engine = Engine(write_model(folder / "xyz.onnx", Vocab.of_chars("zyx")))
-    assert "".join(engine.generate("", 40, seed=5)) == "".join(engine.generate("x", 40, seed=5))
+@pytest.mark.parametrize(("characters", "start"), [("\t\nab", "\n"), ("zyx", "x")])
+def test_an_empty_prompt_starts_from_a_newline_or_the_first_entry(folder, characters, start):
+    engine = Engine(write_model(folder / f"{start!r}.onnx", Vocab.of_chars(characters)))
+    assert "".join(engine.generate("", 40, seed=5)) == "".join(engine.generate(start, 40, seed=5))
 
 
 def test_length_zero_writes_nothing(gru):

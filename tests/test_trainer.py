@@ -145,7 +145,9 @@ def test_out_of_memory_names_the_settings_to_lower(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainer.train_step = out
-    with pytest.raises(TrainingError, match=r"data\.batch_size \(now 8\), data\.seq_len \(now 16\) or model\.hidden_dim"):
+    with pytest.raises(
+        TrainingError, match=r"data\.batch_size \(now 8\), data\.seq_len \(now 16\) or model\.hidden_dim"
+    ):
         trainer.fit()
     assert "\n" not in str(out_of_memory(trainer.config, "a. b\nc"))
 

@@ -78,7 +78,9 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(windows):
 
 def test_sliding_windows_of_an_epoch_are_distinct_and_shuffled_anew():
     p = plan(num_chars=4000, stride=3)
-    epochs = [np.concatenate([p.batch(e * p.steps_per_epoch + k).starts for k in range(p.steps_per_epoch)]) for e in (0, 1)]
+    epochs = [
+        np.concatenate([p.batch(e * p.steps_per_epoch + k).starts for k in range(p.steps_per_epoch)]) for e in (0, 1)
+    ]
     for starts in epochs:
         assert len(set(starts.tolist())) == len(starts)
         assert len(set((starts % 3).tolist())) == 1

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ import typer
 from charrnn.checkpoint import Checkpoint, load_for_inference
 from charrnn.errors import EXIT_USER_FAULT, CharRNNError, ExportError
 from charrnn.model import CharRNN
+from charrnn.storage import temporary
 from charrnn.vocab import Vocab
 from infer.engine import Engine
 from train.graph import build_onnx
@@ -29,24 +29,19 @@ def export_model(model: CharRNN, vocab: Vocab, metadata: dict[str, str], out: Pa
     """
     weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
     proto = build_onnx(model.config, vocab, weights, metadata)
-    partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        difference = parity(model, Engine(partial))
-        if not difference < PARITY_TOLERANCE:
-            raise ExportError(
-                f"onnxruntime's logits differ from torch's by {difference:.2e} (limit {PARITY_TOLERANCE:.0e}), so "
-                f"{out} was not written; update onnxruntime, and report this with both versions if it stays"
-            )
-        partial.replace(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(out) as partial:
+            partial.write_bytes(proto.SerializeToString())
+            difference = parity(model, Engine(partial))
+            if not difference < PARITY_TOLERANCE:
+                raise ExportError(
+                    f"onnxruntime's logits differ from torch's by {difference:.2e} (limit {PARITY_TOLERANCE:.0e}), so "
+                    f"{out} was not written; update onnxruntime, and report this with both versions if it stays"
+                )
+            partial.replace(out)
     except OSError as error:
         raise ExportError(f"cannot write {out}: {error.strerror}; free the disk or choose another --out") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 

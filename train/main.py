@@ -43,7 +43,7 @@ def _option(key: str, help_text: str, **extra: Any) -> Any:
     """An option for a config field; its default is the config's own, so that there is one."""
     section, field = key.split(".")
     default = getattr(getattr(RunConfig(), section), field)
-    return typer.Option(help=help_text, show_default=f"the config's {key}: {default!r}", **extra)
+    return typer.Option(help=help_text, show_default=str(default) or "none", **extra)
 
 
 @app.command()
@@ -61,7 +61,9 @@ def train(
             metavar="PATH|NAME|URL|-",
         ),
     ] = None,
-    rnn: Annotated[Cell | None, _option("model.rnn", "Recurrent cell.", case_sensitive=False)] = None,
+    rnn: Annotated[
+        Cell | None, _option("model.rnn", "Recurrent cell.", case_sensitive=False, metavar="GRU|LSTM")
+    ] = None,
     epochs: Annotated[
         float | None, _option("train.epochs", "Passes over the training split; 0 = no such limit.")
     ] = None,
@@ -86,7 +88,9 @@ def train(
     data_mirror: Annotated[
         str | None,
         _option(
-            "data.mirror", "Folder or URL looked at before the public ones [also: CHARRNN_DATA_MIRROR].", metavar="DIR"
+            "data.mirror",
+            "Folder or URL looked at before the public ones, as the environment's CHARRNN_DATA_MIRROR.",
+            metavar="DIR",
         ),
     ] = None,
     assignments: Annotated[
@@ -96,7 +100,8 @@ def train(
 ) -> None:
     """Train a character-level GRU or LSTM on a text, and export the best checkpoint as one ONNX file.
 
-    The same command again resumes a run that was cut off.
+    The same command again resumes a run that was cut off. The defaults shown are those of configs/default.yaml;
+    another --config has its own.
     """
     options = {
         "data.source": data,

@@ -1,0 +1,98 @@
+"""Evaluation: both protocols against the plain definition, and the same figures from the exported file."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from training import fresh_accelerator, make_trainer, tiny_config
+
+from charrnn.checkpoint import load_for_inference
+from charrnn.model import CharRNN
+from charrnn.windows import rank_slice, stream_batch, window_batches
+from infer.engine import Engine
+from infer.scoring import evaluate as numpy_evaluate
+from train.batches import IdSource
+from train.evaluate import evaluate, nll_sum, sample_text
+from train.export import export_checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
+    trainer.fit()
+    return trainer
+
+
+def plain_nll(model, ids, state):
+    """Summed nats of ids[1:] given what comes before, in float64, one call."""
+    row = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None]
+    with torch.no_grad():
+        logits, state = model.eval()(row[:, :-1], state)
+    return -torch.log_softmax(logits.double(), -1).gather(2, row[:, 1:, None]).sum().item()
+
+
+def test_one_lane_of_stream_is_the_whole_split_read_once(trained):
+    model, val = trained.model, trained.corpus.val
+    config = trained.config.eval.model_copy(update={"stream_lanes": 1})
+    figures = evaluate(model, IdSource(val, torch.device("cpu")), config, fresh_accelerator())
+    expected = plain_nll(model, val, model.zero_state(1)) / (len(val) - 1)
+    assert figures["val/stream/loss"] == pytest.approx(expected, rel=1e-5)
+    assert figures["val/stream/bpc"] == pytest.approx(expected / math.log(2), rel=1e-5)
+
+
+def test_windows_start_from_a_zero_state(trained):
+    model, val, window = trained.model, trained.corpus.val, 64
+    config = trained.config.eval.model_copy(update={"window": window})
+    figures = evaluate(model, IdSource(val, torch.device("cpu")), config, fresh_accelerator())
+    total = sum(plain_nll(model, val[i : i + window + 1], model.zero_state(1)) for i in range(0, len(val) - 1, window))
+    assert figures["val/windows/loss"] == pytest.approx(total / (len(val) - 1), rel=1e-5)
+
+
+def test_lanes_with_a_warm_up_come_close_to_the_single_stream(trained):
+    model, val = trained.model, IdSource(trained.corpus.val, torch.device("cpu"))
+    one, count = nll_sum(model.eval(), val, [stream_batch(len(val), 1, 32)]).tolist()
+    four, same = nll_sum(model.eval(), val, [stream_batch(len(val), 4, 32)]).tolist()
+    assert count == same == len(val) - 1
+    assert four / same == pytest.approx(one / count, rel=1e-3)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_ranks_sums_add_up_to_the_whole(trained, world_size):
+    model, val = trained.model.eval(), IdSource(trained.corpus.val, torch.device("cpu"))
+    batches = [stream_batch(len(val), 4, 32), *window_batches(len(val), 50, 4)]
+    whole = nll_sum(model, val, batches)
+    parts = [
+        nll_sum(model, val, [b.rows(rank_slice(len(b.starts), r, world_size)) for b in batches])
+        for r in range(world_size)
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum(0), whole, rtol=1e-6, atol=0)
+
+
+def test_the_exported_file_scores_as_the_trainer_does(trained, tmp_path):
+    export_checkpoint(load_for_inference(trained.run_dir), tmp_path / "m.onnx")
+    engine = Engine(tmp_path / "m.onnx")
+    best = load_for_inference(trained.run_dir)
+    model = CharRNN(best.config.model, len(best.vocab)).eval()
+    model.load_state_dict(best.weights)
+    val = IdSource(trained.corpus.val, torch.device("cpu"))
+    for batches in ([stream_batch(len(val), 4, 32)], list(window_batches(len(val), 50, 4))):
+        ours, count = nll_sum(model, val, batches).tolist()
+        theirs, same = numpy_evaluate(engine.step, engine.zero_state, trained.corpus.val, batches, 64)
+        assert count == same
+        assert theirs / same == pytest.approx(ours / count, rel=1e-5)
+
+
+def test_evaluating_changes_nothing_in_the_model_or_the_random_generators(trained):
+    trained.model.train()
+    before = torch.get_rng_state()
+    evaluate(trained.model, trained.val_ids, trained.config.eval, fresh_accelerator())
+    sample_text(trained.model, trained.vocab, trained.config.sample, torch.device("cpu"))
+    assert trained.model.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_sample_is_the_same_for_the_same_weights(trained):
+    texts = {sample_text(trained.model, trained.vocab, trained.config.sample, torch.device("cpu")) for _ in range(2)}
+    assert len(texts) == 1
+    assert len(texts.pop()) == trained.config.sample.length

@@ -1,0 +1,163 @@
+"""Export: onnxruntime agrees with torch, or there is no file."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from training import make_trainer, tiny_config
+
+from charrnn.checkpoint import load_for_inference
+from charrnn.config import ModelConfig, RunConfig
+from charrnn.errors import ExportError
+from charrnn.model import CharRNN
+from charrnn.sampling import probabilities
+from charrnn.vocab import Vocab
+from infer.engine import Engine
+from train import export
+from train.export import export_checkpoint, export_model, metadata_of
+from train.graph import build_onnx
+
+VOCAB = Vocab.of_chars("abcdefg\n")
+METADATA = {
+    "charrnn.format_version": "1",
+    "charrnn.vocab": VOCAB.to_json(),
+    "charrnn.metrics": "{}",
+    "charrnn.corpus": json.dumps({"name": "x", "source": "x", "num_chars": 1}),
+    "charrnn.corpus_sha256": "0" * 64,
+}
+
+
+def model_of(rnn="GRU", num_layers=2, dropout=0.0):
+    torch.manual_seed(3)
+    config = ModelConfig(rnn=rnn, embedding_dim=5, hidden_dim=12, num_layers=num_layers, dropout=dropout)
+    return CharRNN(config, len(VOCAB))
+
+
+def metadata_for(model):
+    return METADATA | {"charrnn.config": RunConfig(model=model.config).model_dump_json()}
+
+
+@pytest.mark.parametrize(("rnn", "num_layers"), list(itertools.product(("GRU", "LSTM"), (1, 2, 3))))
+def test_parity_over_cell_layers_batch_and_length(tmp_path, rnn, num_layers):
+    model = model_of(rnn, num_layers, dropout=0.4)
+    difference = export_model(model, VOCAB, metadata_for(model), tmp_path / "m.onnx")
+    assert difference < 1e-5
+    engine = Engine(tmp_path / "m.onnx")
+    for batch, length in itertools.product((1, 3), (1, 7)):
+        ids = torch.randint(len(VOCAB), (batch, length))
+        state = tuple(torch.randn_like(part) for part in model.zero_state(batch))
+        with torch.no_grad():
+            logits, after = model.eval()(ids, state)
+        theirs, theirs_after = engine.step(ids.numpy(), tuple(part.numpy() for part in state))
+        assert theirs.shape == (batch, length, len(VOCAB))
+        np.testing.assert_allclose(theirs, logits.numpy(), atol=1e-5)
+        for ours, other in zip(after, theirs_after, strict=True):
+            np.testing.assert_allclose(other, ours.numpy(), atol=1e-5)
+
+
+def test_the_file_is_self_contained_and_keeps_the_promised_names(tmp_path):
+    model = model_of("LSTM")
+    export_model(model, VOCAB, metadata_for(model), tmp_path / "m.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    assert [i.name for i in proto.graph.input] == ["ids", "h", "c"]
+    assert [o.name for o in proto.graph.output] == ["logits", "h_next", "c_next"]
+    assert not any(t.external_data for t in proto.graph.initializer)
+    dims = [[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in proto.graph.input]
+    assert dims == [["B", "T"], [2, "B", 12], [2, "B", 12]]
+    assert {p.key for p in proto.metadata_props} == set(metadata_for(model))
+
+
+def scrambled_gates(config, vocab, weights, metadata):
+    wrong = {k: (v[::-1].copy() if "weight_hh" in k else v) for k, v in weights.items()}
+    return build_onnx(config, vocab, wrong, metadata)
+
+
+def not_a_number(config, vocab, weights, metadata):
+    return build_onnx(config, vocab, weights | {"head.bias": np.full(len(vocab), np.nan, np.float32)}, metadata)
+
+
+@pytest.mark.parametrize("builder", [scrambled_gates, not_a_number])
+def test_a_mismatch_fails_the_export_and_leaves_no_file(tmp_path, monkeypatch, builder):
+    monkeypatch.setattr(export, "build_onnx", builder)
+    model = model_of()
+    with pytest.raises(ExportError, match="differ from torch's by"):
+        export_model(model, VOCAB, metadata_for(model), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_export_keeps_the_file_that_was_there(tmp_path, monkeypatch):
+    model = model_of()
+    out = tmp_path / "m.onnx"
+    export_model(model, VOCAB, metadata_for(model), out)
+    before = out.read_bytes()
+    monkeypatch.setattr(export, "build_onnx", scrambled_gates)
+    with pytest.raises(ExportError):
+        export_model(model, VOCAB, metadata_for(model), out)
+    assert out.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    model = model_of()
+    with pytest.raises(ExportError, match="choose another --out"):
+        export_model(model, VOCAB, metadata_for(model), tmp_path / "file" / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
+    trainer.fit()
+    return trainer.run_dir
+
+
+def test_metadata_tells_vocabulary_config_metrics_and_corpus(run_dir):
+    best = load_for_inference(run_dir)
+    told = metadata_of(best)
+    assert Vocab.from_json(told["charrnn.vocab"]) == best.vocab
+    assert RunConfig.model_validate_json(told["charrnn.config"]) == best.config
+    metrics = json.loads(told["charrnn.metrics"])
+    assert metrics["val/stream/loss"] > 0
+    assert metrics["val/windows/bpc"] == pytest.approx(metrics["val/windows/loss"] / np.log(2))
+    assert {"step", "chars", "time_s", "parameters", "hardware"} <= metrics.keys()
+    assert len(told["charrnn.corpus_sha256"]) == 64
+
+
+def test_greedy_text_of_the_file_is_torchs(run_dir, tmp_path):
+    best = load_for_inference(run_dir)
+    export_checkpoint(best, tmp_path / "m.onnx")
+    model = CharRNN(best.config.model, len(best.vocab)).eval()
+    model.load_state_dict(best.weights)
+    text, state = "the ", model.zero_state(1)
+    ids = torch.from_numpy(best.vocab.encode(text).astype(np.int64))[None]
+    with torch.no_grad():
+        for _ in range(300):
+            logits, state = model(ids, state)
+            ids = logits[:, -1:].argmax(-1)
+            text += best.vocab.decode(ids[0].tolist())
+    engine = Engine(tmp_path / "m.onnx")
+    assert "the " + "".join(engine.generate("the ", length=300, temperature=0)) == text
+    assert probabilities(logits[0, -1].numpy(), 0.0).argmax() == ids.item()
+
+
+def test_the_command_exports_a_run_and_refuses_what_is_none(run_dir, tmp_path):
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "train.export", *map(str, arguments)],
+            capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+
+    done = command(run_dir, "--out", tmp_path / "sub" / "m.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "largest difference from torch" in done.stdout
+    assert Engine(tmp_path / "sub" / "m.onnx").vocab.unknown_in("the") == []
+    refused = command(tmp_path / "absent")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "no run or checkpoint folder" in refused.stderr

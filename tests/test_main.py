@@ -1,0 +1,144 @@
+"""The command line of training, as a user types it, and what a whole run leaves behind."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training import some_text
+from typer.testing import CliRunner
+
+from charrnn.config import RunConfig, load_config
+from infer.engine import Engine
+from train import main as command
+from train.run import check_divides, set_threads
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+data: {batch_size: 8, seq_len: 16}
+model: {embedding_dim: 8, hidden_dim: 16}
+train: {epochs: 0, max_steps: 12}
+eval: {every: 4, stream_lanes: 4, stream_warmup: 32}
+log: {every: 2}
+checkpoint: {every: 5}
+sample: {length: 20, prompt: "the "}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "words.txt").write_text(some_text(), encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return tmp_path
+
+
+def accelerate(folder, *arguments, **environment):
+    """`accelerate launch train/main.py`, from `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train" / "main.py"), *map(str, arguments)],
+        capture_output=True, text=True, cwd=folder, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def refused(folder, *arguments):
+    """The one line that `python train/main.py` prints when it refuses."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train" / "main.py"), *map(str, arguments)],
+        capture_output=True, text=True, cwd=folder, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def records_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_launched_run_leaves_all_it_promises_and_the_same_command_again_resumes(folder):
+    arguments = ("--config", "small.yaml", "--data", "words.txt", "--rnn", "LSTM", "--set", "model.num_layers=1")
+    done = accelerate(folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    run_dir = folder / "checkpoints" / "small-words"
+    for name in ("config.yaml", "metrics.jsonl", "best", "step-00000012", "step-00000010", "model.onnx"):
+        assert (run_dir / name).exists(), name
+    assert not (run_dir / "step-00000005").exists()
+    for part in ("device", "1 process(es) x", "parameters", "vocabulary of", "12 steps", "to go", "infer generate -m"):
+        assert part in done.stderr, part
+
+    config = load_config(run_dir / "config.yaml", {})
+    assert (config.model.rnn, config.model.num_layers, config.data.source) == ("LSTM", 1, "words.txt")
+    records = records_of(run_dir)
+    assert [r["step"] for r in records if "train/loss" in r] == [2, 4, 6, 8, 10, 12]
+    assert [r["step"] for r in records if "val/windows/bpc" in r] == [4, 8, 12]
+    for record in records:
+        assert {"step", "time_s", "chars"} <= record.keys()
+        assert record["chars"] == record["step"] * 8 * 16
+        for name in ("train", "val/stream", "val/windows"):
+            if f"{name}/loss" in record:
+                assert record[f"{name}/bpc"] == pytest.approx(record[f"{name}/loss"] / math.log(2))
+    assert len("".join(Engine(run_dir / "model.onnx").generate("the ", length=30))) == 30
+
+    longer = accelerate(folder, *arguments, "--max-steps", "14")
+    assert longer.returncode == 0, longer.stderr
+    assert "resumed at step 12" in longer.stderr
+    steps = [r["step"] for r in records_of(run_dir) if "train/loss" in r]
+    assert steps == [2, 4, 6, 8, 10, 12, 14]
+
+    assert "--resume never does not overwrite it" in refused(folder, *arguments, "--resume", "never")
+
+
+def test_every_option_is_explained_and_shows_its_default():
+    shown = re.sub(r"[│\s]+", " ", CliRunner().invoke(command.app, ["--help"], env={"COLUMNS": "200"}).output)
+    for option in (
+        "--config", "--data", "--rnn", "--epochs", "--max-steps", "--time-limit", "--run-dir", "--seed", "--resume",
+        "--init-from", "--tracker", "--data-mirror", "--set",
+    ):  # fmt: skip
+        assert option in shown
+    for default in ("shakespeare", "(GRU)", "configs/default.yaml", "checkpoints/<config>-<corpus>", "auto"):
+        assert default in shown
+
+
+def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
+    line = refused(folder, "--config", "small.yaml", "--epochs", "-1", "--set", "modle.rnn=GRU", "--time-limit", "soon")
+    for part in ("train.epochs = -1", "modle (nearest: model)", "not a duration"):
+        assert part in line
+    assert sorted(p.name for p in folder.iterdir()) == ["small.yaml", "words.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clause"),
+    [
+        (("--config", "absent.yaml"), "no config file"),
+        (("--data", "absent.txt"), "absent.txt"),
+        (("--data", "shakespear"), "shakespeare"),
+        (("--data", "words.txt", "--set", "data.batch_size=100000"), "would fit"),
+        (("--data", "words.txt", "--set", "train.accumulation_steps=3"), "set it to 126 or 129"),
+        (("--data", "words.txt", "--set", "train.mixed_precision=fp16"), "precision fp16"),
+        (("--data", "words.txt", "--init-from", "nowhere"), "nowhere"),
+        (("--data", "words.txt", "--run-dir", "words.txt"), "choose another --run-dir"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arguments, clause):
+    assert clause in refused(folder, *arguments)
+
+
+def test_the_batch_must_divide_among_processes_and_accumulation_steps():
+    config = RunConfig.model_validate({"data": {"batch_size": 12}, "train": {"accumulation_steps": 2}})
+    check_divides(config, 3)
+    with pytest.raises(Exception, match="12 does not divide by 4 process"):
+        check_divides(config, 4)
+
+
+def test_all_cores_are_used_whatever_the_launcher_set(monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    assert set_threads(0) == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
+    assert set_threads(0) == 1
+    assert set_threads(3) == 3
