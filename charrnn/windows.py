@@ -101,7 +101,7 @@ class WindowPlan:
         return Batch(offset + order.astype(np.int64) * self._step_chars, fresh=True)
 
     def _epoch_draws(self, epoch: int) -> tuple[int, NDArray[np.uint64]]:
-        draws = np.random.SeedSequence([self.seed, epoch]).generate_state(1 + _ROUNDS, np.uint64)
+        draws = np.random.SeedSequence([self.seed, epoch]).generate_state(1 + _ROUNDS, np.uint64).astype(np.uint64)
         return int(draws[0]) % (self._max_offset + 1), draws[1:]
 
     def _too_small_message(self) -> str:

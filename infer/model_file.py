@@ -95,6 +95,9 @@ def open_model(path: Path, threads: int) -> ModelFile:
 
 def _open_session(path: Path, threads: int) -> Any:
     try:
+        # Opening a pipe would wait for its writer.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelFileError(f"{path} is a pipe or a device, not a model file; write it to a file first")
         with path.open("rb"):
             pass
     except FileNotFoundError:

@@ -1,5 +1,6 @@
 """infer.model_file: which files are opened, and what is said of the others."""
 
+import os
 import re
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def test_what_is_no_model_file_is_refused_with_a_remedy(tmp_path):
     assert "damaged" in refused(tmp_path / "model.onnx")
     (tmp_path / "text.onnx").write_text("To be, or not to be\n" * 100)
     assert "another kind of file" in refused(tmp_path / "text.onnx")
+    assert "cannot read" in refused(tmp_path / ("x" * 300))
+    os.mkfifo(tmp_path / "pipe")
+    assert "a pipe" in refused(tmp_path / "pipe")
 
 
 def test_an_onnx_model_of_another_program_is_refused(tmp_path):

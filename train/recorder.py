@@ -31,13 +31,13 @@ class Recorder:
         return cls(config, log, tracker)
 
     @contextlib.contextmanager
-    def display(self, step: int, total_steps: int, steps_per_epoch: int) -> Iterator[None]:
-        """Shows progress while the block runs."""
+    def display(self, step: int, elapsed_s: float, total_steps: int, steps_per_epoch: int) -> Iterator[None]:
+        """Shows progress while the block runs. step, elapsed_s: where it begins."""
         if self._config is None:
             yield
             return
-        limit = self._config.train.time_limit or None
-        with Display(total_steps or None, limit, step, steps_per_epoch) as self._display:
+        limit = self._config.train.time_limit
+        with Display(total_steps, limit, step, steps_per_epoch, elapsed_s=elapsed_s) as self._display:
             try:
                 yield
             finally:
@@ -74,7 +74,7 @@ class Recorder:
         return self._tracker.finish(summary, model_file, summary["step"]) if self._tracker else []
 
     def close(self) -> None:
-        """Closes the log; the tracker too when the run did not get as far as `finish`."""
+        """Closes the log, and ends the tracker's run if `finish` did not."""
         if self._log and self._tracker:
             self._log.close()
-            self._tracker.close()
+            self._tracker.finish({}, None, 0)

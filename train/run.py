@@ -46,7 +46,8 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
     try:
         trainer = Trainer(config, corpus, start, accelerator, run_dir, recorder)
         recorder.lines(opening_lines(trainer, threads, start))
-        with recorder.display(trainer.progress.step, trainer.total_steps, trainer.plan.steps_per_epoch):
+        p = trainer.progress
+        with recorder.display(p.step, p.elapsed_s, trainer.total_steps, trainer.plan.steps_per_epoch):
             trainer.fit()
         model_file = finish(trainer, recorder) if accelerator.is_main_process else None
     finally:
