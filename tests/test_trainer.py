@@ -241,7 +241,7 @@ def test_init_from_refuses_characters_the_model_does_not_know(tmp_path):
 def test_init_from_refuses_another_shape(tmp_path):
     make_trainer(tiny_config(tmp_path)).fit()
     config = tiny_config(tmp_path, ["model.rnn=LSTM", f"train.run_dir={tmp_path / 'second'}"])
-    with pytest.raises(CheckpointError, match="model.rnn is GRU there and LSTM here"):
+    with pytest.raises(CheckpointError, match=r"model\.rnn is GRU there and LSTM here"):
         make_trainer(config, init_from=tmp_path / "run")
 
 

@@ -24,7 +24,7 @@ def fresh_accelerator(**options: Any) -> Accelerator:
 
 def some_text(num_chars: int = 6000, seed: int = 0) -> str:
     """Words in a loose order: learnable, and not by heart at once."""
-    words = "the quick brown fox jumps over a lazy dog while two owls watch\n".split(" ")
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "two", "owls", "watch\n"]
     draw = random.Random(seed)
     return " ".join(draw.choice(words) for _ in range(num_chars // 4))[:num_chars]
 

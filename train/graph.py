@@ -32,7 +32,7 @@ def build_onnx(config: ModelConfig, vocab: Vocab, weights: Weights, metadata: di
     (L, B, H); outputs `logits` (B, T, V), `h_next`, `c_next`. B and T are dynamic.
     """
     states = ("h",) if config.rnn == "GRU" else ("h", "c")
-    state_shape = [config.num_layers, "B", config.hidden_dim]
+    state_shape: list[str | int | None] = [config.num_layers, "B", config.hidden_dim]
     graph = helper.make_graph(
         _nodes(config, states),
         "charrnn",
@@ -57,7 +57,7 @@ def _nodes(config: ModelConfig, states: tuple[str, ...]) -> list[onnx.NodeProto]
         parts = [f"{s}{i}" for i in range(config.num_layers)]
         nodes.append(node("Split", [s, "one_each"], parts, axis=0))  # L of (1, B, H)
     # Multiply the reset gate after the recurrent product, as torch and cuDNN do.
-    extra = {"linear_before_reset": 1} if config.rnn == "GRU" else {}
+    extra: dict[str, Any] = {"linear_before_reset": 1} if config.rnn == "GRU" else {}
     for i in range(config.num_layers):
         inputs = [f"x{i}", f"W{i}", f"R{i}", f"B{i}", "", *(f"{s}{i}" for s in states)]
         outputs = [f"y{i}", *(f"{s}{i}_next" for s in states)]

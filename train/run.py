@@ -58,10 +58,11 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Accelerate's view of the processes and devices that the launcher started. Raises: ConfigError."""
-    wanted = config.train.mixed_precision
-    if wanted == "native":
-        wanted = "bf16" if computes_bf16() else "no"
-    precision = None if wanted == "auto" else wanted
+    precision: str | None = config.train.mixed_precision
+    if precision == "auto":
+        precision = None
+    elif precision == "native":
+        precision = "bf16" if computes_bf16() else "no"
     try:
         return Accelerator(
             mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]

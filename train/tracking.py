@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,9 +31,9 @@ class MetricsLog:
         self._path = path
         try:
             kept = _lines_up_to(path, resumed_step)
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(path)
+            rewritten = path.with_name(f".{path.name}.rewritten")
+            rewritten.write_text("".join(kept), encoding="utf-8")
+            rewritten.replace(path)
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another --run-dir") from None
@@ -83,17 +84,18 @@ class Tracker:
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Figures of global step `step`."""
-        self._guarded(lambda: self._backend and self._backend.log(values, step))
+        if self._backend:
+            self._guarded(partial(self._backend.log, values, step))
 
     def log_sample(self, text: str, step: int) -> None:
         """A text that the model wrote."""
-        self._guarded(lambda: self._backend and self._backend.log_sample(text, step))
+        if self._backend:
+            self._guarded(partial(self._backend.log_sample, text, step))
 
     def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]:
         """Ends the run, with its summary and best model file; returns lines for the user."""
-        lines = self._guarded(lambda: self._backend.finish(summary, model_file, step) if self._backend else [])
-        self._backend = None
-        return lines or []
+        backend, self._backend = self._backend, None
+        return (self._guarded(partial(backend.finish, summary, model_file, step)) if backend else None) or []
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         try:

@@ -1,0 +1,85 @@
+"""What a user sees while a run goes on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from train.display import Display, format_duration
+
+RECORD = {"train/loss": 1.8324, "train/bpc": 2.6436, "train/chars_per_s": 18032.4, "train/lr": 0.002}
+EVALUATION = {
+    "val/stream/loss": 1.5, "val/stream/bpc": 2.164, "val/windows/loss": 1.52, "val/windows/bpc": 2.193,
+    "sample": "ROMEO:\n[bold]What?",
+}  # fmt: skip
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (40.6, "41s"), (59.6, "1m00s"), (192, "3m12s"), (7500, "2h05m"), (360000, "4d04h"), (-3, "0s")],
+)
+def test_durations_read_well(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def plain(clock, **options):
+    out = io.StringIO()
+    console = Console(file=out, width=40)
+    return out, Display(5000, 0, 0, 490, console=console, clock=clock, **options)
+
+
+def test_without_a_terminal_a_record_is_one_whole_line():
+    clock = Clock()
+    out, display = plain(clock)
+    with display:
+        clock.now += 10
+        display.update(250, RECORD)
+    assert out.getvalue() == (
+        "step 250/5,000  epoch 0.51  loss 1.8324  2.644 bits/char  18,032 chars/s  lr 2.00e-03  left 3m10s\n"
+    )
+
+
+def test_without_a_terminal_training_lines_are_thinned_out_and_evaluations_are_not():
+    clock = Clock()
+    out, display = plain(clock)
+    with display:
+        for step in range(1, 101):
+            clock.now += 0.1
+            display.update(step, RECORD)
+            if step % 25 == 0:
+                display.update(step, EVALUATION)
+    lines = out.getvalue().splitlines()
+    assert sum(line.startswith("step") and "validation" not in line for line in lines) == 2
+    assert sum("validation  stream 1.5000 nats 2.1640 bits  windows 1.5200" in line for line in lines) == 4
+    assert lines.count("  | [bold]What?") == 4
+
+
+def test_a_terminal_gets_a_bar_with_every_figure_and_messages_above_it():
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=True, width=160)
+    with Display(5000, 0, 0, 490, console=console, clock=clock) as display:
+        clock.now += 10
+        display.update(250, RECORD)
+        display.message("a word [in brackets]")
+        display._bar.refresh()
+    shown = out.getvalue()
+    for part in ("250/5,000", "epoch 0.51", "loss 1.8324", "2.644 bits/char", "18,032 chars/s", "lr 2.00e-03", "3m10s"):
+        assert part in shown, part
+    assert "a word [in brackets]" in shown
+
+
+def test_time_left_is_by_the_nearer_limit():
+    clock = Clock()
+    out = io.StringIO()
+    with Display(5000, 60, 0, 490, elapsed_s=20, console=Console(file=out), clock=clock) as display:
+        clock.now += 10
+        display.update(250, RECORD)
+    assert "left 30s" in out.getvalue()
