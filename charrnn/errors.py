@@ -3,10 +3,13 @@
 EXIT_DONE = 0
 EXIT_DEFECT = 1
 EXIT_USER_FAULT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class CharRNNError(Exception):
-    """A fault the user can mend; command lines print it as one line on stderr and exit with `EXIT_USER_FAULT`."""
+    """A fault the user can mend; command lines print it as one line on stderr and exit with `exit_code`."""
+
+    exit_code = EXIT_USER_FAULT
 
 
 class ConfigError(CharRNNError):
@@ -31,6 +34,12 @@ class CheckpointError(CharRNNError):
 
 class TrainingError(CharRNNError):
     """Training cannot go on: it diverged, or it ran out of memory."""
+
+
+class RunStoppedError(CharRNNError):
+    """The user stopped the run."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class ExportError(CharRNNError):

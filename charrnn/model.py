@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
 
@@ -59,6 +60,19 @@ class CharRNN(nn.Module):
     def num_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(p.numel() for p in self.parameters())
+
+
+class NextCharLoss(nn.Module):
+    """The model and its loss in one module: what Accelerate wraps, so that the model inside stays plain fp32."""
+
+    def __init__(self, model: CharRNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, window: Tensor, state: State) -> tuple[Tensor, State]:
+        """window: (B, T + 1) ids. Returns the mean negative log likelihood in nats/char, and the state at the end."""
+        logits, state = self.model(window[:, :-1], state)  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()), state
 
 
 def detach(state: State) -> State:

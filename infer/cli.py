@@ -14,9 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from charrnn import __version__
-from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError, ConfigError, listing
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_FAULT, CharRNNError, ConfigError, listing
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]

@@ -11,7 +11,7 @@ import torch
 import typer
 
 from charrnn.checkpoint import Checkpoint, load_for_inference
-from charrnn.errors import EXIT_USER_FAULT, CharRNNError, ExportError
+from charrnn.errors import CharRNNError, ExportError
 from charrnn.model import CharRNN
 from charrnn.storage import temporary
 from charrnn.vocab import Vocab
@@ -105,7 +105,7 @@ def main() -> None:
         typer.run(command)
     except CharRNNError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_USER_FAULT)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from charrnn.config import RunConfig, load_config
-from charrnn.errors import EXIT_USER_FAULT, CharRNNError
+from charrnn.errors import CharRNNError
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -129,7 +128,7 @@ def main() -> None:
     except CharRNNError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_FAULT)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charrnn.checkpoint import Checkpoint
+from charrnn.checkpoint import Checkpoint, step_folders
 from charrnn.windows import SPLITS
 from train.display import format_duration
 from train.resume import StartingPoint
@@ -67,6 +67,13 @@ def pace_line(trainer: "Trainer", chars_per_s: float) -> str:
     if trainer.device.type == "cpu" and left > _LONG_ON_CPU_S:
         line += "; for a model in minutes on a CPU: --config configs/cpu-quick.yaml"
     return line
+
+
+def interrupted_line(trainer: "Trainer") -> str:
+    """Where a run was stopped, and from where the same command goes on."""
+    saved = step_folders(trainer.run_dir)
+    origin = f"step {int(saved[0].name.removeprefix('step-')):,}" if saved else "its beginning"
+    return f"stopped at step {trainer.progress.step:,}; the same command again goes on from {origin}"
 
 
 def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, difference: float) -> list[str]:

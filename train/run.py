@@ -11,10 +11,10 @@ from accelerate.utils import DistributedDataParallelKwargs
 from charrnn.checkpoint import BEST, load_for_inference
 from charrnn.config import RunConfig, dump_config
 from charrnn.corpus import prepare
-from charrnn.errors import CheckpointError, ConfigError
+from charrnn.errors import CheckpointError, ConfigError, RunStoppedError
 from train.export import export_checkpoint
 from train.recorder import Recorder
-from train.report import closing_lines, opening_lines
+from train.report import closing_lines, interrupted_line, opening_lines
 from train.resume import identity_fields, starting_point
 from train.trainer import Trainer
 
@@ -48,7 +48,10 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
         recorder.lines(opening_lines(trainer, threads, start))
         p = trainer.progress
         with recorder.display(p.step, p.elapsed_s, trainer.total_steps, trainer.plan.steps_per_epoch):
-            trainer.fit()
+            try:
+                trainer.fit()
+            except KeyboardInterrupt:
+                raise RunStoppedError(interrupted_line(trainer)) from None
         model_file = finish(trainer, recorder) if accelerator.is_main_process else None
     finally:
         recorder.close()

@@ -4,51 +4,25 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from charrnn import checkpoint as checkpoints
 from charrnn.config import RunConfig
 from charrnn.corpus import Corpus
-from charrnn.model import CharRNN, State, detach
+from charrnn.model import CharRNN, NextCharLoss, State, detach
 from charrnn.windows import rank_slice
 from train.batches import IdSource, total_steps, window_plan
 from train.evaluate import evaluate, sample_text
 from train.faults import check_finite, out_of_memory
 from train.optimizer import lr_at, make_optimizer
+from train.progress import Progress
 from train.recorder import Recorder
 from train.report import device_name, pace_line
 from train.resume import StartingPoint, identity_fields, rank_rng, scatter_state, seed_rank, set_rank_rng
-
-
-class NextCharLoss(nn.Module):
-    """The model and its loss in one module: what Accelerate wraps, so that the model inside stays plain fp32."""
-
-    def __init__(self, model: CharRNN) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, window: Tensor, state: State) -> tuple[Tensor, State]:
-        """window: (B, T + 1) ids. Returns the mean negative log likelihood in nats/char, and the state at the end."""
-        logits, state = self.model(window[:, :-1], state)  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()), state
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it is in every checkpoint."""
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    best_loss: float = math.inf
-    best_step: int = -1
-    evaluations_since_best: int = 0
-    evaluated_step: int = -1
 
 
 class Trainer:
@@ -101,7 +75,7 @@ class Trainer:
         self._started = self._logged_at = self.clock()
         log_every, eval_every = self.config.log.every, self.config.eval.every
         try:
-            while not self._done():
+            while not self.progress.done(self.config, self.total_steps):
                 self.train_step()
                 if self._due(log_every):
                     self.log()
@@ -181,7 +155,6 @@ class Trainer:
         if progress.evaluated_step == progress.step:
             return
         self.log()
-        progress.evaluated_step = progress.step
         figures: dict[str, float | str] = {}
         # Without a validation split the newest model is the best there is.
         loss = -float(progress.step)
@@ -194,11 +167,8 @@ class Trainer:
             figures["sample"] = sample_text(self.model, self.vocab, self.config.sample, self.device)
         if figures:
             self._record(figures)
-        progress.evaluations_since_best += 1
-        if loss < progress.best_loss:
-            progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
-            if self.accelerator.is_main_process:
-                checkpoints.save_best(self.run_dir, self._checkpoint())
+        if progress.evaluated(loss) and self.accelerator.is_main_process:
+            checkpoints.save_best(self.run_dir, self._checkpoint())
         # Evaluation is not training: its time stays out of chars/s.
         self._logged_at = self.clock()
         self._tick()
@@ -222,7 +192,6 @@ class Trainer:
         scaler = self.accelerator.scaler
         trainer = {
             **vars(self.progress),
-            "best_loss": self.progress.best_loss if math.isfinite(self.progress.best_loss) else None,
             "num_processes": self.accelerator.num_processes,
             "loss_scale": scaler.state_dict() if scaler else None,
             "corpus": identity_fields(self.corpus),
@@ -248,23 +217,14 @@ class Trainer:
         checkpoints.restore_optimizer(self.model, self.optimizer.optimizer, saved.optimizer)
         self.carried = scatter_state(saved.carried, self.rows, self.device)
         set_rank_rng(self.accelerator, saved, self.config.train.seed, self.recorder.message)
-        names = vars(self.progress)
-        self.progress = Progress(**{name: saved.trainer[name] for name in names})
-        if self.progress.best_loss is None:
-            self.progress.best_loss = math.inf
+        self.progress = Progress(**{name: saved.trainer[name] for name in vars(self.progress)})
         if self.accelerator.scaler and saved.trainer["loss_scale"]:
             self.accelerator.scaler.load_state_dict(saved.trainer["loss_scale"])
         self.metrics = {k: v for k, v in saved.trainer["metrics"].items() if "/" in k}
         self._saved_step = self.progress.step
 
     def _set_lr(self) -> float:
-        optim, progress = self.config.optim, 0.0
-        if self.total_steps:
-            decay_steps = max(1, self.total_steps - optim.warmup_steps)
-            progress = (self.progress.step - optim.warmup_steps) / decay_steps
-        if self.config.train.time_limit:
-            progress = max(progress, self.progress.elapsed_s / self.config.train.time_limit)
-        lr = lr_at(self.progress.step, optim, progress)
+        lr = lr_at(self.progress.step, self.config.optim, self.progress.decay(self.config, self.total_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -279,15 +239,6 @@ class Trainer:
             torch.distributed.broadcast(shared, src=0)
             elapsed = shared.item()
         self.progress.elapsed_s = elapsed
-
-    def _done(self) -> bool:
-        limits = self.config.train
-        if self.total_steps and self.progress.step >= self.total_steps:
-            return True
-        if limits.time_limit and self.progress.elapsed_s >= limits.time_limit:
-            return True
-        patience = self.config.eval.patience
-        return bool(patience) and self.progress.evaluations_since_best >= patience
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0
