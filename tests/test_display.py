@@ -76,6 +76,42 @@ def test_a_terminal_gets_a_bar_with_every_figure_and_messages_above_it():
     assert "a word [in brackets]" in shown
 
 
+def test_a_terminal_of_80_columns_shows_the_bar_and_every_figure_of_a_long_run():
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=True, width=80)
+    with Display(500_000, 0, 0, 4900, console=console, clock=clock) as display:
+        clock.now += 400_000
+        display.update(123_456, {**RECORD, "train/chars_per_s": 12_345_678.0})
+        display._bar.refresh()
+        shown = out.getvalue()
+    for part in ("━━", "123,456/500,000", "epoch 25.20", "12,345,678 chars/s", "lr 2.00e-03", "left 14d02h"):
+        assert part in shown, part
+
+
+@pytest.mark.parametrize("dumb", [True, False])
+def test_the_bar_is_for_terminals_that_can_redraw(monkeypatch, dumb):
+    monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
+    out = io.StringIO()
+    with Display(5000, 0, 0, 490, console=Console(file=out, force_terminal=True, width=120)) as display:
+        display.update(250, RECORD)
+    assert ("━━" not in out.getvalue()) == dumb
+    assert out.getvalue().startswith("step 250/5,000") == dumb
+
+
+def test_a_sample_cannot_steer_the_terminal():
+    out, display = plain(Clock())
+    with display:
+        display.update(1, {"sample": "a\x1b[2Jb\x9b\u3000c\n:smile:"})
+    assert out.getvalue() == "  | a\\x1b[2Jb\\x9b\u3000c\n  | :smile:\n"
+
+
+def test_time_left_is_unknown_until_a_step_has_been_made():
+    out, display = plain(Clock())
+    with display:
+        display.update(0, RECORD)
+    assert out.getvalue().endswith("left ?\n")
+
+
 def test_time_left_is_by_the_nearer_limit():
     clock = Clock()
     out = io.StringIO()

@@ -41,7 +41,7 @@ def accelerate(folder, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train" / "main.py"), *map(str, arguments)],
         capture_output=True, text=True, cwd=folder, timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
 
 

@@ -39,9 +39,15 @@ def _key(item: Any) -> str:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """{"run": {...}, "config": {...}, "history": {step: {...}}, "summary": {...}, "artifacts": [...]} of one run."""
+    """What one run tells: "run", "config", "metrics" (glob -> its x axis), "rows" (steps), "history" (step -> figures),
+    "summary", "artifacts" and "exit_code".
+    """
+    import wandb
+
+    wandb.teardown()  # waits for W&B's service, which writes the file's end after run.finish() has returned
     (path,) = folder.glob("run-*.wandb")
     told: dict[str, Any] = {"run": {}, "config": {}, "history": defaultdict(dict), "summary": {}, "artifacts": []}
+    told |= {"metrics": {}, "exit_code": None}
     rows = []
     for record in records_of(path):
         kind = record.WhichOneof("record_type")
@@ -56,6 +62,10 @@ def read_run(folder: Path) -> dict[str, Any]:
             told["history"][record.history.step.num] |= row
         elif kind == "summary":
             told["summary"] |= {_key(u): json.loads(u.value_json) for u in record.summary.update}
+        elif kind == "metric" and record.metric.glob_name:
+            told["metrics"][record.metric.glob_name] = record.metric.step_metric
+        elif kind == "exit":
+            told["exit_code"] = record.exit.exit_code
         elif kind == "artifact":
             told["artifacts"].append(record.artifact)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":

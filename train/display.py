@@ -1,12 +1,15 @@
 """Progress on stderr: a bar where there is a terminal, plain lines where there is none."""
 
 import time
+import unicodedata
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 _PLAIN_LINE_EVERY_S = 5.0
@@ -42,17 +45,15 @@ class Display:
         self._total_steps, self._time_limit_s, self._start_step = total_steps, time_limit_s, start_step
         self._steps_per_epoch, self._earlier_s, self._clock = steps_per_epoch, elapsed_s, clock
         self._console = console or Console(stderr=True)
+        self._step = start_step
         self._values: dict[str, Any] = {}
         self._printed_at = -_PLAIN_LINE_EVERY_S
         self._began = clock()
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bar: Live | None = None
 
     def __enter__(self) -> "Display":
-        if self._console.is_terminal:
-            columns = (BarColumn(bar_width=24), TextColumn("{task.fields[line]}", markup=False))
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._task = self._bar.add_task("", total=1.0, line="starting")
+        if self._console.is_interactive:  # a terminal, and not a dumb one
+            self._bar = Live(get_renderable=self._render, console=self._console, transient=True, redirect_stdout=False)
             self._bar.start()
         return self
 
@@ -61,10 +62,12 @@ class Display:
     ) -> None:
         if self._bar:
             self._bar.stop()
+            self._bar = None
 
     def update(self, step: int, values: dict[str, Any]) -> None:
         """Shows the figures of a record. On plain output training lines are thinned out; evaluations are not."""
-        self._values |= values
+        self._step = step
+        self._values = self._values | values  # a new dict, since the bar draws from a thread of its own
         evaluated = [name for name in ("stream", "windows") if f"val/{name}/loss" in values]
         if evaluated:
             figures = "  ".join(
@@ -73,12 +76,10 @@ class Display:
             )
             self.message(f"step {step:,}  validation  {figures}")
         if "sample" in values:
-            self.message("\n".join(f"  | {line}" for line in values["sample"].split("\n")))
-        if self._bar:
-            self._bar.update(self._task, completed=self._done_share(step), line=self._line(step))
-        elif "train/loss" in values and self._clock() - self._printed_at >= _PLAIN_LINE_EVERY_S:
+            self.message("\n".join(f"  | {_printable(line)}" for line in values["sample"].split("\n")))
+        if not self._bar and "train/loss" in values and self._clock() - self._printed_at >= _PLAIN_LINE_EVERY_S:
             self._printed_at = self._clock()
-            self.message(self._line(step))
+            self.message("  ".join([*self._position(), *self._figures(), self._time_left()]))
 
     def message(self, text: str) -> None:
         """A line, above the bar when there is one."""
@@ -88,29 +89,47 @@ class Display:
     def _elapsed_s(self) -> float:
         return self._earlier_s + self._clock() - self._began
 
-    def _done_share(self, step: int) -> float:
+    def _render(self) -> Group:
+        """The bar and where it stands, and below it the figures: two lines, which fit a terminal of 80 columns."""
+        bar = ProgressBar(total=1.0, completed=self._done_share())
+        first = Table.grid(expand=True, padding=(0, 2, 0, 0))
+        first.add_column(ratio=1)  # the bar takes what the text leaves
+        first.add_column(no_wrap=True)
+        first.add_row(bar, Text("  ".join([*self._position(), self._time_left()])))
+        return Group(first, Text("  ".join(self._figures()), no_wrap=True, overflow="ellipsis"))
+
+    def _done_share(self) -> float:
         """How much of the run is done, 0 to 1, by the limit that is nearer."""
-        by_steps = step / self._total_steps if self._total_steps else 0.0
+        by_steps = self._step / self._total_steps if self._total_steps else 0.0
         by_time = self._elapsed_s() / self._time_limit_s if self._time_limit_s else 0.0
         return min(1.0, max(by_steps, by_time))
 
-    def _left_s(self, step: int) -> float:
+    def _position(self) -> list[str]:
+        total = f"/{self._total_steps:,}" if self._total_steps else ""
+        return [f"step {self._step:,}{total}", f"epoch {self._step / self._steps_per_epoch:.2f}"]
+
+    def _figures(self) -> list[str]:
+        values = self._values
+        if "train/loss" not in values:
+            return []
+        return [
+            f"loss {values['train/loss']:.4f}",
+            f"{values['train/bpc']:.3f} bits/char",
+            f"{values['train/chars_per_s']:,.0f} chars/s",
+            f"lr {values['train/lr']:.2e}",
+        ]
+
+    def _time_left(self) -> str:
+        """By the nearer limit; unknown before this segment's first step tells how fast it is."""
         limits = []
-        made = step - self._start_step
+        made = self._step - self._start_step
         if self._total_steps and made:
-            limits.append((self._total_steps - step) * (self._clock() - self._began) / made)
+            limits.append((self._total_steps - self._step) * (self._clock() - self._began) / made)
         if self._time_limit_s:
             limits.append(self._time_limit_s - self._elapsed_s())
-        return min(limits, default=0.0)
+        return f"left {format_duration(min(limits))}" if limits else "left ?"
 
-    def _line(self, step: int) -> str:
-        v = self._values
-        parts = [f"step {step:,}" + (f"/{self._total_steps:,}" if self._total_steps else "")]
-        parts.append(f"epoch {step / self._steps_per_epoch:.2f}")
-        if "train/loss" in v:
-            parts.append(f"loss {v['train/loss']:.4f}")
-            parts.append(f"{v['train/bpc']:.3f} bits/char")
-            parts.append(f"{v['train/chars_per_s']:,.0f} chars/s")
-            parts.append(f"lr {v['train/lr']:.2e}")
-        parts.append(f"left {format_duration(self._left_s(step))}")
-        return "  ".join(parts)
+
+def _printable(line: str) -> str:
+    """The line with what could steer a terminal spelled out: a byte model may well write an escape sequence."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\t" else c for c in line)

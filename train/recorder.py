@@ -77,4 +77,4 @@ class Recorder:
         """Closes the log, and ends the tracker's run if `finish` did not."""
         if self._log and self._tracker:
             self._log.close()
-            self._tracker.finish({}, None, 0)
+            self._tracker.close()

@@ -67,7 +67,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     elif precision == "native":
         precision = "bf16" if computes_bf16() else "no"
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
         )
     except ValueError as error:
@@ -75,6 +75,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         raise ConfigError(
             f"precision {wanted} does not work here: {' '.join(str(error).split())}; use bf16 or no"
         ) from None
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("precision fp16 does not work here: a CPU computes it slowly; use bf16, native or no")
+    return accelerator
 
 
 def computes_bf16() -> bool:

@@ -1,10 +1,8 @@
 """Where figures go: metrics.jsonl, which always has them all, and the tracker a user chose.
 
-Accelerate's tracker classes are used one by one and not through `Accelerator.init_trackers`, where one tracker's
-failure ends the run. Here a tracker that fails is told of once, and training goes on without it.
+A tracker that fails is told of once, and training goes on without it.
 """
 
-import html
 import json
 import math
 import os
@@ -16,8 +14,7 @@ from typing import Any, Protocol
 
 from charrnn.config import TrackingConfig
 from charrnn.errors import CheckpointError
-
-_WANDB_INIT_TIMEOUT_S = 30.0
+from train.backends import TensorBoard, Wandb, one_line
 
 
 class MetricsLog:
@@ -32,9 +29,13 @@ class MetricsLog:
         try:
             kept = _lines_up_to(path, resumed_step)
             rewritten = path.with_name(f".{path.name}.rewritten")
-            rewritten.write_text("".join(kept), encoding="utf-8")
+            with rewritten.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())
             rewritten.replace(path)
-            self._file = path.open("a", encoding="utf-8")
+            # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another --run-dir") from None
 
@@ -56,11 +57,14 @@ class MetricsLog:
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
     """The lines that are whole and of no later step; a process killed while writing leaves a torn last one."""
+    if not path.exists():
+        return []
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []:
+    # Not splitlines(), which would also cut at U+2028 and its like inside a sample.
+    for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
+            if json.loads(line)["step"] <= step:
+                kept.append(line.decode("utf-8") + "\n")
         except (ValueError, KeyError, TypeError):
             continue
     return kept
@@ -72,6 +76,7 @@ class _Backend(Protocol):
     def log(self, values: dict[str, Any], step: int) -> None: ...
     def log_sample(self, text: str, step: int) -> None: ...
     def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]: ...
+    def abandon(self) -> None: ...
 
 
 class Tracker:
@@ -97,12 +102,18 @@ class Tracker:
         backend, self._backend = self._backend, None
         return (self._guarded(partial(backend.finish, summary, model_file, step)) if backend else None) or []
 
+    def close(self) -> None:
+        """Ends the run as failed, unless `finish` has ended it."""
+        backend, self._backend = self._backend, None
+        if backend:
+            self._guarded(backend.abandon)
+
     def _guarded(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
         except Exception as error:  # a tracker may raise anything, and none of it may end a training run
             self._backend = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = "it is not installed" if isinstance(error, ModuleNotFoundError) else one_line(error)
             print(
                 f"warning: tracker {self._name} failed ({reason}); training goes on without it, and metrics.jsonl "
                 "has every figure",
@@ -115,99 +126,7 @@ def open_tracker(tracking: TrackingConfig, run_dir: Path, config: dict[str, Any]
     """The tracker that `tracking` names, told `config`; it never raises and never asks."""
     backends: dict[str, Callable[[], _Backend | None]] = {
         "none": lambda: None,
-        "wandb": lambda: _Wandb(tracking, run_dir, config, resumed_step),
-        "tensorboard": lambda: _TensorBoard(run_dir, config),
+        "wandb": lambda: Wandb(tracking, run_dir, config, resumed_step),
+        "tensorboard": lambda: TensorBoard(run_dir, config, resumed_step),
     }
     return Tracker(tracking.tracker, backends[tracking.tracker])
-
-
-class _TensorBoard:
-    """Event files in RUN/tensorboard."""
-
-    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
-        from accelerate.tracking import TensorBoardTracker
-
-        self._folder = run_dir / "tensorboard"
-        self._tracker = TensorBoardTracker("", self._folder)
-        self._tracker.start()
-        self._tracker.writer.add_text("config", f"```json\n{json.dumps(config, indent=1)}\n```", 0)
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self._tracker.log(values, step=step)
-
-    def log_sample(self, text: str, step: int) -> None:
-        self._tracker.writer.add_text("sample", f"```text\n{text}\n```", step)
-
-    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]:
-        self._tracker.finish()
-        return [f"tracker   tensorboard --logdir {self._folder}"]
-
-
-class _Wandb:
-    """A Weights & Biases run in RUN/wandb.
-
-    Online, the run's id is kept in RUN/wandb_run.json and a resumed run goes on under it. Offline, resuming one would
-    lose history, so every segment is a run of its own, and the group holds them together.
-    """
-
-    def __init__(self, tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int) -> None:
-        import wandb
-
-        self._wandb, self._tracking = wandb, tracking
-        self._name = tracking.name or run_dir.name
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-        try:
-            self._start(mode, run_dir, config, resumed_step)
-        except Exception as error:
-            if mode != "online":
-                raise
-            reason = " ".join(str(error).split())[:200]
-            print(f"warning: W&B cannot be reached ({reason}); logging offline instead", file=sys.stderr)
-            self._start("offline", run_dir, config, resumed_step)
-
-    def _start(self, mode: str, run_dir: Path, config: dict[str, Any], resumed_step: int) -> None:
-        from accelerate.tracking import WandBTracker
-
-        online = mode == "online"
-        id_file = run_dir / "wandb_run.json"
-        known = json.loads(id_file.read_text(encoding="utf-8")) if online and id_file.exists() and resumed_step else {}
-        segment = self._name if online or not resumed_step else f"{self._name}-from-{resumed_step}"
-        self._tracker = WandBTracker(
-            self._tracking.project,
-            name=segment,
-            group=self._tracking.group or self._name,
-            id=known.get("id"),
-            resume="allow" if known else None,
-            dir=str(run_dir),
-            mode=mode,
-            settings=self._wandb.Settings(silent=True, console="off", init_timeout=_WANDB_INIT_TIMEOUT_S),
-        )
-        self._tracker.start()
-        self._run = self._tracker.run
-        self._tracker.store_init_configuration(config)
-        if online:
-            id_file.write_text(json.dumps({"id": self._run.id}), encoding="utf-8")
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        # Records of one step are merged into one row of W&B's history, whose step is the global one.
-        self._tracker.log(values, step=step)
-
-    def log_sample(self, text: str, step: int) -> None:
-        self._tracker.log({"sample": self._wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
-
-    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]:
-        self._run.summary.update({f"best/{k}": v for k, v in summary.items()})
-        if model_file and self._tracking.artifact:
-            artifact = self._wandb.Artifact(f"{self._name}-model", type="model", metadata=summary)
-            artifact.add_file(str(model_file))
-            self._run.log_artifact(artifact, aliases=["best", f"step-{step}"])
-        folder = Path(self._run.settings.sync_dir)
-        url = None if self._run.offline else self._run.url
-        self._tracker.finish()
-        return [f"tracker   {url or f'W&B ran offline; to upload: wandb sync {_shown(folder)}'}"]
-
-
-def _shown(folder: Path) -> str:
-    """The folder as the user would type it from here."""
-    here = Path.cwd()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)

@@ -58,7 +58,8 @@ class Trainer:
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
         self.progress = Progress()
         self.metrics: dict[str, float] = {}
-        self._pending: list[tuple[float, Tensor, Tensor]] = []  # lr, loss, gradient norm of updates not yet logged
+        self._pending: list[tuple[float, Tensor, Tensor]] = []  # lr, loss, gradient norm, the latter on the device
+        self._fetched: list[tuple[float, float, float]] = []  # the same on the host, not yet logged
         self._resumed_s = 0.0
         self._pace_said = False
         self._started = self._logged_at = self.clock()
@@ -75,13 +76,14 @@ class Trainer:
         self._started = self._logged_at = self.clock()
         log_every, eval_every = self.config.log.every, self.config.eval.every
         try:
-            while not self.progress.done(self.config, self.total_steps):
+            while not self._done():
                 self.train_step()
                 if self._due(log_every):
                     self.log()
                 if self._due(eval_every):
                     self.evaluate()
-                if self._due(self.config.checkpoint.every):
+                # The last checkpoint comes after the last evaluation, so that it knows of it.
+                if self._due(self.config.checkpoint.every) and not self._done():
                     self.save()
             self.log()
             self.evaluate()
@@ -122,17 +124,11 @@ class Trainer:
 
     def log(self) -> None:
         """Records the mean loss since the last record. Raises: TrainingError when one of those losses is not finite."""
-        if not self._pending:
+        self._fetch()
+        if not self._fetched:
             return
-        lrs = [lr for lr, _, _ in self._pending]
-        figures = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm in self._pending])  # (n, 2)
-        self._pending.clear()
-        if self.accelerator.num_processes > 1:
-            figures = self.accelerator.reduce(figures, "mean")
-        losses, norms = figures.T.tolist()
-        # Under fp16 an infinite gradient is the loss scaler's business: it skips that update and lowers the scale.
-        checked_norms = None if self.accelerator.scaler else norms
-        check_finite(self.progress.step, lrs, losses, checked_norms, self.run_dir)
+        lrs, losses, norms = zip(*self._fetched, strict=True)
+        self._fetched.clear()
         now = self.clock()
         chars = len(losses) * self.config.data.batch_size * self.config.data.seq_len
         mean = sum(losses) / len(losses)
@@ -149,12 +145,28 @@ class Trainer:
             self.recorder.message(pace_line(self, self.metrics["train/chars_per_s"]))
         self._record({k: v for k, v in self.metrics.items() if k.startswith("train/")})
 
+    def _fetch(self) -> None:
+        """Brings the figures of the latest updates to the host, all at once, and checks them."""
+        if not self._pending:
+            return
+        lrs = [lr for lr, _, _ in self._pending]
+        figures = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm in self._pending])  # (n, 2)
+        self._pending.clear()
+        if self.accelerator.num_processes > 1:
+            figures = self.accelerator.reduce(figures, "mean")
+        losses, norms = figures.T.tolist()
+        # Under fp16 an infinite gradient is the loss scaler's business: it skips that update and lowers the scale.
+        checked_norms = None if self.accelerator.scaler else norms
+        check_finite(self.progress.step, lrs, losses, checked_norms, self.run_dir)
+        self._fetched += zip(lrs, losses, norms, strict=True)
+
     def evaluate(self) -> None:
         """Both protocols on the validation split, a sample, and `best/` when this is the best so far."""
         progress = self.progress
         if progress.evaluated_step == progress.step:
             return
-        self.log()
+        self._fetch()
+        began = self.clock()
         figures: dict[str, float | str] = {}
         # Without a validation split the newest model is the best there is.
         loss = -float(progress.step)
@@ -170,14 +182,15 @@ class Trainer:
         if progress.evaluated(loss) and self.accelerator.is_main_process:
             checkpoints.save_best(self.run_dir, self._checkpoint())
         # Evaluation is not training: its time stays out of chars/s.
-        self._logged_at = self.clock()
+        self._logged_at += self.clock() - began
         self._tick()
 
     def save(self) -> None:
         """Writes a step checkpoint, from which a run continues bit for bit."""
         if self._saved_step == self.progress.step:
             return
-        self.log()
+        self._fetch()  # never a checkpoint of weights that are not finite
+        began = self.clock()
         self._saved_step = self.progress.step
         rng = rank_rng(self.accelerator)
         carried = tuple(self.accelerator.gather(p.transpose(0, 1).contiguous()).transpose(0, 1) for p in self.carried)
@@ -186,7 +199,7 @@ class Trainer:
                 optimizer=checkpoints.optimizer_tensors(self.model, self.optimizer.optimizer), carried=carried, rng=rng
             )
             checkpoints.save_step(self.run_dir, whole, self.config.checkpoint.keep)
-        self._logged_at = self.clock()
+        self._logged_at += self.clock() - began
 
     def _checkpoint(self, **training: object) -> checkpoints.Checkpoint:
         scaler = self.accelerator.scaler
@@ -239,6 +252,9 @@ class Trainer:
             torch.distributed.broadcast(shared, src=0)
             elapsed = shared.item()
         self.progress.elapsed_s = elapsed
+
+    def _done(self) -> bool:
+        return self.progress.done(self.config, self.total_steps)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0
