@@ -127,6 +127,7 @@ def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
 )
 def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arguments, clause):
     assert clause in refused(folder, *arguments)
+    assert not (folder / "checkpoints").exists()
 
 
 def test_the_batch_must_divide_among_processes_and_accumulation_steps():

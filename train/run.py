@@ -12,6 +12,7 @@ from charrnn.checkpoint import BEST, load_for_inference
 from charrnn.config import RunConfig, dump_config
 from charrnn.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, RunStoppedError
+from train.batches import window_plan
 from train.export import export_checkpoint
 from train.recorder import Recorder
 from train.report import closing_lines, interrupted_line, opening_lines
@@ -31,6 +32,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
     threads = set_threads(config.train.threads)
     with accelerator.local_main_process_first():
         corpus = prepare(config.data, progress=accelerator.is_main_process)
+    window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
     run_dir = Path(config.train.run_dir or Path("checkpoints") / f"{config_name}-{corpus.name}")
 
     def warn(text: str) -> None:

@@ -97,7 +97,7 @@ class Trainer:
         lr = self._set_lr()
         batch = self.plan.batch(self.progress.step)
         window = self.train_ids.windows(batch.starts[self.rows], self.plan.seq_len + 1)  # (B / world, T + 1)
-        state = detach(self.model.zero_state(len(window), self.device)) if batch.fresh else self.carried
+        state = self.model.zero_state(len(window), self.device) if batch.fresh else self.carried
         loss, self.carried = self._accumulate(window, state)
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip or math.inf)
         self.optimizer.step()

@@ -1,0 +1,115 @@
+"""Every command of the README is one that works: it is run here, or its options are judged by what would run it."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from training import make_trainer, tiny_config
+from typer.testing import CliRunner
+
+import train.run
+from infer import Engine
+from train import main
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
+LINES = [line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()]
+SHIPPED = ROOT / "checkpoints" / "shakespeare.onnx"
+TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py --config configs/cpu-quick.yaml"
+TEST = "pip install -e '.[dev]' && pytest"
+
+
+def lines_with(part):
+    found = [line for line in LINES if part in line]
+    assert found, f"the README has no command with {part}"
+    return found
+
+
+def test_the_two_commands_are_there_as_promised():
+    assert TRAIN in LINES
+    assert TEST in LINES
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here():
+    kinds = ("pip install -e", "accelerate launch", "infer ", "python -m train.export")
+    assert [line for line in LINES if not any(kind in line for kind in kinds)] == []
+
+
+def test_ci_runs_the_two_commands_and_the_bare_install():
+    script = (ROOT / ".ci" / "run").read_text()
+    for part in (
+        "pip install --quiet -e '.[dev]'",
+        "pytest\n",
+        "accelerate launch train/main.py",
+        "pip install --quiet .",
+    ):
+        assert part in script
+
+
+@pytest.mark.parametrize("line", lines_with("accelerate launch"))
+def test_training_commands_have_options_that_are_accepted(line, monkeypatch):
+    words = shlex.split(line.split("accelerate launch")[1])
+    script = words.index("train/main.py")
+    parsed = launch_command_parser().parse_args(words)
+    assert parsed.training_script == "train/main.py"
+    if parsed.config_file:
+        assert (ROOT / parsed.config_file).exists()
+    seen = []
+    monkeypatch.setattr(train.run, "run", lambda config, **options: seen.append((config, options)))
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(main.app, words[script + 1 :], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert len(seen) == 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder as the README's reader has it: a run of cpu-quick, the shipped model, and a novel."""
+    folder = tmp_path_factory.mktemp("reader")
+    trainer = make_trainer(tiny_config(folder, ["train.max_steps=2"]))
+    trainer.fit()
+    run = folder / "checkpoints" / "cpu-quick-shakespeare"
+    run.parent.mkdir()
+    trainer.run_dir.rename(run)
+    shutil.copy(SHIPPED, run / "model.onnx")
+    shutil.copy(SHIPPED, folder / "checkpoints" / "shakespeare.onnx")
+    (folder / "novel.txt").write_text("It was a dark night, and the owls were out.\n" * 50)
+    return folder
+
+
+@pytest.mark.parametrize("line", [*lines_with("infer "), *lines_with("python -m train.export")])
+def test_commands_that_generate_score_and_export_run(line, folder):
+    with_python = line.replace("python -m", f"{shlex.quote(sys.executable)} -m")
+    with_python = re.sub(r"(^|\| )infer ", rf"\1{shlex.quote(sys.executable)} -m infer.cli ", with_python)
+    done = subprocess.run(
+        with_python, shell=True, cwd=folder, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_python_snippet_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (snippet,) = [body for language, body in BLOCKS if language == "python"]
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out) == 500
+
+
+def test_the_sample_at_the_top_is_what_its_command_prints():
+    (command, printed) = re.search(r"^```text\n\$ (infer generate .*?)\n(.*?)^```", TEXT, re.M | re.S).groups()
+    words = shlex.split(command)[2:]
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    lead = options["-p"]
+    engine = Engine()
+    text = lead + "".join(
+        engine.generate(lead, int(options["-n"]), float(options.get("--temp", 0.8)), seed=int(options["--seed"]))
+    )
+    assert text == printed.removesuffix("\n")
