@@ -182,6 +182,19 @@ def score(
     typer.echo(json.dumps(facts) if as_json else describe_scores(facts))
 
 
+@app.command()
+def ui(
+    model: ModelOption = None,
+    host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 7860,
+) -> None:
+    """Serve a page that writes text (needs: pip install 'charrnn[ui]')."""
+    from infer.engine import Engine
+    from infer.ui import serve
+
+    serve(Engine(model), host, port)
+
+
 def _prompt_source(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, str]:
     """The prompt's bytes, and what to call it in a message."""
     from infer.texts import read_bytes
