@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -76,14 +77,24 @@ def export_checkpoint(checkpoint: Checkpoint, out: Path) -> float:
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     """The model file's metadata: all that a stranger needs to use the file and to know where it came from."""
     corpus = checkpoint.trainer["corpus"]
+    source = without_folders(corpus["source"])
+    config = checkpoint.config.model_dump(mode="json")
+    # Where things lay on the machine that trained is nobody's business who gets the file.
+    config["data"] |= {"source": source, "cache_dir": "", "mirror": ""}
+    config["train"] |= {"run_dir": ""}
     return {
         "charrnn.format_version": str(FORMAT_VERSION),
         "charrnn.vocab": checkpoint.vocab.to_json(),
-        "charrnn.config": checkpoint.config.model_dump_json(),
+        "charrnn.config": json.dumps(config),
         "charrnn.metrics": json.dumps(checkpoint.trainer["metrics"]),
-        "charrnn.corpus": json.dumps({key: corpus[key] for key in ("name", "source", "num_chars")}),
+        "charrnn.corpus": json.dumps({"name": corpus["name"], "source": source, "num_chars": corpus["num_chars"]}),
         "charrnn.corpus_sha256": corpus["sha256"],
     }
+
+
+def without_folders(source: str) -> str:
+    """The last part of a path or address, without its query: enough to recognise the text by."""
+    return re.split(r"[?#]", source)[0].replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def command(
