@@ -121,8 +121,8 @@ def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
         (("--data", "words.txt", "--set", "data.batch_size=100000"), "would fit"),
         (("--data", "words.txt", "--set", "train.accumulation_steps=3"), "set it to 126 or 129"),
         (("--data", "words.txt", "--set", "train.mixed_precision=fp16"), "precision fp16"),
-        (("--data", "words.txt", "--init-from", "nowhere"), "nowhere"),
-        (("--data", "words.txt", "--run-dir", "words.txt"), "choose another --run-dir"),
+        (("--config", "small.yaml", "--data", "words.txt", "--init-from", "nowhere"), "nowhere"),
+        (("--config", "small.yaml", "--data", "words.txt", "--run-dir", "words.txt"), "choose another --run-dir"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arguments, clause):
