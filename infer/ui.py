@@ -1,4 +1,4 @@
-"""The Gradio page: a prompt, the sampling options, and text that streams in. Nothing on it comes from elsewhere."""
+"""The Gradio page: a prompt, the sampling options, and text that streams in. Bound to loopback unless asked."""
 
 import os
 from collections.abc import Iterator

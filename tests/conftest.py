@@ -1,12 +1,14 @@
-"""What every test stands on: one thread for torch, and no tracker or mirror of the machine's own."""
+"""What every test stands on: one thread for torch, no tracker or mirror of the machine's own, small engines."""
 
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import write_model
 
-ROOT = Path(__file__).parent.parent
+from charrnn.vocab import Vocab
+from infer import Engine
 
 
 def pytest_configure() -> None:
@@ -20,3 +22,23 @@ def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module", params=["GRU", "LSTM"])
+def engine(request: pytest.FixtureRequest, model_folder: Path) -> Engine:
+    return Engine(write_model(model_folder / f"{request.param}.onnx", rnn=request.param))
+
+
+@pytest.fixture(scope="module")
+def gru(model_folder: Path) -> Engine:
+    return Engine(write_model(model_folder / "gru.onnx"))
+
+
+@pytest.fixture(scope="module")
+def byte_engine(model_folder: Path) -> Engine:
+    return Engine(write_model(model_folder / "bytes.onnx", Vocab.of_bytes()))

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,26 +16,6 @@ from infer import Engine
 from infer.engine import _Writer
 
 PROMPT = "ROMEO:\n"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module", params=["GRU", "LSTM"])
-def engine(request: pytest.FixtureRequest, folder: Path) -> Engine:
-    return Engine(write_model(folder / f"{request.param}.onnx", rnn=request.param))
-
-
-@pytest.fixture(scope="module")
-def gru(folder: Path) -> Engine:
-    return Engine(write_model(folder / "gru.onnx"))
-
-
-@pytest.fixture(scope="module")
-def byte_engine(folder: Path) -> Engine:
-    return Engine(write_model(folder / "bytes.onnx", Vocab.of_bytes()))
 
 
 # The network, from torch's documented equations (torch.nn.GRU, torch.nn.LSTM), a character at a time.
@@ -189,8 +168,8 @@ def test_pieces_come_as_they_are_drawn(gru, monkeypatch):
 
 
 @pytest.mark.parametrize(("characters", "start"), [("\t\nab", "\n"), ("zyx", "x")])
-def test_an_empty_prompt_starts_from_a_newline_or_the_first_entry(folder, characters, start):
-    engine = Engine(write_model(folder / f"{start!r}.onnx", Vocab.of_chars(characters)))
+def test_an_empty_prompt_starts_from_a_newline_or_the_first_entry(model_folder, characters, start):
+    engine = Engine(write_model(model_folder / f"{start!r}.onnx", Vocab.of_chars(characters)))
     assert "".join(engine.generate("", 40, seed=5)) == "".join(engine.generate(start, 40, seed=5))
 
 
@@ -241,10 +220,10 @@ def test_byte_models_stream_valid_utf8(byte_engine):
     assert all(pieces)
 
 
-def test_skip_and_replace_decide_what_the_model_reads(gru, folder):
+def test_skip_and_replace_decide_what_the_model_reads(gru, model_folder):
     assert "".join(gru.generate("RO€ME", 30, seed=1, unknown="skip")) == "".join(gru.generate("ROME", 30, seed=1))
     vocab = Vocab("chars", CHARS.symbols, replacement="!")
-    replacing = Engine(write_model(folder / "replacing.onnx", vocab))
+    replacing = Engine(write_model(model_folder / "replacing.onnx", vocab))
     expected = "".join(replacing.generate("RO!ME", 30, seed=1))
     assert "".join(replacing.generate("RO€ME", 30, seed=1, unknown="replace")) == expected
 
@@ -277,10 +256,10 @@ def test_a_batch_of_none_is_refused(gru):
         gru.generate_batch(PROMPT, 0)
 
 
-def test_weights_that_are_not_finite_are_named_and_not_sampled(folder):
+def test_weights_that_are_not_finite_are_named_and_not_sampled(model_folder):
     weights = random_weights(run_config(), len(CHARS))
     weights["head.bias"][3] = np.nan
-    engine = Engine(write_model(folder / "nan.onnx", weights=weights))
+    engine = Engine(write_model(model_folder / "nan.onnx", weights=weights))
     with pytest.raises(SamplingError, match="not finite"):
         list(engine.generate(PROMPT, 5))
 

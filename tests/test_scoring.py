@@ -3,37 +3,15 @@
 import hashlib
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_models import CHARS, random_weights, run_config, write_model
 
 from charrnn.errors import CorpusError, ModelFileError, VocabError
-from charrnn.vocab import Vocab
 from charrnn.windows import stream_batch, window_batches
 from infer import Engine
 from infer.scoring import evaluate, read_text, score
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module", params=["GRU", "LSTM"])
-def engine(request: pytest.FixtureRequest, folder: Path) -> Engine:
-    return Engine(write_model(folder / f"{request.param}.onnx", rnn=request.param))
-
-
-@pytest.fixture(scope="module")
-def gru(folder: Path) -> Engine:
-    return Engine(write_model(folder / "gru.onnx"))
-
-
-@pytest.fixture(scope="module")
-def byte_engine(folder: Path) -> Engine:
-    return Engine(write_model(folder / "bytes.onnx", Vocab.of_bytes()))
 
 
 def plain_loss(engine, ids, starts):
@@ -80,26 +58,26 @@ def test_the_chunk_changes_no_score(gru, chunk):
     assert nll / count == pytest.approx(plain_loss(gru, ids, {0, 64, 128, 192, 256}), rel=1e-6)
 
 
-def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(folder):
+def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(model_folder):
     weights = random_weights(run_config(), len(CHARS))
     weights["head.weight"][:], weights["head.bias"][:] = 0, 3.0
-    engine = Engine(write_model(folder / "uniform.onnx", weights=weights))
+    engine = Engine(write_model(model_folder / "uniform.onnx", weights=weights))
     for s in score(engine, CHARS.encode("what a piece of work" * 9)).values():
         assert s.nats_per_char == pytest.approx(math.log(len(CHARS)), rel=1e-12)
         assert s.bits_per_char == pytest.approx(math.log2(len(CHARS)), rel=1e-12)
         assert s.perplexity == pytest.approx(len(CHARS), rel=1e-12)
 
 
-def test_the_files_own_evaluation_settings_are_used(folder):
+def test_the_files_own_evaluation_settings_are_used(model_folder):
     tree = json.loads(run_config().model_dump_json())
     tree["eval"] |= {"window": 50, "batch_rows": 2}
-    engine = Engine(write_model(folder / "window.onnx", changed={"config": json.dumps(tree)}))
+    engine = Engine(write_model(model_folder / "window.onnx", changed={"config": json.dumps(tree)}))
     ids = np.random.default_rng(0).integers(0, len(CHARS), 230)
     assert score(engine, ids)["windows"].nats_per_char == pytest.approx(
         plain_loss(engine, ids, {0, 50, 100, 150, 200}), rel=1e-6
     )
     tree["eval"]["window"] = 0
-    engine = Engine(write_model(folder / "window.onnx", changed={"config": json.dumps(tree)}))
+    engine = Engine(write_model(model_folder / "window.onnx", changed={"config": json.dumps(tree)}))
     with pytest.raises(ModelFileError, match=r"eval\.window 0"):
         score(engine, ids)
 
@@ -153,9 +131,9 @@ def test_the_training_corpus_is_recognised(tmp_path):
     assert not read_text(engine, b"to be\nor no\n", "all", "error").is_corpus
 
 
-def test_a_model_without_a_finite_loss_is_named(folder):
+def test_a_model_without_a_finite_loss_is_named(model_folder):
     weights = random_weights(run_config(), len(CHARS))
     weights["head.bias"][3] = np.nan
-    engine = Engine(write_model(folder / "nan.onnx", weights=weights))
+    engine = Engine(write_model(model_folder / "nan.onnx", weights=weights))
     with pytest.raises(ModelFileError, match="loss of nan"):
         score(engine, CHARS.encode("romeo and so on"))
