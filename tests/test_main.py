@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from training import some_text
+from training import fresh_accelerator, some_text
 from typer.testing import CliRunner
 
 from charrnn.config import RunConfig, load_config
+from charrnn.errors import RunStoppedError
 from infer.engine import Engine
 from train import main as command
-from train.run import check_divides, set_threads
+from train.run import check_divides, run, set_threads
+from train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -128,6 +130,25 @@ def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
 def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arguments, clause):
     assert clause in refused(folder, *arguments)
     assert not (folder / "checkpoints").exists()
+
+
+def test_ctrl_c_ends_with_one_line_that_says_where_the_run_goes_on(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    fresh_accelerator()
+    step = Trainer.train_step
+
+    def interrupted(trainer):
+        if trainer.progress.step == 7:
+            raise KeyboardInterrupt
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    config = load_config(folder / "small.yaml", {"data.source": "words.txt"})
+    with pytest.raises(
+        RunStoppedError, match=r"^stopped at step 7; the same command again goes on from step 5$"
+    ) as caught:
+        run(config, config_name="small", resume=True, init_from=None)
+    assert caught.value.exit_code == 130
 
 
 def test_the_batch_must_divide_among_processes_and_accumulation_steps():
