@@ -57,8 +57,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
         model_file = finish(trainer, recorder) if accelerator.is_main_process else None
     finally:
         recorder.close()
-    del trainer  # and with it the data-parallel module, while its process group still stands
-    accelerator.wait_for_everyone()  # the ranks leave together: rank 0 has been exporting
+    accelerator.wait_for_everyone()  # rank 0 has been exporting
     accelerator.end_training()
     return model_file
 
