@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,21 @@ class Checkpoint:
         return int(self.trainer["step"])
 
 
+def snapshot(checkpoint: Checkpoint) -> Checkpoint:
+    """The same in host memory of its own, so that training can go on while it is written."""
+
+    def copied(tensors: Mapping[str, Tensor]) -> Tensors:
+        return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+    return replace(
+        checkpoint,
+        weights=copied(checkpoint.weights),
+        optimizer=copied(checkpoint.optimizer),
+        carried=tuple(part.detach().to("cpu", copy=True) for part in checkpoint.carried),
+        rng=tuple(copied(states) for states in checkpoint.rng),
+    )
+
+
 def save_step(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes RUN/step-XXXXXXXX, and only then removes all but the newest `keep`. Raises: CheckpointError."""
     folder = run_dir / f"step-{checkpoint.step:08d}"
@@ -80,23 +95,50 @@ def save_best(run_dir: Path, checkpoint: Checkpoint) -> Path:
     return run_dir / BEST
 
 
+def remove_unfinished(run_dir: Path) -> None:
+    """Deletes what writers that were killed left behind. No other process may be writing there."""
+    _recover(run_dir / BEST)
+    for leftover in [*run_dir.glob(f"{_TEMPORARY}*"), *run_dir.glob(f"{_REPLACED}*")]:
+        shutil.rmtree(leftover)
+
+
 def step_folders(run_dir: Path) -> list[Path]:
     """The run's step checkpoints, newest first, whole or not."""
     folders = [p for p in run_dir.glob("step-*") if _STEP_NAME.fullmatch(p.name)]
     return sorted(folders, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
 
 
-def load_newest(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole step checkpoint of a run; None when it has none at all.
+def load_newest(
+    run_dir: Path, warn: Callable[[str], None], accept: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> Checkpoint | None:
+    """The newest whole step checkpoint of a run that `accept` does not refuse; None when it has none at all.
 
-    Each damaged one that is passed over is told to `warn`. Raises: CheckpointError when there are some, none whole.
+    Each that is passed over is told to `warn`. accept: raises CheckpointError for one of another run.
+
+    Raises: CheckpointError when there are some, and none can be used.
     """
+    refusals: list[CheckpointError] = []
+    passed_over: list[str] = []
     folders = step_folders(run_dir)
     for folder in folders:
         try:
-            return load(folder)
+            checkpoint = load(folder)
         except CheckpointError as error:
-            warn(f"passing over a damaged checkpoint: {error}")
+            passed_over.append(f"passing over a damaged checkpoint: {error}")
+            continue
+        try:
+            accept(checkpoint)
+        except CheckpointError as error:
+            refusals.append(error)
+            passed_over.append(f"passing over {folder.name}, of another run: {error}")
+            continue
+        for line in passed_over:
+            warn(line)
+        return checkpoint
+    if refusals:
+        raise refusals[0]
+    for line in passed_over:
+        warn(line)
     if folders:
         raise CheckpointError(
             f"none of the {len(folders)} checkpoint(s) in {run_dir} is whole; restore one from a copy, "

@@ -103,6 +103,17 @@ class TrainConfig(Section):
     )
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 = all cores / local processes")
     run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
+    processes: int = Field(0, ge=0, description="processes the run must have; 0 = as many as are launched")
+    peer_timeout: Duration = Field(
+        600.0, ge=0, description="seconds, or 30s, 10m, without a sign of life of a process that end the run; 0 = never"
+    )
+    bucket_mb: int = Field(25, ge=1, description="MiB of gradients that processes exchange at once")
+    grad_compression: Literal["none", "bf16", "fp16"] = Field(
+        "none", description="type in which gradients cross between processes"
+    )
+    local_sgd_steps: int = Field(
+        0, ge=0, description="updates each process makes alone before weights are averaged; 0 = exchange every gradient"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> "TrainConfig":
@@ -155,6 +166,7 @@ class TrackingConfig(Section):
     name: str = Field("", description="run name; empty = the run folder's name")
     group: str = Field("", description="group of the run's segments; empty = the run name")
     artifact: bool = Field(True, description="upload the best model file at the end (wandb)")
+    every_rank: bool = Field(False, description="a tracker run for every process, not for the first alone")
 
 
 class RunConfig(Section):

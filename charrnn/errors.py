@@ -3,6 +3,8 @@
 EXIT_DONE = 0
 EXIT_DEFECT = 1
 EXIT_USER_FAULT = 2
+EXIT_PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -37,9 +39,15 @@ class TrainingError(CharRNNError):
 
 
 class RunStoppedError(CharRNNError):
-    """The user stopped the run."""
+    """The user stopped the run (Ctrl-C); its checkpoint is written."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class PreemptedError(CharRNNError):
+    """The machine is taken away (SIGTERM, SIGUSR1); the run's checkpoint is written, and the same command goes on."""
+
+    exit_code = EXIT_PREEMPTED
 
 
 class ExportError(CharRNNError):

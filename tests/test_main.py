@@ -4,19 +4,23 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from training import fresh_accelerator, some_text
 from typer.testing import CliRunner
 
+from charrnn.checkpoint import load_newest
 from charrnn.config import RunConfig, load_config
-from charrnn.errors import RunStoppedError
+from charrnn.errors import PreemptedError, RunStoppedError
 from infer.engine import Engine
 from train import main as command
-from train.run import check_divides, run, set_threads
+from train.processes import check_processes, set_threads
+from train.run import run
 from train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -132,30 +136,46 @@ def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arg
     assert not (folder / "checkpoints").exists()
 
 
-def test_ctrl_c_ends_with_one_line_that_says_where_the_run_goes_on(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "error", "exit_code"),
+    [("SIGINT", RunStoppedError, 130), ("SIGTERM", PreemptedError, 75), ("SIGUSR1", PreemptedError, 75)],
+)
+def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_goes_on(
+    folder, monkeypatch, capsys, number, error, exit_code
+):
     monkeypatch.chdir(folder)
     fresh_accelerator()
     step = Trainer.train_step
 
     def interrupted(trainer):
-        if trainer.progress.step == 7:
-            raise KeyboardInterrupt
         step(trainer)
+        if trainer.progress.step == 7:
+            signal.raise_signal(signal.Signals[number])
+            while not trainer.signals.received:  # a thread notes it
+                time.sleep(0.001)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     config = load_config(folder / "small.yaml", {"data.source": "words.txt"})
     with pytest.raises(
-        RunStoppedError, match=r"^stopped at step 7; the same command again goes on from step 5$"
+        error, match=rf"^stopped by {number} after step 7; the same command again goes on from step 7$"
     ) as caught:
         run(config, config_name="small", resume=True, init_from=None)
-    assert caught.value.exit_code == 130
+    assert caught.value.exit_code == exit_code
+    assert f"{number}: ending this step, then writing a checkpoint" in capsys.readouterr().err
+    run_dir = folder / "checkpoints" / "small-words"
+    assert load_newest(run_dir, pytest.fail).step == 7
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert run(config, config_name="small", resume=True, init_from=None).exists()
+    assert [r["step"] for r in records_of(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
 
 
 def test_the_batch_must_divide_among_processes_and_accumulation_steps():
     config = RunConfig.model_validate({"data": {"batch_size": 12}, "train": {"accumulation_steps": 2}})
-    check_divides(config, 3)
+    check_processes(config, 3)
     with pytest.raises(Exception, match="12 does not divide by 4 process"):
-        check_divides(config, 4)
+        check_processes(config, 4)
 
 
 def test_all_cores_are_used_whatever_the_launcher_set(monkeypatch):

@@ -193,7 +193,8 @@ def test_the_time_budget_goes_on_after_a_resume(tmp_path):
     later = itertools.count(1000, 0.5)
     resumed = make_trainer(config, clock=lambda: next(later))
     resumed.fit()
-    assert 30 <= resumed.progress.elapsed_s < 33
+    # The end (log, evaluation, checkpoint) reads this clock a few times more.
+    assert 30 <= resumed.progress.elapsed_s < 36
     assert resumed.recorder.records[0]["time_s"] > spent
 
 

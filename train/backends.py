@@ -23,12 +23,14 @@ _WANDB_TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 600.0}
 class TensorBoard:
     """Event files in RUN/tensorboard."""
 
-    def __init__(self, run_dir: Path, config: dict[str, Any], resumed_step: int) -> None:
+    def __init__(self, run_dir: Path, config: dict[str, Any], resumed_step: int, rank: int = 0) -> None:
+        """rank: of the process; each has a folder of its own."""
         from accelerate.tracking import TensorBoardTracker
 
-        self._folder = run_dir / "tensorboard"
+        self._folder = run_dir / (f"tensorboard/rank-{rank}" if rank else "tensorboard")
         # purge_step: TensorBoard then leaves out what the segment before logged of later steps.
         self._tracker = TensorBoardTracker("", self._folder, purge_step=resumed_step + 1 if resumed_step else None)
+        self._tracker.main_process_only = False
         self._tracker.start()
         self._log_text("config", json.dumps(config, indent=1), resumed_step)
 
@@ -42,7 +44,8 @@ class TensorBoard:
 
     def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]:
         """Ends the run; returns lines for the user."""
-        self._log_text("best", json.dumps(summary, indent=1), step)
+        if summary:
+            self._log_text("best", json.dumps(summary, indent=1), step)
         self._tracker.finish()
         return [f"tracker   tensorboard --logdir {shlex.quote(str(self._folder))}"]
 
@@ -62,11 +65,15 @@ class Wandb:
     lose history, so every segment is a run of its own, and the group holds them together.
     """
 
-    def __init__(self, tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int) -> None:
+    def __init__(
+        self, tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int, rank: int = 0
+    ) -> None:
+        """rank: of the process; each has a run of its own, in the same group."""
         import wandb
 
         self._wandb, self._tracking, self._run_dir = wandb, tracking, run_dir
         self._name = tracking.name or run_dir.resolve().name
+        self._rank_suffix = f"-rank{rank}" if rank else ""
         _require_writable(run_dir / "wandb")
         mode = _wandb_mode(wandb)
         try:
@@ -81,13 +88,13 @@ class Wandb:
         from accelerate.tracking import WandBTracker
 
         online = mode == "online"
-        id_file = self._run_dir / "wandb_run.json"
+        id_file = self._run_dir / f"wandb_run{self._rank_suffix}.json"
         known = json.loads(id_file.read_text(encoding="utf-8")) if online and id_file.exists() and resumed_step else {}
         timeouts = {k: s for k, s in _WANDB_TIMEOUTS.items() if f"WANDB_{k.upper()}" not in os.environ}
         segment = self._name if online or not resumed_step else f"{self._name}-from-{resumed_step}"
         self._tracker = WandBTracker(
             self._tracking.project,
-            name=segment,
+            name=segment + self._rank_suffix,
             group=self._tracking.group or self._name,
             id=known.get("id"),
             resume="allow" if known else None,
@@ -95,6 +102,7 @@ class Wandb:
             mode=mode,
             settings=self._wandb.Settings(silent=True, console="off", **timeouts),
         )
+        self._tracker.main_process_only = False
         self._tracker.start()
         self._run = self._tracker.tracker
         self._tracker.store_init_configuration({**config, "resumed_step": resumed_step})

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.config import RunConfig
+from charrnn.errors import TrainingError
 from charrnn.vocab import Ids
 from charrnn.windows import WindowPlan
 
@@ -41,6 +42,17 @@ class IdSource:
             return self._resident[torch.from_numpy(index).to(self.device, non_blocking=True)].long()
         ids = self._host[index].astype(np.int64)
         return torch.from_numpy(ids if self._table is None else self._table[ids])
+
+
+def check_inside(starts: NDArray[np.int64], length: int, num_chars: int, step: int) -> None:
+    """Raises: TrainingError when a window of `length` from one of `starts` (R,) leaves the text of `num_chars`."""
+    low, high = int(starts.min(initial=0)), int(starts.max(initial=0)) + length
+    if low < 0 or high > num_chars:
+        raise TrainingError(
+            f"the batch of step {step + 1} wants characters {low} to {high} of {num_chars}: an index is corrupted; "
+            "run the same command again, which goes on from the newest checkpoint, and test the machine's memory if "
+            "it happens again"
+        )
 
 
 def window_plan(config: RunConfig, num_chars: int) -> WindowPlan:

@@ -5,7 +5,7 @@ from a zero state: comparable with fixed-context models. The two are never mixed
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -23,10 +23,16 @@ from train.batches import IdSource
 _CHUNK = 256
 
 
-def evaluate(model: CharRNN, ids: IdSource, config: EvalConfig, accelerator: Accelerator) -> dict[str, float]:
+def evaluate(
+    model: CharRNN,
+    ids: IdSource,
+    config: EvalConfig,
+    accelerator: Accelerator,
+    beat: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """`val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc` of `ids` for both protocols, in fp32.
 
-    The rows are shared among the ranks; the sums, not the means, are reduced.
+    beat: called as it goes on. The rows are shared among the ranks; the sums, not the means, are reduced.
     """
     protocols: dict[str, Iterable[EvalBatch]] = {
         "stream": [stream_batch(len(ids), config.stream_lanes, config.stream_warmup)],
@@ -39,7 +45,7 @@ def evaluate(model: CharRNN, ids: IdSource, config: EvalConfig, accelerator: Acc
         mine = (
             b.rows(rank_slice(len(b.starts), accelerator.process_index, accelerator.num_processes)) for b in batches
         )
-        totals = nll_sum(model, ids, mine)
+        totals = nll_sum(model, ids, mine, beat)
         if accelerator.num_processes > 1:
             totals = accelerator.reduce(totals.to(accelerator.device), "sum")
         nll, count = totals.tolist()
@@ -50,7 +56,9 @@ def evaluate(model: CharRNN, ids: IdSource, config: EvalConfig, accelerator: Acc
 
 
 @torch.no_grad()
-def nll_sum(model: CharRNN, ids: IdSource, batches: Iterable[EvalBatch]) -> torch.Tensor:
+def nll_sum(
+    model: CharRNN, ids: IdSource, batches: Iterable[EvalBatch], beat: Callable[[], object] = lambda: None
+) -> torch.Tensor:
     """(2,) float64: the summed negative log likelihood in nats, and how many characters it is summed over."""
     sums: list[torch.Tensor] = []
     count = 0
@@ -59,6 +67,7 @@ def nll_sum(model: CharRNN, ids: IdSource, batches: Iterable[EvalBatch]) -> torc
             continue
         state = model.zero_state(len(batch.starts), ids.device)
         for begin in range(0, batch.length, _CHUNK):
+            beat()
             length = min(_CHUNK, batch.length - begin)
             window = ids.windows(batch.starts + begin, length + 1)  # (R, T + 1)
             counted = torch.from_numpy(batch.counted[:, begin : begin + length]).to(ids.device)  # (R, T)

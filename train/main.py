@@ -4,12 +4,12 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from charrnn.config import RunConfig, load_config
-from charrnn.errors import CharRNNError
+from charrnn.errors import EXIT_DONE, CharRNNError
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
@@ -122,30 +122,31 @@ def train(
 
 
 def main() -> None:
-    """Runs the command line; a user's fault is one line on stderr, from rank 0 alone."""
+    """Runs the command line; a user's fault is one line on stderr, from the first process of each machine."""
     try:
         app()
     except CharRNNError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except SystemExit as end:
         if not end.code:
-            leave()
+            leave(EXIT_DONE)
         raise
 
 
-def leave() -> None:
-    """Ends one of several processes of a finished run without the interpreter's tear-down.
+def leave(code: int) -> NoReturn:
+    """Ends the process; one of several without the interpreter's tear-down.
 
     There a thread of torch's process group that asks for the interpreter's lock is ended by force inside C++ code, and
     aborts the process ("terminate called without an active exception"): about one launch in twelve was then called
-    failed by torchrun. By now every file is closed, the tracker has finished and the process group is gone.
+    failed by torchrun. By now every file is closed, the tracker has finished and no rank waits for this one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,14 @@ class Recorder:
         tracker = open_tracker(config.tracking, run_dir, {**config.model_dump(mode="json"), **extra}, resumed_step)
         return cls(config, log, tracker)
 
+    @classmethod
+    def of_rank(
+        cls, rank: int, config: RunConfig, run_dir: Path, extra: dict[str, Any], resumed_step: int
+    ) -> "Recorder":
+        """The recorder of another rank that has a tracker of its own, as `tracking.every_rank` asks for."""
+        told = {**config.model_dump(mode="json"), **extra, "rank": rank}
+        return cls(None, None, open_tracker(config.tracking, run_dir, told, resumed_step, rank))
+
     @contextlib.contextmanager
     def display(self, step: int, elapsed_s: float, total_steps: int, steps_per_epoch: int) -> Iterator[None]:
         """Shows progress while the block runs. step, elapsed_s: where it begins."""
@@ -45,9 +53,10 @@ class Recorder:
 
     def record(self, values: dict[str, Any]) -> None:
         """One record: `step`, `time_s`, `chars` and figures."""
-        if self._log is None or self._tracker is None:
+        if self._tracker is None:
             return
-        self._log.write(values)
+        if self._log:
+            self._log.write(values)
         step = values["step"]
         self._tracker.log({k: v for k, v in values.items() if k not in ("step", "sample")}, step)
         if "sample" in values:
@@ -69,12 +78,13 @@ class Recorder:
         for text in texts:
             self.message(text)
 
-    def finish(self, summary: dict[str, Any], model_file: Path) -> list[str]:
-        """Gives the tracker its summary and the model file; returns what it says to the user."""
-        return self._tracker.finish(summary, model_file, summary["step"]) if self._tracker else []
+    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]:
+        """Ends the tracker's run, with its summary and the model file; returns what it says to the user."""
+        return self._tracker.finish(summary, model_file, step) if self._tracker else []
 
     def close(self) -> None:
-        """Closes the log, and ends the tracker's run if `finish` did not."""
-        if self._log and self._tracker:
+        """Closes the log, and ends the tracker's run if `finish` did not. More than once does no harm."""
+        if self._log:
             self._log.close()
+        if self._tracker:
             self._tracker.close()

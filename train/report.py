@@ -1,6 +1,7 @@
 """What a run says before its first step, once its speed is known, and at its end."""
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,11 +70,17 @@ def pace_line(trainer: "Trainer", chars_per_s: float) -> str:
     return line
 
 
-def interrupted_line(trainer: "Trainer") -> str:
-    """Where a run was stopped, and from where the same command goes on."""
-    saved = step_folders(trainer.run_dir)
+def goes_on(run_dir: Path) -> str:
+    """From where the same command goes on."""
+    saved = step_folders(run_dir)
     origin = f"step {int(saved[0].name.removeprefix('step-')):,}" if saved else "its beginning"
-    return f"stopped at step {trainer.progress.step:,}; the same command again goes on from {origin}"
+    return f"the same command again goes on from {origin}"
+
+
+def stopped_line(trainer: "Trainer") -> str:
+    """Where a run was stopped, and by what."""
+    name = signal.Signals(trainer.stopped_by).name
+    return f"stopped by {name} after step {trainer.progress.step:,}; {goes_on(trainer.run_dir)}"
 
 
 def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, difference: float) -> list[str]:

@@ -1,6 +1,6 @@
 """What a run starts from: nothing, another run's weights, or its own newest checkpoint; and who may continue what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from charrnn.checkpoint import Checkpoint, Tensors, load_for_inference, load_newest, step_folders
 from charrnn.config import RunConfig
 from charrnn.corpus import Corpus
-from charrnn.errors import CheckpointError, listing
-from charrnn.model import State
+from charrnn.errors import CheckpointError, CorpusError, listing
+from charrnn.model import CharRNN, State
 from charrnn.vocab import Vocab
 
 # A resumed run must agree with its checkpoint on these; the rest may change between segments.
@@ -55,9 +55,8 @@ def starting_point(
             f"{run_dir} holds a run, at {step_folders(run_dir)[0].name}, and --resume never does not overwrite it; "
             "name another --run-dir, or delete that folder"
         )
-    saved = load_newest(run_dir, warn) if resume else None
+    saved = load_newest(run_dir, warn, lambda c: _check_same_run(c, config, corpus, run_dir)) if resume else None
     if saved:
-        _check_same_run(saved, config, corpus, run_dir)
         return StartingPoint(saved.vocab, _table(saved.vocab, corpus, run_dir), saved.weights, saved)
     if init_from:
         other = load_for_inference(init_from)
@@ -75,12 +74,36 @@ def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_di
             f"{run_dir} holds a run with other settings: {differing}; set them as they were to continue it, "
             "or name another --run-dir"
         )
+    shapes = CharRNN(config.model, len(saved.vocab)).state_dict()
+    if {k: v.shape for k, v in saved.weights.items()} != {k: v.shape for k, v in shapes.items()}:
+        raise CheckpointError(
+            f"{run_dir} holds weights of another model than its config and vocabulary say; name another --run-dir"
+        )
     theirs = saved.trainer["corpus"]["sha256"]
     if theirs != corpus.sha256:
         raise CheckpointError(
             f"{run_dir} holds a run on another text: its corpus has SHA-256 {theirs[:12]}..., this one "
             f"{corpus.sha256[:12]}...; bring back the text to continue, or name another --run-dir"
         )
+
+
+def check_same_start(starts: Sequence[tuple[int, str]], run_dir: Path) -> None:
+    """starts: every rank's step to go on from and its corpus's SHA-256.
+
+    Raises: CheckpointError or CorpusError when they differ.
+    """
+    first_step, first_digest = starts[0]
+    for rank, (step, digest) in enumerate(starts):
+        if digest != first_digest:
+            raise CorpusError(
+                f"process {rank} has another text than process 0: SHA-256 {digest[:12]}... and {first_digest[:12]}...; "
+                "give every machine the same --data"
+            )
+        if step != first_step:
+            raise CheckpointError(
+                f"process {rank} finds step {step} in {run_dir}, process 0 step {first_step}; put the run folder on a "
+                "disk that all machines share, with --run-dir"
+            )
 
 
 def _differences(theirs: RunConfig, ours: RunConfig, names: dict[str, tuple[str, ...]]) -> str:

@@ -1,129 +1,127 @@
 """A run from its config to its model file: processes, corpus, starting point, training, export, closing words."""
 
-import os
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
-from charrnn.checkpoint import BEST, load_for_inference
+from charrnn.checkpoint import BEST, load_for_inference, remove_unfinished
 from charrnn.config import RunConfig, dump_config
-from charrnn.corpus import prepare
-from charrnn.errors import CheckpointError, ConfigError, RunStoppedError
+from charrnn.corpus import Corpus, prepare
+from charrnn.errors import CheckpointError
 from train.batches import window_plan
 from train.export import export_checkpoint
+from train.lock import only_run_in
+from train.processes import check_processes, make_accelerator, set_threads
+from train.ranks import Ranks
 from train.recorder import Recorder
-from train.report import closing_lines, interrupted_line, opening_lines
-from train.resume import identity_fields, starting_point
+from train.report import closing_lines, goes_on, opening_lines, stopped_line
+from train.resume import StartingPoint, check_same_start, identity_fields, starting_point
+from train.signals import StopSignals, stop_error
 from train.trainer import Trainer
-
-_CUDNN_BF16_RNN = 91300
+from train.watchdog import Watchdog, is_of_a_collective, shared_store
 
 
 def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | None) -> Path | None:
     """Trains, exports and reports. Returns the model file on the main process, None on others.
 
-    Raises: CharRNNError for everything that is the user's to mend.
+    Raises: CharRNNError for everything that is the user's to mend, and for a stop that was asked for. A process whose
+    peers are lost does not return: the watchdog ends it.
     """
-    accelerator = make_accelerator(config)
-    check_divides(config, accelerator.num_processes)
+    accelerator = make_accelerator(config.train)
+    check_processes(config, accelerator.num_processes)
     threads = set_threads(config.train.threads)
-    with accelerator.local_main_process_first():
-        corpus = prepare(config.data, progress=accelerator.is_main_process)
-    window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
-    run_dir = Path(config.train.run_dir or Path("checkpoints") / f"{config_name}-{corpus.name}")
-
-    def warn(text: str) -> None:
-        if accelerator.is_main_process:
-            print(f"warning: {text}", file=sys.stderr)
-
-    start = starting_point(config, corpus, run_dir, resume=resume, init_from=init_from, warn=warn)
-    recorder = Recorder.null()
-    if accelerator.is_main_process:
-        write_run_config(config, run_dir)
-        extra = {"corpus": identity_fields(corpus), "processes": accelerator.num_processes}
-        recorder = Recorder.open(config, run_dir, extra, resumed_step=start.resumed.step if start.resumed else 0)
-    try:
-        trainer = Trainer(config, corpus, start, accelerator, run_dir, recorder)
+    ranks = Ranks(accelerator)
+    with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
+        corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_main))
+        window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
+        run_dir = Path(config.train.run_dir or Path("checkpoints") / f"{config_name}-{corpus.name}")
+        watchdog.advice = lambda: goes_on(run_dir)
+        ranks.together(lambda: held.enter_context(only_run_in(run_dir)) if ranks.is_main else None)
+        start = find_start(config, corpus, run_dir, ranks, resume=resume, init_from=init_from)
+        recorder = ranks.together(lambda: open_recorder(config, corpus, run_dir, start, accelerator))
+        held.callback(recorder.close)
+        signals = StopSignals(watchdog.hurry)
+        trainer = Trainer(
+            config, corpus, start, accelerator, run_dir, recorder, ranks=ranks, signals=signals, beat=watchdog.beat
+        )
         recorder.lines(opening_lines(trainer, threads, start))
-        p = trainer.progress
-        with recorder.display(p.step, p.elapsed_s, trainer.total_steps, trainer.plan.steps_per_epoch):
-            try:
-                trainer.fit()
-            except KeyboardInterrupt:
-                raise RunStoppedError(interrupted_line(trainer)) from None
-        model_file = finish(trainer, recorder) if accelerator.is_main_process else None
-    finally:
+        with signals.watched():
+            return train_and_export(trainer, watchdog)
+
+
+def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
+    """The run proper. Returns the model file on the main process. Raises: CharRNNError, as `run` does."""
+    ranks, recorder, p = trainer.ranks, trainer.recorder, trainer.progress
+    try:
+        display = recorder.display(p.step, p.elapsed_s, trainer.total_steps, trainer.plan.steps_per_epoch)
+        with display, watchdog.training():
+            trainer.fit()
+        # Together: a launcher takes the first rank to leave for a failure, and ends the others.
+        model_file = ranks.together(lambda: finish(trainer))
+    except RuntimeError as error:
+        loss = watchdog.cause() if is_of_a_collective(error) else None
+        if loss is None:
+            raise
         recorder.close()
-    accelerator.wait_for_everyone()  # rank 0 has been exporting
-    accelerator.end_training()
+        watchdog.leave(loss)
+    if trainer.stopped_by:
+        raise stop_error(trainer.stopped_by, stopped_line(trainer))
+    trainer.accelerator.end_training()
     return model_file
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Accelerate's view of the processes and devices that the launcher started. Raises: ConfigError."""
-    precision: str | None = config.train.mixed_precision
-    if precision == "auto":
-        precision = None
-    elif precision == "native":
-        precision = "bf16" if computes_bf16() else "no"
-    try:
-        accelerator = Accelerator(
-            mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-        )
-    except ValueError as error:
-        wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        raise ConfigError(
-            f"precision {wanted} does not work here: {' '.join(str(error).split())}; use bf16 or no"
-        ) from None
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError("precision fp16 does not work here: a CPU computes it slowly; use bf16, native or no")
-    return accelerator
+@contextlib.contextmanager
+def watched(config: RunConfig, ranks: Ranks) -> Iterator[Watchdog]:
+    """The watch over the other processes, when there are any and `train.peer_timeout` is not 0."""
+    timeout_s = config.train.peer_timeout
+    if ranks.count == 1 or not timeout_s:
+        yield Watchdog(None, 0, 1, timeout_s)
+        return
+    watchdog = Watchdog(shared_store(timeout_s), ranks.rank, ranks.count, timeout_s)
+    ranks.wait()
+    with watchdog.watching():
+        yield watchdog
 
 
-def computes_bf16() -> bool:
-    """Whether the training device multiplies bf16 in hardware, in its recurrent kernels too.
+def find_start(
+    config: RunConfig, corpus: Corpus, run_dir: Path, ranks: Ranks, *, resume: bool, init_from: Path | None
+) -> StartingPoint:
+    """Where the run starts, the same on every rank. Raises: CheckpointError, as `starting_point` does."""
+    if ranks.is_main:
+        remove_unfinished(run_dir)
+    ranks.wait()
 
-    cuDNN's take bf16 from version 9.13 on; oneDNN's gain from it on a CPU with AVX512-BF16 or AMX.
-    """
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes"):
-        new_enough = (torch.backends.cudnn.version() or 0) >= _CUDNN_BF16_RNN
-        return new_enough and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    def warn(text: str) -> None:
+        if ranks.is_main:
+            print(f"warning: {text}", file=sys.stderr)
 
-
-def check_divides(config: RunConfig, num_processes: int) -> None:
-    """Raises: ConfigError when the global batch can't be shared out evenly."""
-    batch, parts = config.data.batch_size, config.train.accumulation_steps
-    share = num_processes * parts
-    if batch % share:
-        below, above = batch // share * share, -(-batch // share) * share
-        near = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError(
-            f"data.batch_size {batch} does not divide by {num_processes} process(es) x {parts} accumulation step(s); "
-            f"set it to {near}"
-        )
+    start = ranks.together(
+        lambda: starting_point(config, corpus, run_dir, resume=resume, init_from=init_from, warn=warn)
+    )
+    check_same_start(ranks.gather((start.resumed.step if start.resumed else 0, corpus.sha256)), run_dir)
+    return start
 
 
-def set_threads(threads: int) -> int:
-    """Sets this process's CPU threads and returns the count; 0 = all cores, shared by the machine's processes.
-
-    `accelerate launch` sets OMP_NUM_THREADS=1 on a machine without a GPU, which would leave the other cores idle.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    count = threads or max(1, cores // local_processes)
-    torch.set_num_threads(count)
-    return count
+def open_recorder(
+    config: RunConfig, corpus: Corpus, run_dir: Path, start: StartingPoint, accelerator: Accelerator
+) -> Recorder:
+    """Where this rank's figures go. Raises: CheckpointError when the run folder can't be written."""
+    extra = {"corpus": identity_fields(corpus), "processes": accelerator.num_processes}
+    resumed_step = start.resumed.step if start.resumed else 0
+    if accelerator.is_main_process:
+        write_run_config(config, run_dir)
+        return Recorder.open(config, run_dir, extra, resumed_step)
+    if config.tracking.every_rank:
+        return Recorder.of_rank(accelerator.process_index, config, run_dir, extra, resumed_step)
+    return Recorder.null()
 
 
 def write_run_config(config: RunConfig, run_dir: Path) -> None:
     """The resolved config as RUN/config.yaml. Raises: CheckpointError when the folder can't be written."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
@@ -131,11 +129,15 @@ def write_run_config(config: RunConfig, run_dir: Path) -> None:
         ) from None
 
 
-def finish(trainer: Trainer, recorder: Recorder) -> Path:
-    """Exports the best checkpoint and says what there is now, and what to type next."""
+def finish(trainer: Trainer) -> Path | None:
+    """Ends the tracker's run; on the main process of a run that was not stopped, exports the best checkpoint first."""
+    step = trainer.progress.step
+    if trainer.stopped_by or not trainer.accelerator.is_main_process:
+        trainer.recorder.lines(trainer.recorder.finish({}, None, step))
+        return None
     best = load_for_inference(trainer.run_dir / BEST)
     model_file = trainer.run_dir / "model.onnx"
     difference = export_checkpoint(best, model_file)
-    tracker_lines = recorder.finish(best.trainer["metrics"], model_file)
-    recorder.lines(closing_lines(trainer, best, model_file, difference) + tracker_lines)
+    tracker_lines = trainer.recorder.finish(best.trainer["metrics"], model_file, best.step)
+    trainer.recorder.lines(closing_lines(trainer, best, model_file, difference) + tracker_lines)
     return model_file

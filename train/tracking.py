@@ -122,11 +122,13 @@ class Tracker:
             return None
 
 
-def open_tracker(tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int) -> Tracker:
+def open_tracker(
+    tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int, rank: int = 0
+) -> Tracker:
     """The tracker that `tracking` names, told `config`; it never raises and never asks."""
     backends: dict[str, Callable[[], _Backend | None]] = {
         "none": lambda: None,
-        "wandb": lambda: Wandb(tracking, run_dir, config, resumed_step),
-        "tensorboard": lambda: TensorBoard(run_dir, config, resumed_step),
+        "wandb": lambda: Wandb(tracking, run_dir, config, resumed_step, rank),
+        "tensorboard": lambda: TensorBoard(run_dir, config, resumed_step, rank),
     }
     return Tracker(tracking.tracker, backends[tracking.tracker])

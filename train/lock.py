@@ -1,0 +1,61 @@
+"""One run at a time in a run folder. The system drops a dead process's lock, so a stale one is no obstacle."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from charrnn.errors import CheckpointError
+
+_LOCK, _HOLDER = ".lock", ".lock.json"
+
+
+@contextlib.contextmanager
+def only_run_in(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder while the block runs. Makes it, and takes it away again if it stays empty.
+
+    Raises: CheckpointError when another process holds it, named with its machine, or when it can't be written.
+    """
+    missing = [p for p in (run_dir, *run_dir.parents) if not p.exists()]
+    holder = run_dir / _HOLDER
+    lock = FileLock(run_dir / _LOCK, timeout=0)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        us = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        holder.write_text(json.dumps(us), encoding="utf-8")
+    except Timeout:
+        raise CheckpointError(
+            f"another run trains in {run_dir}{_told(holder)}; stop that one, or name another --run-dir"
+        ) from None
+    except NotImplementedError:
+        print(f"warning: the disk of {run_dir} has no file locks: see that no other run trains there", file=sys.stderr)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to run folder {run_dir}: {error.strerror}; choose another --run-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # tidying up must not hide why the block ended
+            holder.unlink(missing_ok=True)
+            if {p.name for p in run_dir.iterdir()} <= {_LOCK}:
+                (run_dir / _LOCK).unlink()
+                for folder in missing:
+                    folder.rmdir()
+        lock.release()
+
+
+def _told(holder: Path) -> str:
+    """Who holds the lock, as it wrote itself down."""
+    try:
+        them = json.loads(holder.read_text(encoding="utf-8"))
+        return f" (process {them['process']} on {them['machine']}, since {them['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,85 @@
+"""The processes and devices that a launcher has given the run, and what each of them may use."""
+
+import datetime
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from charrnn.config import RunConfig, TrainConfig
+from charrnn.errors import ConfigError
+
+_CUDNN_BF16_RNN = 91300
+# The time-out of a collective, which the watchdog's is to come before: that one can name the rank.
+_SHORTEST_COLLECTIVE_TIMEOUT_S = 1800.0
+
+
+def make_accelerator(train: TrainConfig) -> Accelerator:
+    """Accelerate's view of the processes and devices that the launcher started. Raises: ConfigError."""
+    precision: str | None = train.mixed_precision
+    if precision == "auto":
+        precision = None
+    elif precision == "native":
+        precision = "bf16" if computes_bf16() else "no"
+    timeout = datetime.timedelta(seconds=max(_SHORTEST_COLLECTIVE_TIMEOUT_S, 2 * train.peer_timeout))
+    data_parallel = DistributedDataParallelKwargs(
+        bucket_cap_mb=train.bucket_mb,
+        gradient_as_bucket_view=True,
+        comm_hook=DDPCommunicationHookType[{"none": "NO"}.get(train.grad_compression, train.grad_compression.upper())],
+    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision, kwargs_handlers=[data_parallel, InitProcessGroupKwargs(timeout=timeout)]
+        )
+    except ValueError as error:
+        wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        raise ConfigError(
+            f"precision {wanted} does not work here: {' '.join(str(error).split())}; use bf16 or no"
+        ) from None
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("precision fp16 does not work here: a CPU computes it slowly; use bf16, native or no")
+    return accelerator
+
+
+def computes_bf16() -> bool:
+    """Whether the training device multiplies bf16 in hardware, in its recurrent kernels too.
+
+    cuDNN's take bf16 from version 9.13 on; oneDNN's gain from it on a CPU with AVX512-BF16 or AMX.
+    """
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes"):
+        new_enough = (torch.backends.cudnn.version() or 0) >= _CUDNN_BF16_RNN
+        return new_enough and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_processes(config: RunConfig, num_processes: int) -> None:
+    """Raises: ConfigError when they are not as many as wanted, or the global batch can't be shared out evenly."""
+    wanted = config.train.processes
+    if wanted and wanted != num_processes:
+        raise ConfigError(
+            f"train.processes is {wanted}, and the launcher started {num_processes}; several CPU processes are started "
+            f"by ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} train/main.py (docs/launch.md)"
+        )
+    batch, parts = config.data.batch_size, config.train.accumulation_steps
+    share = num_processes * parts
+    if batch % share:
+        below, above = batch // share * share, -(-batch // share) * share
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"data.batch_size {batch} does not divide by {num_processes} process(es) x {parts} accumulation step(s); "
+            f"set it to {near}"
+        )
+
+
+def set_threads(threads: int) -> int:
+    """Sets this process's CPU threads and returns the count; 0 = all cores, shared by the machine's processes.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 on a machine without a GPU, which would leave the other cores idle.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = threads or max(1, cores // local_processes)
+    torch.set_num_threads(count)
+    return count

@@ -1,0 +1,65 @@
+"""A trainer's state as a checkpoint, and back. What ranks hold apart is gathered: a checkpoint is of the whole run."""
+
+from typing import TYPE_CHECKING
+
+from charrnn.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from train.progress import Progress
+from train.report import device_name
+from train.resume import identity_fields, rank_rng, scatter_state, set_rank_rng
+
+if TYPE_CHECKING:
+    from train.trainer import Trainer
+
+
+def capture(trainer: "Trainer", *, whole: bool) -> Checkpoint:
+    """The trainer's present state; every rank must call this. whole: with all that resuming needs, not inference alone.
+
+    The tensors are the trainer's own, not copies; those of the carried state are gathered, each (L, B, H).
+    """
+    scaler = trainer.accelerator.scaler
+    record = {
+        **vars(trainer.progress),
+        "elapsed_s": trainer.now(),
+        "num_processes": trainer.accelerator.num_processes,
+        "loss_scale": scaler.state_dict() if scaler else None,
+        "corpus": identity_fields(trainer.corpus),
+        "metrics": _file_metrics(trainer),
+    }
+    weights = trainer.model.state_dict()
+    if not whole:
+        return Checkpoint(trainer.config, trainer.vocab, weights, record)
+    gather = trainer.accelerator.gather
+    return Checkpoint(
+        trainer.config,
+        trainer.vocab,
+        weights,
+        record,
+        optimizer=optimizer_tensors(trainer.model, trainer.optimizer.optimizer),
+        carried=tuple(gather(p.transpose(0, 1).contiguous()).transpose(0, 1) for p in trainer.carried),
+        rng=rank_rng(trainer.accelerator),
+    )
+
+
+def restore(trainer: "Trainer", saved: Checkpoint) -> None:
+    """Puts back what is not in the weights: optimizer, carried state, random generators, clock, best."""
+    restore_optimizer(trainer.model, trainer.optimizer.optimizer, saved.optimizer)
+    trainer.carried = scatter_state(saved.carried, trainer.rows, trainer.device)
+    set_rank_rng(trainer.accelerator, saved, trainer.config.train.seed, trainer.recorder.message)
+    trainer.progress = Progress(**{name: saved.trainer[name] for name in vars(trainer.progress)})
+    if trainer.accelerator.scaler and saved.trainer["loss_scale"]:
+        trainer.accelerator.scaler.load_state_dict(saved.trainer["loss_scale"])
+    trainer.metrics = {k: v for k, v in saved.trainer["metrics"].items() if "/" in k}
+
+
+def _file_metrics(trainer: "Trainer") -> dict[str, object]:
+    """What a model file says of its own making."""
+    return {
+        "step": trainer.progress.step,
+        "chars": trainer.chars(),
+        "time_s": round(trainer.now(), 3),
+        "parameters": trainer.model.num_parameters(),
+        "processes": trainer.accelerator.num_processes,
+        "hardware": device_name(trainer.device),
+        "precision": trainer.accelerator.mixed_precision,
+        **trainer.metrics,
+    }
