@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from training import fresh_accelerator
-from wandb_log import read_run
+from wandb_log import nobody_logged_in, read_run
 
 from charrnn.config import TrackingConfig
 from charrnn.errors import CheckpointError
@@ -21,15 +20,8 @@ CONFIG = {"data": {"batch_size": 8}, "train": {"seed": 5}}
 
 @pytest.fixture(autouse=True)
 def _no_key_anywhere(monkeypatch, tmp_path_factory):
-    """A machine on which nobody has logged in to W&B."""
-    home = tmp_path_factory.mktemp("home")
-    for name in ("HOME", "USERPROFILE", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    fresh_accelerator()
-    wandb.teardown()  # W&B reads the environment once, and then keeps what it read
-    yield
-    wandb.teardown()
+    with nobody_logged_in(monkeypatch, tmp_path_factory.mktemp("home")):
+        yield
 
 
 def lines_of(path):

@@ -1,13 +1,32 @@
 """Reads an offline W&B run back from its .wandb file: a LevelDB log of protobuf records, after a header of its own."""
 
+import contextlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
+from training import fresh_accelerator
 
 _HEADER_BYTES = 7
 _BLOCK_BYTES = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@contextlib.contextmanager
+def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[None]:
+    """A machine on which nobody has logged in to W&B, for the tests inside the block."""
+    import wandb
+
+    for name in ("HOME", "USERPROFILE", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    fresh_accelerator()
+    wandb.teardown()  # W&B reads the environment once, and then keeps what it read
+    yield
+    wandb.teardown()
 
 
 def records_of(path: Path) -> list[Any]:

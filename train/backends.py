@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.config import TrackingConfig
+from train.segments import Segments
 
 # Seconds to reach W&B's server, and to upload the rest at the end; by itself W&B waits 90 s and for ever.
 _WANDB_TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 600.0}
@@ -37,6 +38,7 @@ class TensorBoard:
     def log(self, values: dict[str, Any], step: int) -> None:
         """Figures of global step `step`."""
         self._tracker.log(values, step=step)
+        self._tracker.writer.flush()  # a process that is killed loses what is not
 
     def log_sample(self, text: str, step: int) -> None:
         """A text that the model wrote."""
@@ -62,7 +64,7 @@ class Wandb:
     """A Weights & Biases run in RUN/wandb.
 
     Online, the run's id is kept in RUN/wandb_run.json and a resumed run goes on under it. Offline, resuming one would
-    lose history, so every segment is a run of its own, and the group holds them together.
+    lose history, so every segment is a run of its own, and the group holds them together (see train.segments).
     """
 
     def __init__(
@@ -90,8 +92,10 @@ class Wandb:
         online = mode == "online"
         id_file = self._run_dir / f"wandb_run{self._rank_suffix}.json"
         known = json.loads(id_file.read_text(encoding="utf-8")) if online and id_file.exists() and resumed_step else {}
+        segments = Segments(self._run_dir, self._rank_suffix, resumed_step)
         timeouts = {k: s for k, s in _WANDB_TIMEOUTS.items() if f"WANDB_{k.upper()}" not in os.environ}
-        segment = self._name if online or not resumed_step else f"{self._name}-from-{resumed_step}"
+        first_step = segments.first_step
+        segment = self._name if online or not first_step else f"{self._name}-from-{first_step}"
         self._tracker = WandBTracker(
             self._tracking.project,
             name=segment + self._rank_suffix,
@@ -111,9 +115,17 @@ class Wandb:
         if online:
             id_file.write_text(json.dumps({"id": self._run.id}), encoding="utf-8")
             print(f"tracker   {self._run.url}", file=sys.stderr)
+        self._segments, self._last_step = segments, resumed_step
+        self._folder = Path(self._run.dir).parent
+        segments.begin(self._folder)
+        for record in segments.missed():
+            self.log({k: v for k, v in record.items() if k not in ("step", "sample")}, record["step"])
+            if "sample" in record:
+                self.log_sample(record["sample"], record["step"])
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Figures of global step `step`."""
+        self._last_step = max(self._last_step, step)
         # Records of one step are merged into one row of W&B's history, whose step is the global one.
         self._tracker.log({"step": step, **values}, step=step)
 
@@ -131,15 +143,17 @@ class Wandb:
             artifact.add_file(str(model_file))
             self._run.log_artifact(artifact, aliases=["best", f"step-{step}"])
         if self._run.offline:
-            lines = [f"tracker   W&B ran offline; to upload: {_sync_command(Path(self._run.dir).parent)}"]
+            lines = [f"tracker   W&B ran offline; to upload: {_sync_command(self._folder)}"]
         else:
             lines = [f"tracker   {self._run.url}"] if self._run.url else []
         self._tracker.finish()
+        self._segments.end(self._folder, self._last_step)
         return lines
 
     def abandon(self) -> None:
         """Ends the run as failed."""
         self._run.finish(exit_code=1)
+        self._segments.end(self._folder, self._last_step)
 
 
 def _wandb_mode(wandb: Any) -> str:

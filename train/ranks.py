@@ -20,6 +20,8 @@ from charrnn.errors import CharRNNError, TrainingError
 T = TypeVar("T")
 
 _RANKS_TOLD_OF = 4
+# Some ranks may wait for hours while another prepares a corpus; that they are alive is the watchdog's business.
+_TIMEOUT = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,12 @@ class Agreed:
 class Ranks:
     """The run's processes, as one of them sees the others. With a single process nothing is exchanged."""
 
-    def __init__(self, accelerator: Accelerator, timeout_s: float = 1800.0) -> None:
-        """timeout_s: how long an exchange may take before it raises."""
+    def __init__(self, accelerator: Accelerator) -> None:
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
         self.is_main, self.is_local_main = accelerator.is_main_process, accelerator.is_local_main_process
         self._group: Any = None
         if self.count > 1:
-            self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+            self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def exchange(self, notice: Notice) -> Agreed:
         """Gives this rank's notice, and returns what all ranks gave."""

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch.distributed as dist
 
-from charrnn.errors import EXIT_PEER_LOST
+from charrnn.errors import EXIT_PEER_LOST, CharRNNError
 
 # Each rank reads every rank's line: with many of them less often, for the store's sake.
 _RANKS_A_SECOND = 32
@@ -113,15 +113,24 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Runs the thread while the block runs. Every rank's watchdog must have been made before."""
+        """Runs the thread while the block runs. Every rank's watchdog must have been made before.
+
+        Errors that all ranks raise together are CharRNNErrors; after any other, this rank is lost to the rest.
+        """
         thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         thread.start()
+        meant = False
         try:
             yield
+            meant = True
+        except CharRNNError:
+            meant = True
+            raise
         finally:
             self._ended.set()
             thread.join()
-            self.sign_off()
+            if meant:
+                self.sign_off()
 
     def leave(self, loss: Loss) -> None:
         """Ends this process, because others are lost. One rank of those left says so."""

@@ -1,0 +1,200 @@
+"""Whole runs under a tracker: segments that read as one, a tracker that breaks, and who creates a run at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import wandb
+from test_distributed import SMALL, launch
+from training import fresh_accelerator, some_text, tiny_config
+from wandb_log import nobody_logged_in, read_run
+
+from charrnn.config import TrackingConfig
+from charrnn.errors import PreemptedError
+from train.run import run
+from train.tracking import open_tracker
+from train.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_key_anywhere(monkeypatch, tmp_path_factory):
+    with nobody_logged_in(monkeypatch, tmp_path_factory.mktemp("home")):
+        yield
+
+
+def segment(config):
+    fresh_accelerator()
+    return run(config, config_name="tiny", resume=True, init_from=None)
+
+
+def segments_of(run_dir):
+    """The offline runs of a run folder, read back, in the order in which they were made."""
+    folders = sorted((run_dir / "wandb").glob("offline-run-*"), key=lambda f: f.stat().st_ctime_ns)
+    return sorted((read_run(f) for f in folders), key=lambda told: told["config"]["resumed_step"])
+
+
+def losses(told):
+    return {step: row["train/loss"] for step, row in told["history"].items() if "train/loss" in row}
+
+
+def logged(run_dir):
+    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
+
+
+def stopping_at(step, number, monkeypatch):
+    original = Trainer.train_step
+
+    def stopped(trainer):
+        original(trainer)
+        if trainer.progress.step == step:
+            signal.raise_signal(number)
+            while not trainer.signals.received:  # a thread notes it
+                time.sleep(0.001)
+
+    monkeypatch.setattr(Trainer, "train_step", stopped)
+
+
+def test_the_segments_of_a_preempted_run_read_as_one(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, ["tracking.tracker=wandb", "tracking.name=owl"])
+    with monkeypatch.context() as patch:
+        stopping_at(7, signal.SIGTERM, patch)
+        with pytest.raises(PreemptedError):
+            segment(config)
+    assert segment(config).exists()
+    first, second = segments_of(tmp_path / "run")
+    assert (first["run"]["run_group"], second["run"]["run_group"]) == ("owl", "owl")
+    assert (first["config"]["resumed_step"], second["config"]["resumed_step"]) == (0, 7)
+    assert sorted(losses(first)) == [1, 2, 3, 4, 5, 6, 7]
+    assert sorted(losses(second)) == [8, 9, 10, 11, 12]
+    assert losses(first) | losses(second) == logged(tmp_path / "run")
+    for told in (first, second):
+        assert len(told["rows"]) == len(set(told["rows"])), "a step that was logged twice"
+        assert told["config"]["optim"]["warmup_steps"] == 2
+        assert told["exit_code"] == 0
+    assert "best/val/stream/loss" in second["summary"]
+    assert [a.name for a in second["artifacts"]] == ["owl-model"]
+    assert not first["artifacts"]
+
+
+def killed_at(step, config, folder):
+    """A segment that ends by SIGKILL when the update after `step` begins."""
+    (folder / "config.json").write_text(config.model_dump_json())
+    program = (
+        "import os, signal, sys; from pathlib import Path; from charrnn.config import RunConfig\n"
+        "from train.run import run; from train.trainer import Trainer\n"
+        "step = Trainer.train_step\n"
+        "def killed(trainer):\n"
+        "    if trainer.progress.step == int(sys.argv[2]):\n"
+        "        trainer._saver.wait()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    step(trainer)\n"
+        "Trainer.train_step = killed\n"
+        "config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
+        "run(config, config_name='t', resume=True, init_from=None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder / "config.json"), str(step)], check=False, timeout=120,
+        capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_no_step_is_lost_or_told_twice_when_a_run_is_killed_twice(tmp_path):
+    """W&B itself loses what it has not yet written when its process is killed."""
+    config = tiny_config(tmp_path, ["tracking.tracker=wandb", "tracking.name=owl", "model.dropout=0.2"])
+    killed_at(8, config, tmp_path)
+    killed_at(11, config, tmp_path)
+    assert segment(config).exists()
+    (told,) = segments_of(tmp_path / "run")
+    assert sorted(losses(told)) == list(range(1, 13))
+    assert losses(told) == logged(tmp_path / "run")
+    assert told["run"]["display_name"] == "owl"
+    assert len(list((tmp_path / "run" / "wandb").glob("superseded-run-*"))) == 2
+    assert sum(any(k.startswith("sample") for k in row) for row in told["history"].values()) == 3
+
+
+@pytest.mark.slow
+def test_a_segment_that_is_killed_is_taken_over_and_the_finished_one_before_it_is_not(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, ["tracking.tracker=wandb", "tracking.name=owl"])
+    with monkeypatch.context() as patch:
+        stopping_at(3, signal.SIGTERM, patch)
+        with pytest.raises(PreemptedError):
+            segment(config)
+    killed_at(8, config, tmp_path)
+    assert segment(config).exists()
+    first, second = segments_of(tmp_path / "run")
+    assert (sorted(losses(first)), sorted(losses(second))) == ([1, 2, 3], list(range(4, 13)))
+    assert second["run"]["display_name"] == "owl-from-3"
+    assert losses(first) | losses(second) == logged(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_tensorboard_has_every_step_once_after_a_kill(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config(tmp_path, ["tracking.tracker=tensorboard"])
+    killed_at(8, config, tmp_path)
+    assert segment(config).exists()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+def test_training_ends_normally_when_the_trackers_folder_cannot_be_written(tmp_path, capfd, tracker):
+    config = tiny_config(tmp_path, [f"tracking.tracker={tracker}"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / tracker).write_text("a file where the tracker wants its folder")
+    assert segment(config).exists()
+    assert sorted(logged(tmp_path / "run")) == list(range(1, 13))
+    assert capfd.readouterr().err.count("training goes on without it") == 1
+
+
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_training_ends_normally_when_wandb_breaks_on_the_way(tmp_path, monkeypatch, capfd, method):
+    from accelerate.tracking import WandBTracker
+
+    def broken(*_, **__):
+        raise ConnectionResetError("the service has gone")
+
+    config = tiny_config(tmp_path, ["tracking.tracker=wandb"])
+    monkeypatch.setattr(WandBTracker, method, broken)
+    assert segment(config).exists()
+    assert sorted(logged(tmp_path / "run")) == list(range(1, 13))
+    assert capfd.readouterr().err.count("training goes on without it") == 1
+
+
+def test_a_rank_that_is_asked_to_has_a_run_of_its_own_in_the_same_group(tmp_path):
+    fresh_accelerator()
+    names = []
+    for rank in (0, 1):
+        tracker = open_tracker(TrackingConfig(tracker="wandb", name="owl"), tmp_path, {"rank": rank}, 0, rank)
+        tracker.log({"train/loss": 1.0}, 1)
+        tracker.finish({}, None, 1)
+        wandb.teardown()
+    for folder in (tmp_path / "wandb").glob("offline-run-*"):
+        told = read_run(folder)
+        assert told["run"]["run_group"] == "owl"
+        assert told["rows"] == [1]
+        names.append(told["run"]["display_name"])
+    assert sorted(names) == ["owl", "owl-rank1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("every_rank", "runs"), [("false", 1), ("true", 2)])
+def test_other_ranks_create_a_run_only_when_asked(tmp_path, every_rank, runs):
+    (tmp_path / "words.txt").write_text(some_text(), encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    launch(tmp_path, 2, "--run-dir", "r", "--tracker", "wandb", "--set", f"tracking.every_rank={every_rank}")
+    told = [read_run(f) for f in (tmp_path / "r" / "wandb").glob("offline-run-*")]
+    assert len(told) == runs
+    assert all(sorted(losses(t)) == list(range(1, 13)) for t in told)
+    assert all(t["exit_code"] == 0 for t in told)
