@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from charrnn.checkpoint import Checkpoint, Tensors, load_for_inference, load_newest, step_folders
@@ -138,12 +137,12 @@ def seed_rank(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
-def rank_rng(accelerator: Accelerator) -> tuple[Tensors, ...]:
-    """Every rank's random generator states, which dropout draws from, in rank order; the same on every rank."""
+def rank_rng(device: torch.device) -> Tensors:
+    """This rank's random generator states, which dropout draws from."""
     mine: Tensors = {"cpu": torch.get_rng_state()}
-    if accelerator.device.type == "cuda":
-        mine["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    return tuple(gather_object([mine])) if accelerator.num_processes > 1 else (mine,)
+    if device.type == "cuda":
+        mine["cuda"] = torch.cuda.get_rng_state(device)
+    return mine
 
 
 def set_rank_rng(accelerator: Accelerator, saved: Checkpoint, seed: int, message: Callable[[str], None]) -> None:

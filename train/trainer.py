@@ -96,7 +96,7 @@ class Trainer:
         CheckpointError when the disk refuses. Where one rank raises, all do.
         """
         self._start_clock()
-        with self._memory_errors_explained(), self.local_updates:
+        with self._ending_well(), self.local_updates:
             while self._go_on():
                 self.train_step()
                 if self._due(self.config.log.every):
@@ -246,11 +246,16 @@ class Trainer:
             self._fault = self._fault or error
 
     @contextlib.contextmanager
-    def _memory_errors_explained(self) -> Iterator[None]:
+    def _ending_well(self) -> Iterator[None]:
+        """After an error in the block, lets the checkpoint in flight reach the disk, and explains a lack of memory."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(self.config, str(error)) from None
+        except BaseException as error:
+            with contextlib.suppress(CharRNNError):  # the first error is the one to tell of
+                self._saved()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise out_of_memory(self.config, str(error)) from None
+            raise
 
     def _set_lr(self) -> float:
         lr = lr_at(self.progress.step, self.config.optim, self.progress.decay(self.config, self.total_steps))
