@@ -84,8 +84,14 @@ def save_step(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     files["optimizer.safetensors"] = _pack(checkpoint.optimizer)
     files["state.safetensors"] = _pack(state)
     _write_folder(folder, files)
-    for old in step_folders(run_dir)[keep:]:
-        _remove(old)
+    try:
+        for old in step_folders(run_dir)[keep:]:
+            _remove(old)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot remove old checkpoints of {run_dir}: {error.strerror}; mend that disk or its permissions, then "
+            f"run the same command again, which goes on from {folder.name}"
+        ) from None
     return folder
 
 
@@ -123,6 +129,8 @@ def load_newest(
     for folder in folders:
         try:
             checkpoint = load(folder)
+            if not checkpoint.rng:
+                raise CheckpointError(f"{folder} lacks what resuming needs: it is a copy of a best/ folder")
         except CheckpointError as error:
             passed_over.append(f"passing over a damaged checkpoint: {error}")
             continue
@@ -286,7 +294,9 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
     """The folder's files, each checked against the manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        entries = {str(n): (int(e["bytes"]), str(e["sha256"])) for n, e in manifest.items()}
+        entries = {n: (e["bytes"], e["sha256"]) for n, e in manifest.items()}
+        if not all(isinstance(size, int) for size, _ in entries.values()):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{folder} has no readable {MANIFEST}") from None
     files: dict[str, bytes] = {}

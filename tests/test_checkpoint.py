@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import names_in
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training import make_trainer, some_text, tiny_config
 
 from charrnn.checkpoint import (
     MANIFEST,
@@ -24,10 +30,12 @@ from charrnn.checkpoint import (
     step_folders,
 )
 from charrnn.config import ModelConfig, RunConfig
+from charrnn.corpus import prepare
 from charrnn.errors import CheckpointError
 from charrnn.model import CharRNN
 from charrnn.vocab import Vocab
 from train.optimizer import make_optimizer
+from train.resume import starting_point
 
 CONFIG = RunConfig(model=ModelConfig(embedding_dim=4, hidden_dim=6, num_layers=2))
 VOCAB = Vocab.of_chars("abc\n")
@@ -215,3 +223,230 @@ def test_a_checkpoint_is_never_unpickled(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be used"):
         load(folder)
     assert not bait.exists()
+
+
+FILES = [
+    *("config.json", "model.safetensors", "optimizer.safetensors", "state.safetensors", "trainer.json", "vocab.json"),
+    MANIFEST,
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 12 steps, with checkpoints of steps 10 and 12."""
+    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("trained"), ["data.windows=carry"]))
+    trainer.fit()
+    assert [folder.name for folder in step_folders(trainer.run_dir)] == ["step-00000012", "step-00000010"]
+    assert sorted(names_in(trainer.run_dir / "step-00000012")) == sorted(FILES)
+    return trainer
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path):
+    """A copy of that run's folder, to be spoilt."""
+    return shutil.copytree(trained.run_dir, tmp_path / "run")
+
+
+def start_of(trained, run_dir):
+    """Where the same command again goes on from, and what it says of the checkpoints that it passes over."""
+    warnings = []
+    start = starting_point(trained.config, trained.corpus, run_dir, resume=True, init_from=None, warn=warnings.append)
+    return start, warnings
+
+
+def assert_passed_over(trained, run_dir, *parts, newest="step-00000012", older=10):
+    """One line tells of `newest`, with all of `parts`, and the run goes on from step `older`."""
+    start, warnings = start_of(trained, run_dir)
+    assert start.resumed.step == older
+    (line,) = warnings
+    assert line.startswith("passing over ")
+    for part in (newest, *parts):
+        assert part in line
+    assert "\n" not in line
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def remove(path):
+    path.unlink()
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+FAULTS = {
+    truncate: "bytes, its manifest says",
+    empty: "has 0 bytes, its manifest says",
+    lengthen: "bytes, its manifest says",
+    remove: "No such file",
+    replace_by_folder: "Is a directory",
+}
+
+
+@pytest.mark.parametrize("damage", FAULTS)
+@pytest.mark.parametrize("name", FILES)
+def test_whichever_file_is_damaged_the_run_goes_on_from_the_checkpoint_before(trained, run_dir, name, damage):
+    damage(run_dir / "step-00000012" / name)
+    assert_passed_over(trained, run_dir, name, "no readable" if name == MANIFEST else FAULTS[damage])
+
+
+@settings(deadline=None, max_examples=60)
+@given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
+def test_a_changed_byte_is_found_wherever_it_is(trained, name, where, mask):
+    """In the manifest's white space it may change nothing, and then nothing is lost."""
+    path = trained.run_dir / "step-00000012" / name
+    content = path.read_bytes()
+    spoilt = bytearray(content)
+    spoilt[int(where * len(content))] ^= mask
+    path.write_bytes(spoilt)
+    try:
+        if name == MANIFEST and same_manifest(spoilt, content):
+            assert start_of(trained, trained.run_dir)[0].resumed.step == 12
+        else:
+            assert_passed_over(trained, trained.run_dir)
+    finally:
+        path.write_bytes(content)
+
+
+def same_manifest(one, other):
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
+@settings(deadline=None, max_examples=30)
+@given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True))
+def test_a_file_that_was_cut_off_is_found_wherever_it_ends(trained, name, share):
+    path = trained.run_dir / "step-00000012" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    try:
+        assert_passed_over(trained, trained.run_dir, name)
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"model.safetensors": 3}', b'{"model.safetensors": {"bytes": 3}}'],
+)
+def test_whatever_stands_in_the_manifest_the_run_goes_on_from_the_checkpoint_before(trained, run_dir, content):
+    (run_dir / "step-00000012" / MANIFEST).write_bytes(content)
+    assert_passed_over(trained, run_dir)
+
+
+def test_a_size_in_the_manifest_that_became_infinite_by_one_byte_is_found(trained, run_dir):
+    path = run_dir / "step-00000012" / MANIFEST
+    spoilt, count = re.subn(rb'"bytes": (\d)\d(\d{3})\b', rb'"bytes": \1e\2', path.read_bytes(), count=1)
+    assert count == 1
+    path.write_bytes(spoilt)
+    assert_passed_over(trained, run_dir, MANIFEST)
+
+
+def test_a_best_in_the_place_of_a_step_checkpoint_is_not_resumed_from(trained, run_dir):
+    shutil.copytree(run_dir / "best", run_dir / "step-00000014")
+    assert_passed_over(trained, run_dir, newest="step-00000014", older=12)
+
+
+def test_from_the_checkpoint_before_the_run_goes_on_to_the_same_weights(trained, run_dir):
+    damage_flip(run_dir / "step-00000012")
+    config = trained.config.model_copy(
+        update={"train": trained.config.train.model_copy(update={"run_dir": str(run_dir)})}
+    )
+    resumed = make_trainer(config)
+    assert resumed.progress.step == 10
+    resumed.fit()
+    assert same_tensors(resumed.model.state_dict(), trained.model.state_dict())
+    assert start_of(trained, run_dir)[0].resumed.step == 12
+
+
+OTHERS = {
+    "model": (["model.hidden_dim=24"], "model.hidden_dim is 24 there and 16 here"),
+    "cell": (["model.rnn=LSTM"], "model.rnn is LSTM there and GRU here"),
+    "vocabulary": (["data.vocab=bytes"], "data.vocab is bytes there and chars here"),
+    "seed": (["train.seed=5"], "train.seed is 5 there and 1 here"),
+    "windows": (["data.seq_len=8"], "data.seq_len is 8 there and 16 here"),
+    "corpus": ([], "on another text: its corpus has SHA-256 "),
+}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """foreign(kind) is a checkpoint of step 14 of a run that differs in `kind`."""
+    made = {}
+
+    def foreign(kind):
+        if kind not in made:
+            text = some_text(seed=1) if kind == "corpus" else None
+            few = ["data.windows=carry", "train.max_steps=14", "eval.every=0", "sample.length=0"]
+            config = tiny_config(tmp_path_factory.mktemp(kind), [*few, *OTHERS[kind][0]], text)
+            trainer = make_trainer(config)
+            trainer.fit()
+            made[kind] = trainer.run_dir / "step-00000014"
+        return made[kind]
+
+    return foreign
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_checkpoint_of_another_run_is_passed_over_for_the_runs_own(trained, run_dir, foreign, kind):
+    shutil.copytree(foreign(kind), run_dir / "step-00000014")
+    line = f"passing over step-00000014, of another run: {run_dir} holds a run "
+    assert_passed_over(trained, run_dir, line, OTHERS[kind][1], newest="step-00000014", older=12)
+
+
+def test_with_one_of_another_run_and_a_damaged_one_the_third_is_used(trained, run_dir, foreign):
+    shutil.copytree(run_dir / "step-00000010", run_dir / "step-00000011")
+    (run_dir / "step-00000011" / "trainer.json").unlink()
+    (run_dir / "step-00000012").rename(run_dir / "hidden")
+    shutil.copytree(foreign("cell"), run_dir / "step-00000014")
+    start, warnings = start_of(trained, run_dir)
+    assert start.resumed.step == 10
+    assert [re.search(r"step-\d+", line)[0] for line in warnings] == ["step-00000014", "step-00000011"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_with_checkpoints_of_other_runs_alone_the_run_is_refused_with_what_differs(trained, run_dir, foreign, kind):
+    for folder in step_folders(run_dir):
+        shutil.rmtree(folder)
+    shutil.copytree(foreign(kind), run_dir / "step-00000014")
+    with pytest.raises(CheckpointError, match=re.escape(OTHERS[kind][1])):
+        start_of(trained, run_dir)
+    with pytest.raises(CheckpointError, match=re.escape(OTHERS[kind][1])):
+        start_of(trained, damaged_too(run_dir))
+    assert (run_dir / "step-00000014" / MANIFEST).exists()
+
+
+def damaged_too(run_dir):
+    shutil.copytree(run_dir / "step-00000014", run_dir / "step-00000020")
+    (run_dir / "step-00000020" / "model.safetensors").unlink()
+    return run_dir
+
+
+def test_with_no_whole_checkpoint_training_is_refused_and_nothing_is_touched(trained, run_dir):
+    for folder in step_folders(run_dir):
+        damage_truncate(folder)
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    config = trained.config.model_copy(
+        update={"train": trained.config.train.model_copy(update={"run_dir": str(run_dir)})}
+    )
+    warnings = []
+    with pytest.raises(CheckpointError, match=rf"^none of the 2 checkpoint\(s\) in {run_dir} is whole; restore one"):
+        starting_point(config, prepare(config.data), run_dir, resume=True, init_from=None, warn=warnings.append)
+    assert [re.search(r"step-\d+", line)[0] for line in warnings] == ["step-00000012", "step-00000010"]
+    with pytest.raises(CheckpointError, match="none of the 2"):
+        make_trainer(config)
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before

@@ -8,10 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import IO
 
 from charrnn.errors import CheckpointError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 _LOCK, _HOLDER = ".lock", ".lock.json"
 
@@ -24,32 +28,40 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
     """
     missing = [p for p in (run_dir, *run_dir.parents) if not p.exists()]
     holder = run_dir / _HOLDER
-    lock = FileLock(run_dir / _LOCK, timeout=0)
+    with contextlib.ExitStack() as held:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _take(held.enter_context((run_dir / _LOCK).open("ab")), run_dir)
+            us = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            holder.write_text(json.dumps(us), encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write to run folder {run_dir}: {error.strerror}; choose another --run-dir"
+            ) from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # tidying up must not hide why the block ended
+                holder.unlink(missing_ok=True)
+                if {p.name for p in run_dir.iterdir()} <= {_LOCK}:
+                    (run_dir / _LOCK).unlink()
+                    for folder in missing:
+                        folder.rmdir()
+
+
+def _take(file: IO[bytes], run_dir: Path) -> None:
+    """Locks the open file until it is closed. Raises: CheckpointError when another process has it."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        us = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        holder.write_text(json.dumps(us), encoding="utf-8")
-    except Timeout:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         raise CheckpointError(
-            f"another run trains in {run_dir}{_told(holder)}; stop that one, or name another --run-dir"
+            f"another run trains in {run_dir}{_told(run_dir / _HOLDER)}; stop that one, or name another --run-dir"
         ) from None
-    except NotImplementedError:
+    except OSError:
         print(f"warning: the disk of {run_dir} has no file locks: see that no other run trains there", file=sys.stderr)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write to run folder {run_dir}: {error.strerror}; choose another --run-dir"
-        ) from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # tidying up must not hide why the block ended
-            holder.unlink(missing_ok=True)
-            if {p.name for p in run_dir.iterdir()} <= {_LOCK}:
-                (run_dir / _LOCK).unlink()
-                for folder in missing:
-                    folder.rmdir()
-        lock.release()
 
 
 def _told(holder: Path) -> str:

@@ -25,6 +25,7 @@ class StopSignals:
     def __init__(self, on_stop: Callable[[], object] = lambda: None) -> None:
         """on_stop: called from a thread when the first signal comes."""
         self.received = 0
+        self._interrupts = 0
         self._on_stop = on_stop
 
     @contextlib.contextmanager
@@ -57,8 +58,10 @@ class StopSignals:
     def _note(self, number: int) -> None:
         if number not in _WATCHED:
             return
-        if self.received == number == signal.SIGINT:
-            stop_at_once()
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts == 2:
+                stop_at_once()
         if not self.received:
             self.received = number
             self._on_stop()

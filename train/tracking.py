@@ -3,6 +3,7 @@
 A tracker that fails is told of once, and training goes on without it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -51,8 +52,9 @@ class MetricsLog:
             ) from None
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file. Every record is on disk by then, or its writer has been told that it is not."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

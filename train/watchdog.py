@@ -168,7 +168,8 @@ class Watchdog:
                 self.publish()
                 loss = self.look()
             except RuntimeError as error:
-                loss = Loss(f"the store that the processes met in is gone ({' '.join(str(error).split())[:120]})", 0)
+                reason = " ".join(str(error).split())[:120]
+                loss = Loss(f"the store that the processes met in is gone ({reason})", self._rank)
             if loss:
                 self._loss = loss
                 self._found.set()

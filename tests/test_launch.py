@@ -1,0 +1,551 @@
+"""The files of launch/: each is started as its first lines say, and what arrives at the training is looked at."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config import load_config_from_file
+from launch_commands import GUIDE, ROOT, commands_of, header, training_options
+from launch_stubs import Cluster, clean_environment, free_job_id, free_port, put_command
+from torch.distributed.run import get_args_parser
+from training import some_text
+from typer.testing import CliRunner
+
+import train.run
+from charrnn import errors
+from charrnn.checkpoint import load_newest
+from charrnn.config import load_config
+from train import main
+
+LAUNCH = ROOT / "launch"
+FILES = sorted(LAUNCH.iterdir())
+ACCELERATE_FILES = ("many-gpus.yaml", "one-cpu.yaml", "one-gpu.yaml", "several-machines.yaml")
+SBATCH = LAUNCH / "slurm.sbatch"
+KUBERNETES = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))
+SKYPILOT = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+
+# Writes down the environment that a launcher gave it. No torch: a hundred of them start in a second.
+PROBE = """
+import json, os
+from pathlib import Path
+Path(os.environ["PROBE_FOLDER"], os.environ.get("RANK", "alone")).write_text(json.dumps(dict(os.environ)))
+"""
+SMALL = """
+data: {batch_size: 8, seq_len: 16}
+model: {embedding_dim: 8, hidden_dim: 16}
+train: {epochs: 0, max_steps: 12, threads: 1}
+eval: {every: 6, stream_lanes: 4, stream_warmup: 32}
+log: {every: 1}
+checkpoint: {every: 5}
+sample: {length: 20, prompt: "the "}
+"""
+
+
+def wait_until(what, seconds=100.0):
+    """Returns `what()` as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def finished(process, seconds=100.0):
+    """Exit code and output of a process that is about to end."""
+    try:
+        output, errors_ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output + (errors_ or "")
+
+
+def accepted(options, monkeypatch):
+    """The config that train/main.py makes of `options`, run from the project's folder."""
+    seen = []
+    monkeypatch.setattr(train.run, "run", lambda config, **_: seen.append(config))
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(main.app, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (config,) = seen
+    return config
+
+
+# --- every file and command
+
+
+def test_every_file_says_what_it_does_how_it_is_started_and_what_to_edit():
+    assert {p.name for p in FILES} == {
+        *ACCELERATE_FILES, "several-cpus.sh", "slurm.sbatch", "kubernetes.yaml", "Dockerfile", "skypilot.yaml",
+    }  # fmt: skip
+    for path in FILES:
+        text = header(path)
+        assert re.match(r" \w", text), path
+        assert any(f"launch/{path.name}" in command for command in commands_of(path)), path
+        assert re.search(r"\b(Edit\b|Nothing to edit)", text), path
+
+
+@pytest.mark.parametrize("command", [command for path in [*FILES, GUIDE] for command in commands_of(path)])
+def test_every_command_that_is_shown_names_files_and_options_that_exist(command, monkeypatch):
+    options = training_options(command)
+    if options is not None:
+        accepted(options, monkeypatch)
+
+
+def test_the_guide_has_a_command_for_every_file():
+    commands = commands_of(GUIDE)
+    assert len(commands) > 12
+    for path in FILES:
+        if path.name != "Dockerfile":
+            assert any(f"launch/{path.name}" in command for command in commands), path
+
+
+def table(first_header):
+    """The cells of the guide's table that begins so."""
+    found = re.search(rf"^\| {first_header} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", GUIDE.read_text(), re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in found[1].splitlines()]
+
+
+def test_the_exit_codes_are_those_of_the_code():
+    values = {str(value) for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert {row[0] for row in table("code")} == values
+    assert {row[2] for row in table("what happened")} - {""} <= values
+
+
+def test_what_the_guide_says_is_printed_stands_in_the_sources():
+    sources = [*(ROOT / "train").glob("*.py"), *(ROOT / "charrnn").glob("*.py")]
+    text = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources))
+    # What other programs print, and what holds a name that the code fills in.
+    others = ("Tried to launch", "EADDRINUSE", "Rendezvous", "Dist", "c10d", "stopped by SIG")
+    fragments = [f for row in table("what happened") for f in re.findall(r"`(?:\w+: ?)?([^`]+)`", row[1])]
+    assert len(fragments) > 12
+    assert [f for f in fragments if f not in text and not f.startswith(others)] == []
+
+
+# --- Accelerate's files
+
+
+@pytest.fixture
+def probe(tmp_path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "seen").mkdir()
+    return tmp_path
+
+
+def accelerate(folder, name, *options):
+    """`accelerate launch --config_file launch/NAME` on the probe, started."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / name), *options, "probe.py"],
+        cwd=folder, env=clean_environment(HOME=str(folder), PROBE_FOLDER=str(folder / "seen")),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def seen_by(folder, *launchers):
+    """rank -> environment, once the launchers have ended well."""
+    for launcher in launchers:
+        code, output = finished(launcher)
+        assert code == 0, output
+    return {path.name: json.loads(path.read_text()) for path in (folder / "seen").iterdir()}
+
+
+def values(environment, *names):
+    return tuple(environment.get(name) for name in names)
+
+
+def test_one_cpu_resolves_to_a_single_process_on_the_cpu_in_float32(probe):
+    (environment,) = seen_by(probe, accelerate(probe, "one-cpu.yaml")).values()
+    assert values(environment, "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION") == ("True", "no")
+    assert values(environment, "WORLD_SIZE", "RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES") == (None,) * 4
+
+
+def test_one_gpu_resolves_to_a_single_process_on_the_first_gpu_in_bf16(probe):
+    (environment,) = seen_by(probe, accelerate(probe, "one-gpu.yaml")).values()
+    assert values(environment, "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION") == ("False", "bf16")
+    assert values(environment, "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK") == ("0", None, None)
+
+
+def test_many_gpus_resolves_to_a_process_for_each_of_eight_gpus_in_bf16(probe):
+    # Port 0 asks for a free one: another run may hold the default.
+    seen = seen_by(probe, accelerate(probe, "many-gpus.yaml", "--main_process_port", "0"))
+    assert sorted(seen) == [str(rank) for rank in range(8)]
+    for rank, environment in seen.items():
+        assert values(environment, "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE") == (rank, "8", "8")
+        assert values(environment, "ACCELERATE_MIXED_PRECISION", "MASTER_ADDR") == ("bf16", "127.0.0.1")
+        assert values(environment, "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES") == (None, None)
+
+
+def test_several_machines_resolves_to_two_times_eight_processes_that_meet_at_machine_0(probe):
+    port = str(free_port())
+    machines = [
+        accelerate(
+            probe, "several-machines.yaml", "--machine_rank", str(rank),
+            "--main_process_ip", "127.0.0.1", "--main_process_port", port,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    seen = seen_by(probe, *machines)
+    assert sorted(map(int, seen)) == list(range(16))
+    for rank, environment in seen.items():
+        machine, local = divmod(int(rank), 8)
+        assert values(environment, "GROUP_RANK", "LOCAL_RANK") == (str(machine), str(local))
+        assert values(environment, "WORLD_SIZE", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE") == ("16", "2", "8")
+        assert values(environment, "MASTER_ADDR", "MASTER_PORT") == ("127.0.0.1", port)
+        assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.parametrize("name", ACCELERATE_FILES)
+def test_accelerate_reads_every_field_of_its_files(name):
+    fields = yaml.safe_load((LAUNCH / name).read_text())
+    read = load_config_from_file(str(LAUNCH / name))
+    for field, value in fields.items():
+        assert getattr(read, field) == value, field
+
+
+# --- SLURM
+
+
+def sbatch_options():
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", SBATCH.read_text(), re.MULTILINE))
+
+
+def test_the_batch_job_may_be_requeued_and_its_shell_is_warned_before_torchrun_would_kill():
+    options = sbatch_options()
+    assert options["requeue"] == ""
+    assert options["open-mode"] == "append"
+    assert options["ntasks-per-node"] == "1"
+    warned_s = int(re.fullmatch(r"B:USR1@(\d+)", options["signal"])[1])
+    granted_s = int(re.search(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", SBATCH.read_text())[1])
+    assert 30 < granted_s < warned_s
+    assert SBATCH.read_text().index("#SBATCH") < SBATCH.read_text().index("\nset ")
+
+
+def test_a_batch_job_runs_one_torchrun_a_node_which_meet_at_the_first_and_ends_with_0(tmp_path):
+    cluster = Cluster.of_stubs(
+        tmp_path, torchrun=True, STUB_TRAINING="0", SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="16"
+    )
+    options = ["--config", "configs/shakespeare.yaml", "--data", "a file with spaces.txt"]
+    code, output = finished(cluster.submit(SBATCH, *options))
+    assert code == 0, output
+    srun = cluster.srun()
+    assert values(srun["options"], "nodes", "ntasks-per-node", "cpus-per-task") == ("2", "1", "16")
+    assert srun["options"]["kill-on-bad-exit"] == "1"
+    assert srun["environment"]["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert srun["environment"]["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+    name, *words = srun["command"]
+    torchrun = get_args_parser().parse_args(words)
+    assert (name, torchrun.nnodes, torchrun.nproc_per_node) == ("torchrun", "2", "4")
+    assert (torchrun.rdzv_backend, torchrun.rdzv_endpoint, torchrun.rdzv_id) == ("c10d", "node-a:24711", "4711")
+    assert torchrun.max_restarts == 3
+    assert torchrun.training_script_args == options
+    assert [json.loads((cluster.log / f"arguments-{task}.json").read_text()) for task in (0, 1)] == [options] * 2
+    assert cluster.requeued() == []
+
+
+def test_a_batch_job_without_gpus_or_a_number_of_cpus_runs_one_process_a_node(tmp_path):
+    cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING="0")
+    assert finished(cluster.submit(SBATCH))[0] == 0
+    assert "cpus-per-task" not in cluster.srun()["options"]
+    assert get_args_parser().parse_args(cluster.srun()["command"][1:]).nproc_per_node == "1"
+
+
+@pytest.mark.parametrize("code", [1, 2, 137])
+def test_a_batch_job_that_fails_by_itself_passes_the_code_on_and_is_not_requeued(tmp_path, code):
+    cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING="2", STUB_TORCHRUN_EXITS=str(code))
+    assert finished(cluster.submit(SBATCH))[0] == code
+    assert cluster.requeued() == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "training", "code", "requeued"),
+    [
+        (["SIGUSR1"], "75 after 1", 1, ["4711"]),
+        (["SIGUSR1"], "0 after 1", 0, []),  # done before the time was up
+        (["SIGTERM"], "75 after 1", 1, []),  # scancel; or SLURM requeues by itself
+        (["SIGUSR1", "SIGTERM"], "75 after 2", 1, ["4711"]),
+        (["SIGUSR1", "SIGUSR1"], "75 after 2", 1, ["4711"]),
+    ],
+)
+def test_a_signal_to_the_batch_job_reaches_the_training_on_every_node(tmp_path, sent, training, code, requeued):
+    cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING=training)
+    job = cluster.submit(SBATCH)
+
+    def wait_for_signals(count):
+        for task in (0, 1):
+            wait_until((cluster.log / f"signals-{task}-{count}").exists)
+
+    for count, name in enumerate(sent):
+        wait_for_signals(count)
+        job.send_signal(signal.Signals[name])
+    ended, output = finished(job)
+    assert ended == code, output
+    wait_for_signals(len(sent))
+    assert cluster.requeued() == requeued
+
+
+# --- Kubernetes and SkyPilot, by what they must hold; test_launch_schemas.py holds them against the published schemas
+
+
+def worker():
+    return KUBERNETES[1]["spec"]["pytorchReplicaSpecs"]["Worker"]
+
+
+def container():
+    (only,) = worker()["template"]["spec"]["containers"]
+    return only
+
+
+def test_the_pods_are_as_many_as_the_rendezvous_waits_for_and_share_out_the_batch(monkeypatch):
+    assert [tree["kind"] for tree in KUBERNETES] == ["PersistentVolumeClaim", "PyTorchJob"]
+    elastic = KUBERNETES[1]["spec"]["elasticPolicy"]
+    assert elastic["rdzvBackend"] == "c10d"
+    assert elastic["minReplicas"] == elastic["maxReplicas"] == worker()["replicas"]
+    torchrun = get_args_parser().parse_args(container()["args"])
+    config = accepted(torchrun.training_script_args, monkeypatch)
+    assert config.data.batch_size % (worker()["replicas"] * int(torchrun.nproc_per_node)) == 0
+    assert container()["resources"]["limits"]["nvidia.com/gpu"] == torchrun.nproc_per_node
+    assert container()["name"] == "pytorch"  # the operator looks for this one
+    assert container()["ports"] == [{"name": "pytorchjob-port", "containerPort": 23456}]
+
+
+def test_a_pod_that_fails_comes_back_and_its_training_has_time_for_a_checkpoint():
+    assert container()["command"] == ["torchrun"]  # and no shell between, which would keep SIGTERM to itself
+    assert worker()["restartPolicy"] == "OnFailure"
+    assert KUBERNETES[1]["spec"]["runPolicy"]["backoffLimit"] > 0
+    environment = {entry["name"]: entry["value"] for entry in container()["env"]}
+    granted_s = int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    assert 30 < granted_s < worker()["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_the_run_folder_of_the_pods_lies_on_the_claim(monkeypatch):
+    claim, spec = KUBERNETES[0], worker()["template"]["spec"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+    assert volumes.keys() == mounts.keys()
+    assert volumes["checkpoints"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    options = get_args_parser().parse_args(container()["args"]).training_script_args
+    assert accepted(options, monkeypatch).train.run_dir.startswith(f"{mounts['checkpoints']}/")
+
+
+def test_the_image_holds_what_the_pods_start():
+    text = (LAUNCH / "Dockerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for word in line.split()]
+    assert all((ROOT / name).exists() for name in copied)
+    project = yaml.safe_load(re.search(r"^packages = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.M)[1])
+    assert {*project, "configs", "pyproject.toml", "checkpoints/shakespeare.onnx"} <= set(copied)
+    assert f"docker push {container()['image']}" in text
+    assert "pip install --no-cache-dir -e '.[train]'" in text
+
+
+def test_the_rented_machines_start_as_many_processes_as_they_have_gpus_and_write_to_the_bucket(tmp_path, monkeypatch):
+    assert SKYPILOT["resources"]["use_spot"] is True
+    assert SKYPILOT["resources"]["job_recovery"]["max_restarts_on_errors"] > 0
+    (mounted, bucket), = SKYPILOT["file_mounts"].items()  # fmt: skip
+    assert bucket["mode"] == "MOUNT_CACHED"
+    commands = tmp_path / "charrnn" / "bin"
+    commands.mkdir(parents=True)
+    (commands / "activate").write_text(f"PATH={shlex.quote(str(commands))}:$PATH\n")
+    put_command(commands, "torchrun", "import json, sys; print(json.dumps(sys.argv[1:]))")
+    gpus = SKYPILOT["resources"]["accelerators"].split(":")[1]
+    given = {"NUM_NODES": "2", "NODE_RANK": "1", "NUM_GPUS_PER_NODE": gpus, "NODE_IPS": "10.1.0.7\n10.1.0.9"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", SKYPILOT["run"]], capture_output=True, text=True, timeout=60,
+        env={
+            **clean_environment(HOME=str(tmp_path)), **SKYPILOT["envs"],
+            **{f"SKYPILOT_{name}": value for name, value in given.items()},
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    torchrun = get_args_parser().parse_args(json.loads(done.stdout))
+    assert (torchrun.nnodes, torchrun.node_rank, torchrun.nproc_per_node) == ("2", 1, gpus)
+    assert (torchrun.master_addr, torchrun.master_port) == ("10.1.0.7", 29500)
+    config = accepted(torchrun.training_script_args, monkeypatch)
+    assert config.train.run_dir.startswith(f"{mounted}/")
+    assert config.data.batch_size % int(gpus) == 0
+    assert config == load_config(
+        ROOT / SKYPILOT["envs"]["CONFIG"], {"train.run_dir": f"{mounted}/{SKYPILOT['envs']['RUN']}"}
+    )
+
+
+# --- the launchers themselves, with the real training
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "words.txt").write_text(some_text(), encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "train").symlink_to(ROOT / "train")
+    (tmp_path / "launch").symlink_to(LAUNCH)
+    return tmp_path
+
+
+SHORT = ("--config", "small.yaml", "--data", "words.txt")
+# Long enough to be hit while it trains; evaluation would only slow it down.
+ENDLESS = (*SHORT, "--max-steps", "1000000", "--set", "eval.every=0", "--set", "checkpoint.every=20")
+
+
+def started(folder, *command, **environment):
+    return subprocess.Popen(
+        [str(word) for word in command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=clean_environment(PYTHONPATH=str(ROOT), **environment), stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def torchrun(folder, *arguments):
+    return started(folder, "torchrun", *arguments, ACCELERATE_USE_CPU="true")
+
+
+def losses(run_dir):
+    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
+
+
+def step_of(run_dir):
+    """The newest whole checkpoint's."""
+    checkpoint = load_newest(run_dir, lambda text: None)
+    return checkpoint.step if checkpoint else 0
+
+
+def training_processes(run_dir):
+    """rank -> process id of those that train in `run_dir`."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().decode().split("\0")
+            environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        rank = next((e.removeprefix("RANK=") for e in environment if e.startswith("RANK=")), None)
+        if rank and "train/main.py" in words and str(run_dir) in words:
+            found[int(rank)] = int(path.name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+def test_two_machines_train_as_one_with_as_many_processes(folder, rendezvous):
+    code, output = finished(torchrun(folder, "--standalone", "--nproc-per-node=2", "train/main.py", *SHORT,
+                                     "--run-dir", "one"))  # fmt: skip
+    assert code == 0, output
+
+    port = free_port()
+
+    def machine(rank):
+        if rendezvous == "static":
+            meeting = [f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        else:
+            meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test"]
+        return torchrun(folder, "--nnodes=2", "--nproc-per-node=1", *meeting, "train/main.py", *SHORT,
+                        "--run-dir", "two", "--set", "train.processes=2")  # fmt: skip
+
+    machines = [machine(rank) for rank in (0, 1)]
+    ends = [finished(m) for m in machines]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert sum("2 process(es)" in output for _, output in ends) == 1
+    curve = losses(folder / "one")
+    assert len(curve) == 12
+    assert losses(folder / "two") == pytest.approx(curve, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_several_cpu_processes_of_which_one_is_killed_are_started_anew_and_go_on(folder):
+    job = started(folder, "launch/several-cpus.sh", *ENDLESS, "--max-steps", "120", "--run-dir", "run", RESTARTS="1")
+    before = wait_until(lambda: len(p := training_processes("run")) == 2 and step_of(folder / "run") and p)
+    os.kill(before[1], signal.SIGKILL)
+    code, output = finished(job)
+    assert code == 0, output
+    assert "2 process(es)" in output
+    assert "died or stopped answering" in output
+    assert re.search(r"resumed at step \d+0\b", output)
+    assert step_of(folder / "run") == 120
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_cpu_script_stops_all_its_processes_with_a_checkpoint(folder):
+    job = started(folder, "launch/several-cpus.sh", *ENDLESS, "--run-dir", "run")
+    wait_until(lambda: len(training_processes("run")) == 2 and step_of(folder / "run"))
+    job.terminate()
+    code, output = finished(job)
+    assert code == 1, output
+    stopped = int(re.search(r"stopped by SIGTERM after step ([\d,]+)", output)[1].replace(",", ""))
+    assert step_of(folder / "run") == stopped
+    assert training_processes("run") == {}
+
+
+@pytest.mark.slow
+def test_a_preempted_batch_job_goes_on_where_it_stopped_when_it_is_started_again(folder):
+    cluster = Cluster.of_stubs(folder, torchrun=False, hosts="localhost,elsewhere", PYTHONPATH=str(ROOT))
+    job_id = str(free_job_id())
+    known = {"ACCELERATE_USE_CPU": "true", "SLURM_JOB_ID": job_id}
+    job = cluster.submit(SBATCH, *ENDLESS, "--run-dir", "run", **known)
+    wait_until(lambda: len(training_processes("run")) == 2 and step_of(folder / "run"))
+    job.send_signal(signal.SIGUSR1)
+    code, output = finished(job)
+    assert code == 1, output
+    assert "stopped by SIGUSR1 after step" in output
+    assert cluster.requeued() == [job_id]
+    stopped = step_of(folder / "run")
+
+    again = cluster.submit(SBATCH, *ENDLESS, "--run-dir", "run", "--max-steps", str(stopped + 3), **known)
+    code, output = finished(again)
+    assert code == 0, output
+    assert f"resumed at step {stopped:,}" in output
+    assert "2 process(es)" in output
+    assert step_of(folder / "run") == stopped + 3
+    assert cluster.requeued() == [job_id]
+
+
+def pod(folder, port, *training):
+    """A pod of launch/kubernetes.yaml: its command, with what the training operator makes of the elastic policy."""
+    elastic = KUBERNETES[1]["spec"]["elasticPolicy"]
+    given = {
+        "PET_RDZV_BACKEND": elastic["rdzvBackend"],
+        "PET_RDZV_ENDPOINT": f"localhost:{port}",
+        "PET_RDZV_CONF": ",".join(f"{entry['key']}={entry['value']}" for entry in elastic["rdzvConf"]),
+        "PET_NNODES": f"{elastic['minReplicas']}:{elastic['maxReplicas']}",
+        "PET_MAX_RESTARTS": str(elastic["maxRestarts"]),
+    }
+    given |= {entry["name"]: entry["value"] for entry in container()["env"]}
+    arguments = container()["args"]
+    command = [*container()["command"], *arguments[: arguments.index("train/main.py") + 1], *training]
+    return started(folder, *command, ACCELERATE_USE_CPU="true", **given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_pod_that_is_taken_away_and_comes_back_resumes_the_job(folder, victim):
+    port = free_port()
+    training = (*ENDLESS, "--run-dir", "run", "--set", "train.mixed_precision=no")
+    pods = [pod(folder, port, *training) for _ in (0, 1)]
+    wait_until(lambda: len(training_processes("run")) == 2 and step_of(folder / "run"))
+    pods[victim].terminate()
+    code, output = finished(pods[victim])
+    assert code == 1, output
+    stopped = step_of(folder / "run")
+
+    outputs = [output]
+    last = (*training, "--max-steps", str(stopped + 40))
+    pods[victim] = pod(folder, port, *last)
+    end = time.monotonic() + 150
+    # As restartPolicy OnFailure does.
+    while any(p.poll() != 0 for p in pods):
+        assert time.monotonic() < end, outputs
+        for i, p in enumerate(pods):
+            if p.poll():
+                outputs.append(finished(p)[1])
+                pods[i] = pod(folder, port, *last)
+        time.sleep(0.1)
+    outputs += [finished(p)[1] for p in pods]
+    assert any(f"resumed at step {stopped:,}" in output for output in outputs), outputs
+    assert step_of(folder / "run") == stopped + 40

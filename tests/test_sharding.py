@@ -1,0 +1,308 @@
+"""Any number of processes trains the same run: the same windows, losses and evaluations, and little crosses.
+
+The slow tests compare what three launches of sharding_worker.py wrote, of 1, 2 and 4 CPU processes.
+"""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+import sharding_worker as worker
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sharding_worker import CELLS, HALF, MODES, SMALL, STEPS, WORLDS
+
+import train.evaluate
+from charrnn.config import EvalConfig
+from charrnn.windows import WindowPlan, rank_slice, split_bounds
+from train.batches import window_plan
+
+ROOT = Path(__file__).parent.parent
+TOLERANCE = 1e-5  # relative
+KINDS = list(itertools.product(CELLS, MODES))
+
+
+@st.composite
+def sharings(draw):
+    """A plan, a step, and numbers of processes and micro-batches that its batch divides by."""
+    world, parts, rows = draw(st.integers(1, 9)), draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    batch_size, seq_len = world * parts * rows, draw(st.integers(1, 40))
+    stride = draw(st.integers(0, 50))
+    num_chars = (batch_size + 2) * max(seq_len, stride) + seq_len + 1 + draw(st.integers(0, 5000))
+    plan = WindowPlan(num_chars, seq_len, batch_size, draw(st.sampled_from(MODES)), stride, draw(st.integers(0, 99)))
+    return plan, draw(st.integers(0, 3 * plan.steps_per_epoch)), world, parts
+
+
+@given(sharings())
+def test_the_ranks_windows_are_disjoint_and_in_order_the_batch_of_one_process(sharing):
+    plan, step, world, _ = sharing
+    whole = plan.batch(step).starts
+    shares = [whole[rank_slice(plan.batch_size, rank, world)] for rank in range(world)]
+    np.testing.assert_array_equal(np.concatenate(shares), whole)
+    assert {len(share) for share in shares} == {plan.batch_size // world}
+    assert len(set(whole.tolist())) == plan.batch_size
+
+
+@given(sharings())
+def test_ranks_and_their_micro_batches_cut_a_batch_as_a_single_process_with_more_of_them(sharing):
+    plan, step, world, parts = sharing
+    whole = plan.batch(step).starts
+    micro_batches = []
+    for rank in range(world):
+        share = whole[rank_slice(plan.batch_size, rank, world)]
+        micro_batches += [share[rank_slice(len(share), i, parts)].tolist() for i in range(parts)]
+    count = world * parts
+    assert micro_batches == [whole[rank_slice(plan.batch_size, i, count)].tolist() for i in range(count)]
+
+
+@given(sharings())
+def test_a_ranks_lane_stays_its_own_within_an_epoch(sharing):
+    plan, step, world, _ = sharing
+    if plan.windows == "sliding" or plan.batch(step + 1).fresh:
+        return
+    for rank in range(world):
+        rows = rank_slice(plan.batch_size, rank, world)
+        now, then = plan.batch(step).starts[rows], plan.batch(step + 1).starts[rows]
+        np.testing.assert_array_equal(then, now + plan.seq_len)
+
+
+def evaluated_positions(num_chars, config, rank, world):
+    """For each protocol, the positions whose prediction counts on this rank, as `evaluate` shares them out."""
+    read = []
+
+    def noted(model, ids, batches, *rest):
+        read.append([position for batch in batches for position in worker.counted_positions(batch)])
+        return torch.ones(2, dtype=torch.float64)
+
+    accelerator = SimpleNamespace(
+        process_index=rank, num_processes=world, device=torch.device("cpu"), reduce=lambda totals, how: totals
+    )
+    model = SimpleNamespace(training=True, eval=lambda: None, train=lambda mode: None)
+    with mock.patch.object(train.evaluate, "nll_sum", noted):
+        train.evaluate.evaluate(model, range(num_chars), config, accelerator)
+    return read
+
+
+@given(
+    num_chars=st.integers(2, 2000),
+    lanes=st.integers(1, 9),
+    warmup=st.integers(0, 60),
+    window=st.integers(1, 300),
+    rows=st.integers(1, 40),
+    world=st.integers(1, 9),
+)
+def test_the_ranks_together_evaluate_every_character_once(num_chars, lanes, warmup, window, rows, world):
+    config = EvalConfig(stream_lanes=lanes, stream_warmup=warmup, window=window, batch_rows=rows)
+    by_rank = [evaluated_positions(num_chars, config, rank, world) for rank in range(world)]
+    for protocol in zip(*by_rank, strict=True):
+        assert sorted(itertools.chain(*protocol)) == list(range(num_chars - 1))
+
+
+def launch(folder, world):
+    """Starts the worker in `world` processes, one of them as it is; returns what each wrote, in rank order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={world}", f"--master_port={port}"]
+    command = [sys.executable, *(torchrun if world > 1 else []), str(ROOT / "tests/sharding_worker.py"), str(folder)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        output, _ = launcher.communicate(timeout=280)
+    finally:
+        launcher.terminate()  # takes its processes with it
+    assert launcher.returncode == 0, output
+    return [json.loads((folder / f"world-{world}-rank-{rank}.json").read_text()) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("sharding")
+    worker.prepare_texts(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def launched(folder):
+    """world -> rank -> run name -> figures."""
+    return {world: launch(folder, world) for world in WORLDS}
+
+
+def launches(test):
+    """Marks a test that needs the three launches, of which the first such test waits for all."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
+
+
+def largest_difference(ours, theirs):
+    """The largest relative difference between two curves of finite figures."""
+    ours, theirs = np.array(ours), np.array(theirs)
+    assert ours.shape == theirs.shape
+    assert ours.size
+    assert np.isfinite([ours, theirs]).all()
+    return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
+
+
+def by_rank(launched, world, name):
+    """The run's figures on each rank."""
+    ranks = [figures[name] for figures in launched[world]]
+    assert [figures["processes"] for figures in ranks] == [world] * world
+    return ranks
+
+
+def bounds(folder):
+    """[start, stop) of the text's splits."""
+    config = worker.run_config(folder, (), "none")
+    return split_bounds(len((folder / "words.txt").read_text()), config.data.split)
+
+
+class Message(NamedTuple):
+    """A collective, as worker.Traffic notes it."""
+
+    phase: str
+    updates: int
+    operation: str
+    kind: str
+    bytes: int
+
+
+def ways(cell, mode):
+    """All (world, accumulation steps, run name) that must give one curve."""
+    for world in sorted(WORLDS):
+        for parts in worker.accumulation_splits(world):
+            yield world, parts, f"{cell}-{mode}-{parts}"
+
+
+@launches
+@pytest.mark.parametrize(("cell", "mode"), KINDS)
+def test_any_number_of_processes_and_any_accumulation_give_the_same_curve(launched, cell, mode):
+    (one,) = by_rank(launched, 1, f"{cell}-{mode}-1")
+    assert len(one["loss"]) == len(one["grad_norm"]) == STEPS
+    assert one["loss"][-1] < 0.95 * one["loss"][0]
+    largest = {"loss": 0.0, "grad_norm": 0.0}
+    for world, parts, name in ways(cell, mode):
+        for curve in largest:
+            differences = [largest_difference(rank[curve], one[curve]) for rank in by_rank(launched, world, name)]
+            assert max(differences) <= TOLERANCE, (world, parts, curve)
+            largest[curve] = max(largest[curve], *differences)
+    print(f"{cell} {mode}: largest relative differences over {STEPS} steps {largest}")
+
+
+@launches
+@pytest.mark.parametrize(("cell", "mode"), KINDS)
+def test_the_ranks_read_disjoint_windows_that_are_the_single_process_s_batch(launched, folder, cell, mode):
+    plan = window_plan(worker.run_config(folder, [f"data.windows={mode}"], "none"), bounds(folder)["train"][1])
+    batches = [plan.batch(step).starts.tolist() for step in range(STEPS)]
+    (one,) = by_rank(launched, 1, f"{cell}-{mode}-1")
+    for world, parts, name in ways(cell, mode):
+        ranks = by_rank(launched, world, name)
+        for step in range(STEPS):
+            shares = [rank["starts"][step] for rank in ranks]
+            assert list(itertools.chain(*shares)) == batches[step]
+            assert len(set().union(*shares)) == worker.BATCH
+            micro_batches = list(itertools.chain(*(rank["fed"][step] for rank in ranks)))
+            assert len(micro_batches) == world * parts
+            assert len({len(rows) for rows in micro_batches}) == 1
+            assert [list(itertools.chain(*micro_batches))] == one["fed"][step]
+
+
+@launches
+@pytest.mark.parametrize(("cell", "mode"), KINDS)
+def test_an_evaluation_is_shared_out_and_its_result_is_that_of_one_process(launched, folder, cell, mode):
+    (one,) = by_rank(launched, 1, f"{cell}-{mode}-1")
+    begin, end = bounds(folder)["val"]
+    largest = 0.0
+    for world, _, name in ways(cell, mode):
+        ranks = by_rank(launched, world, name)
+        evaluations = list(zip(*(rank["counted"] for rank in ranks), strict=True))
+        assert len(evaluations) == 2 * STEPS // HALF  # both protocols
+        for shares in evaluations:
+            assert sorted(itertools.chain(*shares)) == list(range(end - begin - 1))
+            assert max(map(len, shares)) < (end - begin) * (1.0 if world == 1 else 0.7)
+        for rank, protocol in itertools.product(ranks, ("stream", "windows")):
+            difference = largest_difference(rank[protocol], one[protocol])
+            assert difference <= TOLERANCE, (world, protocol)
+            largest = max(largest, difference)
+    print(f"{cell} {mode}: largest relative difference of an evaluation {largest}")
+
+
+@launches
+@pytest.mark.parametrize("name", worker.TRAFFIC_RUNS)
+@pytest.mark.parametrize("world", [2, 4])
+def test_only_gradients_flags_and_sums_cross_between_ranks(launched, world, name):
+    for figures in (rank[f"traffic-{name}"] for rank in launched[world]):
+        messages = [Message(*message) for message in figures["messages"]]
+        gradient_bytes = figures["parameters"] * (2 if name == "compressed" else 4)
+        for step in range(worker.TRAFFIC_STEPS):
+            ahead = [m for m in messages if m.updates == step and m.phase in ("loop", "train_step")]
+            gradients = [m for m in ahead if m.bytes >= SMALL]
+            assert {(m.phase, m.operation) for m in gradients} == {("train_step", "allreduce_.default")}
+            assert len(gradients) > 1 or not step  # DDP cuts its buckets after the first update
+            assert sum(m.bytes for m in gradients) == gradient_bytes
+            small = sum(m.bytes for m in ahead if m.bytes < SMALL)
+            assert small < SMALL < min(figures["window_chars"], figures["state_bytes"])
+        # The loss and gradient norm of an update, float32; the sum of nats and the count, float64, a protocol.
+        reduced, last = "allreduce_.default", worker.TRAFFIC_STEPS
+        logs = [(step + 1, reduced, "torch.float32", 8) for step in range(last)]
+        assert [m[1:] for m in messages if m.phase == "log"] == logs
+        evaluations = [(step, reduced, "torch.float64", 16) for step in (last - 1, last - 1, last, last)]
+        assert [m[1:] for m in messages if m.phase == "evaluate"] == evaluations
+        # A step checkpoint, of the last step alone, is of the whole run: carried state and generators cross for it.
+        assert {m.updates for m in messages if m.phase == "save"} == {last}
+        assert all(m.bytes < SMALL for m in messages if m.phase == "loop")
+
+
+@launches
+def test_one_process_talks_to_nobody(launched):
+    assert [launched[1][0][f"traffic-{name}"]["messages"] for name in worker.TRAFFIC_RUNS] == [[], [], []]
+
+
+@launches
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 1)])
+@pytest.mark.parametrize(("cell", "mode"), KINDS)
+def test_a_run_goes_on_in_another_number_of_processes_as_if_uninterrupted(launched, cell, mode, before, after):
+    (whole,) = by_rank(launched, 1, f"{cell}-{mode}-whole")
+    begun = by_rank(launched, before, f"{cell}-{mode}-begun")
+    resumed = by_rank(launched, after, f"{cell}-{mode}-resumed")
+    assert all(rank["first_step"] == HALF + 1 for rank in resumed)
+
+    left = np.concatenate([rank["state_after"] for rank in begun])  # (B, parts, L, H)
+    found = np.concatenate([rank["state_before"] for rank in resumed])
+    assert left.shape[0] == worker.BATCH
+    assert np.abs(left).max(axis=(1, 2, 3)).min() > 0.1
+    np.testing.assert_array_equal(found, left)
+
+    read = [list(itertools.chain(*(rank["starts"][k] for rank in resumed))) for k in range(STEPS - HALF)]
+    assert read == whole["starts"][HALF:STEPS]
+    difference = largest_difference(begun[0]["loss"] + resumed[0]["loss"], whole["loss"])
+    print(f"{cell} {mode}, {before} then {after} processes: largest relative difference {difference}")
+    assert difference <= TOLERANCE
+
+
+@launches
+def test_after_a_change_in_their_number_the_ranks_draw_other_dropout_masks_and_the_log_says_so(launched):
+    resumed = by_rank(launched, 4, "dropout-resumed")
+    assert len({rank["generator"] for rank in resumed}) == 4
+    assert "2 process(es) before, 4 now" in resumed[0]["messages"][0]
+    assert "random generators start anew" in resumed[0]["messages"][0]
+
+
+@launches
+def test_with_the_same_number_dropout_goes_on_bit_for_bit_and_nothing_is_said(launched):
+    for whole, begun, resumed in zip(
+        *(by_rank(launched, 2, f"dropout-{name}") for name in ("whole", "begun", "resumed")), strict=True
+    ):
+        assert begun["loss"] + resumed["loss"] == whole["loss"]
+        assert resumed["weights"] == whole["weights"]
+        assert not any("anew" in message for message in resumed["messages"])
+    masks = by_rank(launched, 2, "dropout-whole")
+    assert masks[0]["generator"] != masks[1]["generator"]

@@ -1,0 +1,213 @@
+"""Stop signals: noted once, without an exception in anybody's code, and the second Ctrl-C ends the process at once."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, PreemptedError, RunStoppedError
+from train.signals import StopSignals, stop_error
+
+ROOT = Path(__file__).parent.parent
+STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+
+# Sent two signals, one after the other. What it waits in is given as PROGRAM's text.
+PROGRAM = """
+import ctypes, sys, threading, time
+from train.signals import StopSignals
+
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+locked = threading.Lock()
+locked.acquire()
+libc.pthread_mutex_lock(mutex)
+with StopSignals(lambda: print("noted", flush=True)).watched():
+    print("ready", flush=True)
+    {wait}
+"""
+WAITS = {
+    "in C code that never returns": "libc.pthread_mutex_lock(mutex)",
+    "for a lock": "locked.acquire()",
+    "asleep": "time.sleep(60)",
+    "in Python code": "while True: pass",
+}
+
+
+@pytest.fixture
+def noted():
+    """Set once a signal was noted; its `count` says how often."""
+
+    class Noted(threading.Event):
+        count = 0
+
+        def __call__(self):
+            self.count += 1
+            self.set()
+
+    return Noted()
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_stop_signal_is_noted_and_raises_nothing(noted, capsys, number):
+    signals = StopSignals(noted)
+    with signals.watched():
+        assert signals.received == 0
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            pytest.fail("Ctrl-C cut off what was running")
+        assert noted.wait(30)
+        assert signals.received == number
+    assert noted.count == 1
+    again = " (Ctrl-C again stops at once)" if number == signal.SIGINT else ""
+    assert capsys.readouterr().err == f"{number.name}: ending this step, then writing a checkpoint{again}\n"
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGUSR1, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+def test_the_first_signal_decides_and_later_ones_change_nothing(noted, capsys, first, second):
+    signals = StopSignals(noted)
+    with signals.watched():
+        for number in (first, second, second):
+            os.kill(os.getpid(), number)
+    assert (signals.received, noted.count) == (first, 1)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_was_sent_just_before_the_end_is_noted_too(noted):
+    signals = StopSignals(noted)
+    with signals.watched():
+        signal.raise_signal(signal.SIGTERM)
+    assert signals.received == signal.SIGTERM
+
+
+def test_other_signals_go_their_own_way(noted):
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
+    signals = StopSignals(noted)
+    try:
+        with signals.watched():
+            signal.raise_signal(signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [signal.SIGUSR2]
+    assert (signals.received, noted.count) == (0, 0)
+
+
+def open_descriptors():
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_handlers_and_wakeup_descriptor_are_as_before_and_no_thread_or_descriptor_stays(error):
+    def handler(*_):
+        pass
+
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    handlers = {number: signal.signal(number, handler) for number in STOPS}
+    descriptor = signal.set_wakeup_fd(near.fileno())
+    threads, descriptors = threading.active_count(), open_descriptors()
+    try:
+        with suppress(ZeroDivisionError), StopSignals().watched():
+            assert {signal.getsignal(number) for number in STOPS}.isdisjoint({handler})
+            assert threading.active_count() == threads + 1
+            if error:
+                raise error
+        assert [signal.getsignal(number) for number in STOPS] == [handler] * len(STOPS)
+        assert (threading.active_count(), open_descriptors()) == (threads, descriptors)
+    finally:
+        during = signal.set_wakeup_fd(descriptor)
+        for number, before in handlers.items():
+            signal.signal(number, before)
+        expected = near.fileno()
+        near.close()
+        far.close()
+    assert during == expected
+
+
+def test_after_the_block_ctrl_c_is_ctrl_c_again():
+    with StopSignals().watched():
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_in_a_thread_that_cannot_take_signals_the_block_just_runs(noted):
+    handlers = [signal.getsignal(number) for number in STOPS]
+    seen = []
+
+    def watch():
+        with StopSignals(noted).watched():
+            seen.append([signal.getsignal(number) for number in STOPS])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert seen == [handlers]
+
+
+def test_only_the_first_process_of_a_machine_says_so(noted, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with StopSignals(noted).watched():
+        signal.raise_signal(signal.SIGTERM)
+    assert noted.count == 1
+    assert capsys.readouterr().err == ""
+
+
+class Waiting:
+    """A process that waits as PROGRAM says, until it is sent signals."""
+
+    def __init__(self, wait):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(wait=wait)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self.says("ready")
+
+    def says(self, line):
+        assert self.process.stdout.readline() == f"{line}\n"
+
+    def end(self):
+        """Its exit code and all that it wrote to stderr."""
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_second_ctrl_c_ends_the_process_at_once_wherever_its_main_thread_is(wait):
+    waiting = Waiting(WAITS[wait])
+    try:
+        waiting.process.send_signal(signal.SIGINT)
+        waiting.says("noted")
+        assert waiting.process.poll() is None
+        waiting.process.send_signal(signal.SIGINT)
+        code, errors = waiting.end()
+    finally:
+        waiting.process.kill()
+    assert code == EXIT_INTERRUPTED
+    assert errors == "SIGINT: ending this step, then writing a checkpoint (Ctrl-C again stops at once)\n"
+
+
+def test_ctrl_c_twice_ends_a_process_that_was_sent_sigterm_before():
+    waiting = Waiting(WAITS["asleep"])
+    try:
+        waiting.process.send_signal(signal.SIGTERM)
+        waiting.says("noted")
+        waiting.process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            waiting.process.wait(0.2)  # two at the same moment would be one
+        waiting.process.send_signal(signal.SIGINT)
+        assert waiting.process.wait(2) == EXIT_INTERRUPTED
+    finally:
+        waiting.process.kill()
+
+
+def test_ctrl_c_and_preemption_end_with_codes_of_their_own():
+    stopped, preempted = stop_error(signal.SIGINT, "line"), stop_error(signal.SIGUSR1, "line")
+    assert (type(stopped), stopped.exit_code, str(stopped)) == (RunStoppedError, EXIT_INTERRUPTED, "line")
+    assert (type(preempted), preempted.exit_code, str(preempted)) == (PreemptedError, EXIT_PREEMPTED, "line")
