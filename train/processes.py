@@ -4,8 +4,12 @@ import datetime
 import os
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.config import RunConfig, TrainConfig
 from charrnn.errors import ConfigError
@@ -23,11 +27,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     elif precision == "native":
         precision = "bf16" if computes_bf16() else "no"
     timeout = datetime.timedelta(seconds=max(_SHORTEST_COLLECTIVE_TIMEOUT_S, 2 * train.peer_timeout))
-    data_parallel = DistributedDataParallelKwargs(
-        bucket_cap_mb=train.bucket_mb,
-        gradient_as_bucket_view=True,
-        comm_hook=DDPCommunicationHookType[{"none": "NO"}.get(train.grad_compression, train.grad_compression.upper())],
-    )
+    data_parallel = DistributedDataParallelKwargs(bucket_cap_mb=train.bucket_mb, gradient_as_bucket_view=True)
     try:
         accelerator = Accelerator(
             mixed_precision=precision, kwargs_handlers=[data_parallel, InitProcessGroupKwargs(timeout=timeout)]
@@ -40,6 +40,20 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision fp16 does not work here: a CPU computes it slowly; use bf16, native or no")
     return accelerator
+
+
+def compress_gradients(wrapped: nn.Module, kind: str) -> None:
+    """Has gradients cross between processes as `kind` (bf16, fp16), when there are several; none = as they are."""
+    if kind == "none" or not isinstance(wrapped, DistributedDataParallel):
+        return
+    hook = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}[kind]
+
+    # DDP knows torch's bf16 hook by its name and refuses it without CUDA, although gloo adds bf16 as well.
+    def compressed(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        return hook(group, bucket)
+
+    compressed.__name__ = compressed.__qualname__ = f"{kind}_gradients"
+    wrapped.register_comm_hook(None, compressed)
 
 
 def computes_bf16() -> bool:

@@ -21,6 +21,7 @@ from train.evaluate import evaluate, sample_text
 from train.faults import out_of_memory
 from train.figures import Figures
 from train.optimizer import lr_at, make_optimizer
+from train.processes import compress_gradients
 from train.progress import Progress
 from train.ranks import Notice, Ranks, check_same_batch
 from train.recorder import Recorder
@@ -65,6 +66,7 @@ class Trainer:
             self.model.load_state_dict(start.weights)
         optimizer = make_optimizer(self.model, config.optim)
         self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
+        compress_gradients(self.loss_module, config.train.grad_compression)
         self.model.rnn.flatten_parameters()
         self.local_updates = LocalUpdates(
             accelerator, self.loss_module, self.model, self.optimizer.optimizer, config.train.local_sgd_steps
