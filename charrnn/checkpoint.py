@@ -131,6 +131,8 @@ def load_newest(
             checkpoint = load(folder)
             if not checkpoint.rng:
                 raise CheckpointError(f"{folder} lacks what resuming needs: it is a copy of a best/ folder")
+            if checkpoint.step != int(folder.name.removeprefix("step-")):
+                raise CheckpointError(f"{folder} holds step {checkpoint.step}: it was renamed")
         except CheckpointError as error:
             passed_over.append(f"passing over a damaged checkpoint: {error}")
             continue

@@ -1,13 +1,19 @@
 """Commands of a cluster that a test stands in for, and a training program that does what the test wants."""
 
+import contextlib
 import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+import psutil
 
 # srun as far as launch/slurm.sbatch uses it: a task a node, SIGUSR1 passed on, SIGTERM answered by SIGKILL.
 _SRUN = """
@@ -112,6 +118,39 @@ def put_command(folder: Path, name: str, python: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+class Job(subprocess.Popen[bytes]):
+    """A command that has been started. Its output goes to a file: nobody reads while it runs."""
+
+    running: ClassVar[list["Job"]] = []
+
+    def __init__(self, command: Sequence[str | Path], folder: Path, environment: dict[str, str]) -> None:
+        """folder: where it runs. environment: all of it."""
+        descriptor, name = tempfile.mkstemp(suffix=".output", dir=folder)
+        self._output = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            super().__init__(
+                list(map(str, command)), cwd=folder, env=environment,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        Job.running.append(self)
+
+    def ended(self, seconds: float = 100.0) -> tuple[int, str]:
+        """Exit code and output, once it has ended."""
+        code = self.wait(seconds)
+        return code, self._output.read_text(errors="replace")
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kills what is left of all that were started, and their children in sessions of their own."""
+        while cls.running:
+            job = cls.running.pop()
+            if job.poll() is None:
+                for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                job.wait()
+
+
 @dataclass
 class Cluster:
     """A SLURM of stubs. folder: where the job runs. log: what the stubs leave behind."""
@@ -137,12 +176,9 @@ class Cluster:
         known["PATH"] = f"{commands}{os.pathsep}{known['PATH']}"
         return cls(folder, log, known)
 
-    def submit(self, script: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def submit(self, script: Path, *arguments: str, **environment: str) -> "Job":
         """The batch script, started as SLURM starts it on the first node."""
-        return subprocess.Popen(
-            ["bash", str(script), *arguments], cwd=self.folder, env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        return Job(["bash", script, *arguments], self.folder, {**self.environment, **environment})
 
     def srun(self) -> dict:
         """options, command and environment of the last srun."""

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from accelerate.commands.config import load_config_from_file
 from launch_commands import GUIDE, ROOT, commands_of, header, training_options
-from launch_stubs import Cluster, clean_environment, free_job_id, free_port, put_command
+from launch_stubs import Cluster, Job, clean_environment, free_job_id, free_port, put_command
 from torch.distributed.run import get_args_parser
 from training import some_text
 from typer.testing import CliRunner
@@ -58,14 +58,10 @@ def wait_until(what, seconds=100.0):
     return found
 
 
-def finished(process, seconds=100.0):
-    """Exit code and output of a process that is about to end."""
-    try:
-        output, errors_ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, output + (errors_ or "")
+@pytest.fixture(autouse=True)
+def _nothing_goes_on_after_a_test():
+    yield
+    Job.end_all()
 
 
 def accepted(options, monkeypatch):
@@ -142,17 +138,14 @@ def probe(tmp_path):
 
 def accelerate(folder, name, *options):
     """`accelerate launch --config_file launch/NAME` on the probe, started."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / name), *options, "probe.py"],
-        cwd=folder, env=clean_environment(HOME=str(folder), PROBE_FOLDER=str(folder / "seen")),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / name, *options, "probe.py"]
+    return Job(command, folder, clean_environment(HOME=str(folder), PROBE_FOLDER=str(folder / "seen")))
 
 
 def seen_by(folder, *launchers):
     """rank -> environment, once the launchers have ended well."""
     for launcher in launchers:
-        code, output = finished(launcher)
+        code, output = launcher.ended()
         assert code == 0, output
     return {path.name: json.loads(path.read_text()) for path in (folder / "seen").iterdir()}
 
@@ -233,7 +226,7 @@ def test_a_batch_job_runs_one_torchrun_a_node_which_meet_at_the_first_and_ends_w
         tmp_path, torchrun=True, STUB_TRAINING="0", SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="16"
     )
     options = ["--config", "configs/shakespeare.yaml", "--data", "a file with spaces.txt"]
-    code, output = finished(cluster.submit(SBATCH, *options))
+    code, output = cluster.submit(SBATCH, *options).ended()
     assert code == 0, output
     srun = cluster.srun()
     assert values(srun["options"], "nodes", "ntasks-per-node", "cpus-per-task") == ("2", "1", "16")
@@ -253,7 +246,7 @@ def test_a_batch_job_runs_one_torchrun_a_node_which_meet_at_the_first_and_ends_w
 
 def test_a_batch_job_without_gpus_or_a_number_of_cpus_runs_one_process_a_node(tmp_path):
     cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING="0")
-    assert finished(cluster.submit(SBATCH))[0] == 0
+    assert cluster.submit(SBATCH).ended()[0] == 0
     assert "cpus-per-task" not in cluster.srun()["options"]
     assert get_args_parser().parse_args(cluster.srun()["command"][1:]).nproc_per_node == "1"
 
@@ -261,7 +254,7 @@ def test_a_batch_job_without_gpus_or_a_number_of_cpus_runs_one_process_a_node(tm
 @pytest.mark.parametrize("code", [1, 2, 137])
 def test_a_batch_job_that_fails_by_itself_passes_the_code_on_and_is_not_requeued(tmp_path, code):
     cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING="2", STUB_TORCHRUN_EXITS=str(code))
-    assert finished(cluster.submit(SBATCH))[0] == code
+    assert cluster.submit(SBATCH).ended()[0] == code
     assert cluster.requeued() == []
 
 
@@ -286,7 +279,7 @@ def test_a_signal_to_the_batch_job_reaches_the_training_on_every_node(tmp_path, 
     for count, name in enumerate(sent):
         wait_for_signals(count)
         job.send_signal(signal.Signals[name])
-    ended, output = finished(job)
+    ended, output = job.ended()
     assert ended == code, output
     wait_for_signals(len(sent))
     assert cluster.requeued() == requeued
@@ -396,10 +389,7 @@ ENDLESS = (*SHORT, "--max-steps", "1000000", "--set", "eval.every=0", "--set", "
 
 
 def started(folder, *command, **environment):
-    return subprocess.Popen(
-        [str(word) for word in command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=clean_environment(PYTHONPATH=str(ROOT), **environment), stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return Job(command, folder, clean_environment(PYTHONPATH=str(ROOT), **environment))
 
 
 def torchrun(folder, *arguments):
@@ -435,8 +425,8 @@ def training_processes(run_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_machines_train_as_one_with_as_many_processes(folder, rendezvous):
-    code, output = finished(torchrun(folder, "--standalone", "--nproc-per-node=2", "train/main.py", *SHORT,
-                                     "--run-dir", "one"))  # fmt: skip
+    code, output = torchrun(folder, "--standalone", "--nproc-per-node=2", "train/main.py", *SHORT,
+                                     "--run-dir", "one").ended()  # fmt: skip
     assert code == 0, output
 
     port = free_port()
@@ -450,7 +440,7 @@ def test_two_machines_train_as_one_with_as_many_processes(folder, rendezvous):
                         "--run-dir", "two", "--set", "train.processes=2")  # fmt: skip
 
     machines = [machine(rank) for rank in (0, 1)]
-    ends = [finished(m) for m in machines]
+    ends = [m.ended() for m in machines]
     assert [code for code, _ in ends] == [0, 0], ends
     assert sum("2 process(es)" in output for _, output in ends) == 1
     curve = losses(folder / "one")
@@ -463,7 +453,7 @@ def test_several_cpu_processes_of_which_one_is_killed_are_started_anew_and_go_on
     job = started(folder, "launch/several-cpus.sh", *ENDLESS, "--max-steps", "120", "--run-dir", "run", RESTARTS="1")
     before = wait_until(lambda: len(p := training_processes("run")) == 2 and step_of(folder / "run") and p)
     os.kill(before[1], signal.SIGKILL)
-    code, output = finished(job)
+    code, output = job.ended()
     assert code == 0, output
     assert "2 process(es)" in output
     assert "died or stopped answering" in output
@@ -476,7 +466,7 @@ def test_sigterm_to_the_cpu_script_stops_all_its_processes_with_a_checkpoint(fol
     job = started(folder, "launch/several-cpus.sh", *ENDLESS, "--run-dir", "run")
     wait_until(lambda: len(training_processes("run")) == 2 and step_of(folder / "run"))
     job.terminate()
-    code, output = finished(job)
+    code, output = job.ended()
     assert code == 1, output
     stopped = int(re.search(r"stopped by SIGTERM after step ([\d,]+)", output)[1].replace(",", ""))
     assert step_of(folder / "run") == stopped
@@ -491,14 +481,14 @@ def test_a_preempted_batch_job_goes_on_where_it_stopped_when_it_is_started_again
     job = cluster.submit(SBATCH, *ENDLESS, "--run-dir", "run", **known)
     wait_until(lambda: len(training_processes("run")) == 2 and step_of(folder / "run"))
     job.send_signal(signal.SIGUSR1)
-    code, output = finished(job)
+    code, output = job.ended()
     assert code == 1, output
     assert "stopped by SIGUSR1 after step" in output
     assert cluster.requeued() == [job_id]
     stopped = step_of(folder / "run")
 
     again = cluster.submit(SBATCH, *ENDLESS, "--run-dir", "run", "--max-steps", str(stopped + 3), **known)
-    code, output = finished(again)
+    code, output = again.ended()
     assert code == 0, output
     assert f"resumed at step {stopped:,}" in output
     assert "2 process(es)" in output
@@ -525,27 +515,26 @@ def pod(folder, port, *training):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_pod_that_is_taken_away_and_comes_back_resumes_the_job(folder, victim):
+    training = (*ENDLESS, "--max-steps", "600", "--run-dir", "run", "--set", "train.mixed_precision=no")
     port = free_port()
-    training = (*ENDLESS, "--run-dir", "run", "--set", "train.mixed_precision=no")
     pods = [pod(folder, port, *training) for _ in (0, 1)]
     wait_until(lambda: len(training_processes("run")) == 2 and step_of(folder / "run"))
     pods[victim].terminate()
-    code, output = finished(pods[victim])
+    code, output = pods[victim].ended()
     assert code == 1, output
     stopped = step_of(folder / "run")
+    assert 0 < stopped < 600
 
     outputs = [output]
-    last = (*training, "--max-steps", str(stopped + 40))
-    pods[victim] = pod(folder, port, *last)
+    pods[victim] = pod(folder, port, *training)
     end = time.monotonic() + 150
-    # As restartPolicy OnFailure does.
     while any(p.poll() != 0 for p in pods):
         assert time.monotonic() < end, outputs
         for i, p in enumerate(pods):
-            if p.poll():
-                outputs.append(finished(p)[1])
-                pods[i] = pod(folder, port, *last)
+            if p.poll():  # as restartPolicy OnFailure does
+                outputs.append(p.ended()[1])
+                pods[i] = pod(folder, port, *training)
         time.sleep(0.1)
-    outputs += [finished(p)[1] for p in pods]
+    outputs += [p.ended()[1] for p in pods]
     assert any(f"resumed at step {stopped:,}" in output for output in outputs), outputs
-    assert step_of(folder / "run") == stopped + 40
+    assert step_of(folder / "run") == 600

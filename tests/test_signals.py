@@ -85,6 +85,23 @@ def test_what_was_sent_just_before_the_end_is_noted_too(noted):
     assert signals.received == signal.SIGTERM
 
 
+def test_what_was_sent_while_the_handlers_are_being_installed_is_noted_too(noted, monkeypatch):
+    install, sent = signal.signal, []
+
+    def installing(number, handler):
+        before = install(number, handler)
+        if number == signal.SIGTERM and not sent:
+            sent.append(number)
+            signal.raise_signal(number)
+        return before
+
+    monkeypatch.setattr(signal, "signal", installing)
+    signals = StopSignals(noted)
+    with signals.watched():
+        pass
+    assert signals.received == signal.SIGTERM
+
+
 def test_other_signals_go_their_own_way(noted):
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))

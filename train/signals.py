@@ -36,8 +36,8 @@ class StopSignals:
             return
         near, far = socket.socketpair()
         near.setblocking(False)
-        before = {number: signal.signal(number, lambda *_: None) for number in _WATCHED}
         fd_before = signal.set_wakeup_fd(near.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda *_: None) for number in _WATCHED}
         listener = threading.Thread(target=self._listen, args=(far,), name="stop signals", daemon=True)
         listener.start()
         try:
