@@ -103,7 +103,7 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     """The figures of one round; see the module."""
     plain = [seconds(trainer.train_step) for _ in range(steps)]
     step = statistics.median(plain)
-    saver = trainer._saver
+    saver = trainer.saver
     assert saver is not None
 
     snapshot = seconds(lambda: trainer.save(step=True))
@@ -112,7 +112,11 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     saver.wait()
     writing = time.perf_counter() - began
 
-    waited = seconds(lambda: (trainer.save(step=True), saver.wait()))
+    def saved_and_waited_for() -> None:
+        trainer.save(step=True)
+        saver.wait()
+
+    waited = seconds(saved_and_waited_for)
     return {
         "step": step,
         "writing": writing,

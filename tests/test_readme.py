@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate.commands.launch import launch_command_parser
+from launch_commands import training_options
 from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
@@ -38,7 +38,7 @@ def test_the_two_commands_are_there_as_promised():
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    kinds = ("pip install -e", "accelerate launch", "infer ", "python -m train.export")
+    kinds = ("pip install -e", "accelerate launch", "torchrun", "infer ", "python -m train.export")
     assert [line for line in LINES if not any(kind in line for kind in kinds)] == []
 
 
@@ -53,18 +53,13 @@ def test_ci_runs_the_two_commands_and_the_bare_install():
         assert part in script
 
 
-@pytest.mark.parametrize("line", lines_with("accelerate launch"))
+@pytest.mark.parametrize("line", [*lines_with("accelerate launch"), *lines_with("torchrun")])
 def test_training_commands_have_options_that_are_accepted(line, monkeypatch):
-    words = shlex.split(line.split("accelerate launch")[1])
-    script = words.index("train/main.py")
-    parsed = launch_command_parser().parse_args(words)
-    assert parsed.training_script == "train/main.py"
-    if parsed.config_file:
-        assert (ROOT / parsed.config_file).exists()
+    options = training_options(re.split(r" && | \| ", line)[-1])
     seen = []
     monkeypatch.setattr(train.run, "run", lambda config, **options: seen.append((config, options)))
     monkeypatch.chdir(ROOT)
-    result = CliRunner().invoke(main.app, words[script + 1 :], catch_exceptions=False)
+    result = CliRunner().invoke(main.app, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert len(seen) == 1
 
