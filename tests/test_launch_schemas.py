@@ -1,0 +1,111 @@
+"""The cluster manifests of launch/ against the schemas that Kubeflow's and SkyPilot's packages carry.
+
+Those packages are no dependency of charrnn's; .ci/run installs them into an environment of their own and runs this file
+alone there (`pytest --noconftest tests/test_launch_schemas.py`).
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+KUBERNETES = (LAUNCH / "kubernetes.yaml").read_text(encoding="utf-8")
+SKYPILOT = (LAUNCH / "skypilot.yaml").read_text(encoding="utf-8")
+
+
+def model_named(name):
+    kubeflow = pytest.importorskip("kubeflow.training.models")
+    client = pytest.importorskip("kubernetes.client")
+    return getattr(kubeflow, name, None) or getattr(client, name)
+
+
+def faults(value, kind, path="."):
+    """Where `value` is not what the published models make of `kind`: unknown fields, wrong types, missing ones."""
+    if collection := re.fullmatch(r"list\[(.+)\]|dict\(str, (.+)\)", kind):
+        if not isinstance(value, list if collection[1] else dict):
+            return [f"{path} is no {kind}"]
+        parts = enumerate(value) if collection[1] else value.items()
+        return [f for key, part in parts for f in faults(part, collection[1] or collection[2], f"{path}/{key}")]
+    if kind in ("str", "int", "bool", "float"):
+        return [] if type(value).__name__ == kind else [f"{path} is {value!r}, no {kind}"]
+    model = model_named(kind)
+    fields = {name: attribute for attribute, name in model.attribute_map.items()}
+    if not isinstance(value, dict):
+        return [f"{path} is no {kind}"]
+    found = [f"{path}/{name} is unknown to {kind}" for name in value.keys() - fields.keys()]
+    known = {name: part for name, part in value.items() if name in fields}
+    try:
+        model(**{fields[name]: part for name, part in known.items()})
+    except ValueError as error:
+        found.append(f"{path}: {error}")
+    return found + [
+        f for name, part in known.items() for f in faults(part, model.openapi_types[fields[name]], f"{path}/{name}")
+    ]
+
+
+def kubernetes_faults(text):
+    claim, job = yaml.safe_load_all(text)
+    return faults(claim, "V1PersistentVolumeClaim") + faults(job, "KubeflowOrgV1PyTorchJob")
+
+
+def test_the_kubernetes_manifest_is_what_the_published_models_allow():
+    assert kubernetes_faults(KUBERNETES) == []
+    assert [(t["apiVersion"], t["kind"]) for t in yaml.safe_load_all(KUBERNETES)] == [
+        ("v1", "PersistentVolumeClaim"),
+        ("kubeflow.org/v1", "PyTorchJob"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("restartPolicy", "restartPolcy"),
+        ("maxRestarts: 3", "maxRestarts: three"),
+        ("terminationGracePeriodSeconds", "terminationGracePeriod"),
+        ("mountPath: /checkpoints", "path: /checkpoints"),
+        ("- name: pytorch\n", "- id: pytorch\n"),
+    ],
+)
+def test_a_fault_in_the_kubernetes_manifest_is_found(right, wrong):
+    assert right in KUBERNETES
+    assert kubernetes_faults(KUBERNETES.replace(right, wrong))
+
+
+def read_by_skypilot(text, tmp_path):
+    """SkyPilot's own reading of a task file, in a process whose home is empty: exit code, output."""
+    pytest.importorskip("sky")
+    (tmp_path / "task.yaml").write_text(text)
+    program = (
+        "import sky; task = sky.Task.from_yaml('task.yaml'); (mount,) = task.storage_mounts.values();"
+        "(machine,) = task.resources; print(task.num_nodes, machine.use_spot, machine.accelerators, mount.mode.value)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_skypilot_reads_its_task_file(tmp_path):
+    code, output = read_by_skypilot(SKYPILOT, tmp_path)
+    assert code == 0, output
+    assert output.splitlines()[-1] == "1 True {'A100': 8} MOUNT_CACHED"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("use_spot", "use_spots"),
+        ("num_nodes: 1", "num_nodes: one"),
+        ("MOUNT_CACHED", "MOUNT_CASHED"),
+        ("setup:", "set:"),
+    ],
+)
+def test_a_fault_in_the_task_file_is_found(tmp_path, right, wrong):
+    assert right in SKYPILOT
+    assert read_by_skypilot(SKYPILOT.replace(right, wrong), tmp_path)[0] != 0

@@ -1,0 +1,272 @@
+"""benchmarks/scaling.py: its arithmetic against hand-made numbers and a simulated ring, and the program as it runs."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from charrnn.config import ModelConfig
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = ROOT / "benchmarks" / "scaling.py"
+sys.path.insert(0, str(PROGRAM.parent))
+figures = importlib.import_module("scaling_figures")
+runs = importlib.import_module("scaling_runs")
+scaling = importlib.import_module("scaling")
+
+
+def simulated_ring(size, processes):
+    """Sums vectors of `size` bytes around a ring, chunk by chunk; returns the bytes each process sent, and the stages.
+
+    Process p sends chunk (p - stage), which it has just added to or been given, to process p + 1.
+    """
+    chunk = size // processes // 8
+    vectors = np.random.default_rng(0).normal(size=(processes, processes, chunk))  # (process, chunk, element)
+    total = vectors.sum(0)
+    held, sent, stages = vectors.copy(), np.zeros(processes), 0
+    for phase in ("add", "give"):
+        for stage in range(processes - 1):
+            shift = stage if phase == "add" else stage - 1
+            moving = [(p, (p - shift) % processes) for p in range(processes)]
+            parcels = [held[p, c].copy() for p, c in moving]
+            for (p, c), parcel in zip(moving, parcels, strict=True):
+                target = (p + 1) % processes
+                held[target, c] = held[target, c] + parcel if phase == "add" else parcel
+                sent[p] += parcel.nbytes
+            stages += 1
+    assert all(np.allclose(mine, total) for mine in held)
+    return sent, stages
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4, 8])
+def test_the_ring_formula_counts_what_a_simulated_ring_sends(processes):
+    size = processes * 8 * 5
+    sent, stages = simulated_ring(size, processes)
+    assert sent == pytest.approx(figures.ring_bytes(size, processes))
+    only_latency = figures.Network(bandwidth=float("inf"), latency=1.0)
+    assert figures.ring_seconds(size, processes, only_latency) == stages
+
+
+def test_ring_time_is_traffic_over_bandwidth_plus_latency():
+    network = figures.Network(bandwidth=1e6, latency=0.001)
+    assert figures.ring_seconds(8_000_000, 2, network) == pytest.approx(8 + 2 * 0.001)
+    assert figures.ring_seconds(8_000_000, 4, network) == pytest.approx(12 + 6 * 0.001)
+    assert figures.ring_seconds(8_000_000, 1, network) == 0
+
+
+# With 2 processes and 1 byte a second, an all-reduce takes as many seconds as it has bytes.
+SLOW = figures.Network(bandwidth=1.0, latency=0.0)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "sizes", "ready", "exposed"),
+    [
+        ([[0], [1]], [2, 3], [1.0, 4.0], 3.0),  # the first is through, at 3, before the second is there
+        ([[0], [1]], [5, 3], [1.0, 4.0], 5.0),  # the second waits until 6 for the first
+        ([[1], [0]], [3, 5], [4.0, 1.0], 5.0),  # in DDP's order, not the parameters'
+        ([[0, 1]], [2, 3], [1.0, 4.0], 5.0),  # one bucket waits for its last gradient
+    ],
+)
+def test_what_outlasts_the_backward_pass_is_exposed(buckets, sizes, ready, exposed):
+    message = figures.Message(sizes, buckets)
+    assert figures.exposed_seconds(message, ready, 2, SLOW) == pytest.approx(exposed)
+
+
+def test_projection_adds_the_network_to_a_step():
+    message = figures.Message([5, 3], [[0], [1]])
+    row = figures.projection(10.0, message, [1.0, 4.0], 2, SLOW)
+    assert row == pytest.approx(
+        {
+            "processes": 2,
+            "allreduce_s": 8.0,
+            "exposed_s": 5.0,
+            "efficiency_without_overlap": 10 / 18,
+            "efficiency": 10 / 15,
+        }
+    )
+
+
+def test_a_case_is_the_mean_over_steps_and_processes_and_its_skew_what_the_slowest_adds():
+    first = figures.Answer([{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}], 1.0, 9.0, [])
+    second = figures.Answer([{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}], 0.5, 9.0, [])
+    assert figures.case_figures("apart", [first, second]) == pytest.approx(
+        {"apart.step": 1.75, "apart.input": 0.2, "apart.skew": 2.5 - 1.75, "apart.cpu": 0.75}
+    )
+
+
+ROUND = {
+    **{"one.step": 1.0, "apart.step": 1.1, "silent.step": 1.2, "together.step": 1.25},
+    **{"one.input": 0.1, "silent.input": 0.2},
+}
+
+
+def test_the_parts_of_a_step_add_up_and_the_ratios_multiply():
+    made = figures.derived(ROUND)
+    assert made["efficiency"] == pytest.approx(0.8)
+    assert made["hardware"] * made["communication"] == pytest.approx(made["efficiency"])
+    assert made["hardware"] == pytest.approx(1 / 1.1)
+    assert ROUND["silent.input"] + made["silent.compute"] + made["exposed"] == pytest.approx(ROUND["together.step"])
+    assert ROUND["one.input"] + made["one.compute"] == pytest.approx(ROUND["one.step"])
+
+
+def test_summary_takes_quartiles_of_what_each_round_says():
+    rounds = [{**ROUND, "together.step": 1.25 * factor} for factor in (1, 2, 4, 5, 10)]
+    quartiles = figures.summary(rounds)["efficiency"]
+    assert (quartiles.q1, quartiles.median, quartiles.q3) == pytest.approx((0.16, 0.2, 0.4))
+
+
+class IdleCrew:
+    def turn(self, case, steps):
+        return []
+
+    def message(self):
+        return figures.Message([4], [[0]])
+
+
+def measured_while_others_take(monkeypatch, shares, rounds):
+    """Runs `measure` on rounds in which other programs take `shares` of a core; gives the orders of the cases too."""
+    coming, orders = iter(shares), []
+
+    def measure_round(crew, cases, steps):
+        orders.append(cases)
+        return figures.Round({**ROUND, "others": next(coming)}, [1.0])
+
+    monkeypatch.setattr(scaling, "measure_round", measure_round)
+    return scaling.measure(IdleCrew(), 1, rounds, most_others=0.05, patience_s=0.0), orders
+
+
+def test_disturbed_rounds_are_set_aside_and_measured_again(monkeypatch):
+    measured, _ = measured_while_others_take(monkeypatch, [0.01, 0.9, 0.05, 0.06, 0.0], 3)
+    assert [r.figures["others"] for r in measured.rounds] == [0.01, 0.05, 0.0]
+    assert [r.figures["others"] for r in measured.aside] == [0.9, 0.06]
+
+
+def test_on_a_machine_that_is_never_quiet_every_round_counts(monkeypatch):
+    measured, _ = measured_while_others_take(monkeypatch, [0.01, *[0.5] * 6], 3)
+    assert sorted(r.figures["others"] for r in measured.rounds) == [0.01, *[0.5] * 6]
+    assert not measured.aside
+
+
+def test_every_case_comes_in_every_place_of_a_round(monkeypatch):
+    _, orders = measured_while_others_take(monkeypatch, [0.0] * 5, 5)
+    for place in zip(*orders, strict=True):
+        assert sorted(place) == sorted(figures.CASES)
+
+
+@pytest.mark.parametrize(("deadline", "slept"), [(100.0, 3), (3.0, 2), (0.0, 0)])
+def test_a_round_waits_for_others_to_rest_but_not_for_ever(monkeypatch, deadline, slept):
+    seconds, busy, work = [0.0], [0.0], iter([2.0, 1.0, 0.05])
+
+    def sleep(duration):
+        seconds[0] += duration
+        busy[0] += next(work)
+
+    monkeypatch.setattr(scaling.time, "sleep", sleep)
+    monkeypatch.setattr(scaling.time, "perf_counter", lambda: seconds[0])
+    monkeypatch.setattr(scaling, "busy_seconds", lambda: busy[0])
+    scaling.wait_for_quiet(0.05, deadline)
+    assert seconds[0] == slept * scaling._QUIET_S
+
+
+def test_one_round_adds_up_what_others_took_and_what_crossed(monkeypatch):
+    class Crew:
+        def turn(self, case, steps):
+            wall[0] += 1.0
+            busy[0] += 1.5
+            sent[0] += 600
+            return [figures.Answer([{"step": 1.0}], 1.0, 0.5, [7.0])] * 2
+
+    wall, busy, sent = [0.0], [0.0], [0]
+    monkeypatch.setattr(scaling.time, "perf_counter", lambda: wall[0])
+    monkeypatch.setattr(scaling, "busy_seconds", lambda: busy[0])
+    monkeypatch.setattr(scaling, "loopback_bytes", lambda: sent[0])
+    done = scaling.measure_round(Crew(), figures.CASES, 1)
+    assert done.figures["others"] == pytest.approx(0.5)  # 1.5 worked in each second, 2 x 0.5 of that its own
+    assert done.figures["wire"] == 600 / 2 / 3  # 2 processes, a timed step between two untimed ones
+    assert done.ready == [7.0]
+
+
+def test_one_process_is_not_compared_with_itself():
+    result = CliRunner().invoke(scaling.app, ["--processes", "1"])
+    assert result.exit_code == 2
+    assert "processes" in result.output
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_early_ends_the_program(tmp_path):
+    options = {"data.source": str(tmp_path / "absent.txt"), "data.batch_size": 2}
+    with pytest.raises(RuntimeError, match="a worker ended before it was ready"), runs.hired(options, 2):
+        pass
+
+
+@pytest.mark.slow
+def test_the_program_measures_every_case_and_its_figures_agree():
+    size = ["--rnn", "GRU", "--hidden-dim", "24", "--num-layers", "1", "--seq-len", "8", "--rows", "4"]
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *size, "--steps", "2", "--rounds", "3", "--others", "100", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    report = json.loads(done.stdout)
+    assert set(report) == {"machine", "settings", "figures", "message", "projection", "rounds", "aside"}
+    check_rounds(report)
+    check_message(report)
+    check_projection(report)
+    check_table(report)
+
+
+def check_rounds(report):
+    assert len(report["rounds"]) == report["settings"]["rounds"] == 3
+    for taken in report["rounds"]:
+        for case in ("one", "apart", "silent", "together", "allreduce"):
+            assert 0 < taken[f"{case}.step"] < 10
+            assert taken[f"{case}.skew"] >= -1e-12
+        for case in ("one", "apart", "silent", "together"):
+            parts = sum(taken[f"{case}.{part}"] for part in ("forward", "backward", "update"))
+            assert 0 < parts < taken[f"{case}.step"]
+    for name, quartiles in report["figures"].items():
+        assert quartiles["q1"] <= quartiles["median"] <= quartiles["q3"], name
+    efficiency = sorted(r["one.step"] / r["together.step"] for r in report["rounds"])
+    assert report["figures"]["efficiency"]["median"] == pytest.approx(efficiency[1])
+
+
+def check_message(report):
+    from charrnn.model import CharRNN
+
+    message, measured = report["message"], report["figures"]
+    model = CharRNN(ModelConfig(rnn="GRU", hidden_dim=24, num_layers=1), 95)  # the printable ASCII characters
+    assert message["bytes"] == 4 * model.num_parameters() == sum(message["bucket_bytes"])
+    assert message["ring_bytes"] == message["bytes"]  # of 2 processes
+    if message["wire_bytes"] is not None:
+        assert message["wire_bytes"] > message["bytes"]
+    assert message["gbit_s"] == pytest.approx(message["bytes"] * 8e-9 / measured["allreduce.step"]["median"])
+
+
+def check_projection(report):
+    rows = report["projection"]
+    assert [row["processes"] for row in rows] == [2, 4, 8, 16, 64]
+    assert report["settings"]["bandwidth"] == 10
+    size, buckets = report["message"]["bytes"], len(report["message"]["bucket_bytes"])
+    for row in rows:
+        n = row["processes"]
+        by_hand = 2 * (n - 1) / n * size / 1.25e9 + buckets * 2 * (n - 1) * 50e-6
+        assert row["allreduce_s"] == pytest.approx(by_hand)
+        assert 0 < row["exposed_s"] <= row["allreduce_s"] * (1 + 1e-9)
+        assert row["efficiency"] >= row["efficiency_without_overlap"] > 0
+
+
+def check_table(report):
+    text = scaling.table(report)
+    assert f"efficiency     {report['figures']['efficiency']['median']:.3f}" in text
+    assert f"{report['message']['bytes']:,} bytes of gradients" in text
+    assert max(map(len, text.splitlines())) <= 120
