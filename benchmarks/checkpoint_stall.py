@@ -55,19 +55,19 @@ def main(
     """Measures what checkpoints cost training."""
     with tempfile.TemporaryDirectory(prefix="charrnn-", dir=".") as folder:
         trainer = make_trainer(Path(folder), rnn.value, hidden_dim, num_layers, rows, seq_len, precision)
+        seconds(trainer.train_step)  # the first finds cold caches
         size = sum(t.nbytes for t in [*capture(trainer, whole=True).optimizer.values(), *trainer.model.parameters()])
         print(
             f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; {rnn.value} "
             f"{num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
             f"{trainer.accelerator.mixed_precision}; a checkpoint of {size / 2**20:.0f} MiB"
         )
-        seconds(trainer.train_step)  # the first finds cold caches
         figures = [one_round(trainer, steps) for _ in range(rounds)]
     print(f"{'':<12}{'median':>10}{'quartiles':>24}")
     for name in figures[0]:
         values = [f[name] for f in figures]
         low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-        unit = " s" if name in ("step", "writing") else " %"
+        unit = " s" if name == "step" else " %"
         scale = 1 if unit == " s" else 100
         median = statistics.median(values)
         print(f"{name:<12}{scale * median:>8.2f}{unit}{scale * low:>14.2f} to {scale * high:.2f}{unit}")
@@ -107,10 +107,8 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     assert saver is not None
 
     snapshot = seconds(lambda: trainer.save(step=True))
-    began = time.perf_counter()
     beside = [seconds(trainer.train_step) for _ in range(steps)]
     saver.wait()
-    writing = time.perf_counter() - began
 
     def saved_and_waited_for() -> None:
         trainer.save(step=True)
@@ -119,7 +117,6 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     waited = seconds(saved_and_waited_for)
     return {
         "step": step,
-        "writing": writing,
         "snapshot": snapshot / step,
         "stall": (sum(beside) - steps * step) / step,
         "waited": waited / step,

@@ -187,7 +187,7 @@ def kills() -> list[Kind]:
     found = [
         of_runs(f"SIGKILL in {n}", f"{_POINT} {what}", meant, partial(kill_in, phase)) for n, phase, what in phases
     ]
-    anywhere = "from outside, at a moment drawn at random: of training, or of the first seconds of the process"
+    anywhere = "from outside, at a moment drawn at random of training or of the seconds before"
     found.append(of_runs("SIGKILL at any moment", anywhere, meant, kill_anywhere))
     how = f"{_POINT} a step, evaluation, checkpoint write or pruning, under `torchrun --max-restarts`"
     meant = "the other ends with 69, which is told with the killed one's rank; torchrun starts both again"

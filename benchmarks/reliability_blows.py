@@ -38,8 +38,8 @@ from reliability_runs import (
 
 from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_FAULT
 
-# What a run takes to begin training here, and some more: a kill within it may come at any moment of the start.
-_START_S = 5.0
+# About what a run takes to begin training.
+_START_S = 4.0
 # The bounds of a call that a fault befalls; 2 steps between checkpoints, 3 between evaluations.
 _CALLS = {"step": (2, 9), "write": (2, 6), "replacement": (2, 3), "evaluation": (2, 3), "pruning": (2, 4)}
 
@@ -52,7 +52,8 @@ class Blow:
 
     inside: the fault that a process commits itself. prepare: done before the launch, while nobody trains there; it
     returns what went wrong. outside: done while it runs. judge: the launch and its exit code -> what it did wrong, or
-    "". most_steps: updates that may be lost. within_s: seconds after which all must have ended.
+    "". most_steps: updates that may be lost. damages: whether it spoils checkpoints; else each that bears its name must
+    be whole. within_s: seconds after which all must have ended.
     """
 
     inside: Fault | None = None
@@ -60,6 +61,7 @@ class Blow:
     outside: Callable[[Launch], None] = lambda launch: None
     judge: Callable[[Launch, int], str] = lambda launch, code: ""
     most_steps: int = 2 * SAVED_EVERY
+    damages: bool = False
     within_s: float = 20.0
 
 
@@ -126,6 +128,8 @@ def verdict(
 def _too_much(damage: Damage, blow: Blow) -> str:
     if damage.steps > blow.most_steps:
         return f"{damage.steps} updates were lost, more than {blow.most_steps}"
+    if damage.passed_over_bytes and not blow.damages:
+        return "a checkpoint that bore its name was not whole"
     if damage.ended_s is not None and damage.ended_s > blow.within_s:
         return f"the processes took {damage.ended_s:.0f} s to end, more than {blow.within_s:.0f}"
     return ""
@@ -187,7 +191,7 @@ def kill_from_outside(draw: Draw) -> Blow:
 
 
 def kill_at_start(draw: Draw) -> Blow:
-    """SIGKILL at a random moment after the launch, before training or in it."""
+    """SIGKILL at a random moment after the launch, while the run starts."""
     return Blow(outside=lambda launch: strike_start(launch, _START_S, draw), judge=was_killed)
 
 
@@ -282,7 +286,7 @@ def tampered(change: Callable[[Draw, Runs, Path], str], words: str, draw: Draw) 
         note(runs.events(run), "fault", step=step_of(newest), action="tamper", phase="", where=newest.name)
         return change(draw, runs, newest)
 
-    return Blow(prepare=prepare, outside=kill_later, judge=partial(passed_over, words))
+    return Blow(prepare=prepare, outside=kill_later, judge=partial(passed_over, words), damages=True)
 
 
 def kill_later(launch: Launch) -> None:

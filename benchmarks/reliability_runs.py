@@ -58,13 +58,20 @@ class Outcome:
 class Damage:
     """What one fault cost.
 
-    steps: updates made again. checkpoint_bytes: of what was being written, and of checkpoints that were passed over.
-    ended_s: from the fault until every process that could end by itself had ended; None when none had to.
+    steps: updates made again. unfinished_bytes: of what was being written. passed_over_bytes: of checkpoints that the
+    run did not go on from though they were its newest. ended_s: from the fault until every process that could end by
+    itself had ended; None when none had to.
     """
 
     steps: int = 0
-    checkpoint_bytes: int = 0
+    unfinished_bytes: int = 0
+    passed_over_bytes: int = 0
     ended_s: float | None = None
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """All that was lost of checkpoints."""
+        return self.unfinished_bytes + self.passed_over_bytes
 
     @property
     def chars(self) -> int:
@@ -231,12 +238,13 @@ def _damage(fault: Event, later: Sequence[Event]) -> Damage:
     reached = max([fault["step"], *(e["step"] for e in before if e["event"] == "ended")])
     begun = next((e["step"] for e in after if e["event"] == "fit"), reached)
     folders = next((e["checkpoints"] for e in after if e["event"] == "start" and e["rank"] == 0), {})
-    # What was not finished when a tampering began is not of its doing.
     unfinished = sum(size for name, size in folders.items() if not name.startswith("step-"))
+    if fault["action"] == "tamper":
+        unfinished = 0  # it was there before
     passed_over = sum(size for name, size in folders.items() if _is_passed_over(name, begun, reached))
-    lost = passed_over + (0 if fault["action"] == "tamper" else unfinished)
     ends = [e["t"] for e in before if e["event"] == "exit"] or [e["t"] for e in before if e["event"] == "ended"]
-    return Damage(max(0, reached - begun), lost, max(ends) - fault["t"] if ends else None)
+    ended_s = max(ends) - fault["t"] if ends else None
+    return Damage(max(0, reached - begun), unfinished, passed_over, ended_s)
 
 
 def _is_passed_over(name: str, begun: int, reached: int) -> bool:
@@ -258,8 +266,8 @@ def strike(launch: Launch, number: int, rank: int | None, draw: random.Random) -
 
 
 def strike_start(launch: Launch, within_s: float, draw: random.Random) -> None:
-    """SIGKILLs a run of one process at a random moment of its first `within_s` seconds."""
-    time.sleep(draw.uniform(0, within_s))
+    """SIGKILLs a run of one process at a random moment of its first seconds, when training begins at the latest."""
+    launch.wait_for(lambda: bool(launch.happened("fit")), limit_s=draw.uniform(0, within_s))
     _send(launch, signal.SIGKILL, launch.process.pid)
 
 

@@ -178,8 +178,8 @@ def test_what_a_fault_cost_is_counted_from_what_was_noted():
         (11, "exit", {"code": 0}),
         (12, "ended", {"step": 300, "code": 0}),
     )
-    assert lives.damages(noted) == [lives.Damage(3, 25, 3.0), lives.Damage(0, 0, 0.5)]
-    assert lives.Damage(3, 25, 3.0).chars == 3 * 8 * 16
+    assert lives.damages(noted) == [lives.Damage(3, 5, 20, 3.0), lives.Damage(0, 0, 0, 0.5)]
+    assert (lives.Damage(3, 5, 20).chars, lives.Damage(3, 5, 20).checkpoint_bytes) == (3 * 8 * 16, 25)
 
 
 def test_a_tampering_costs_the_checkpoint_that_is_passed_over_and_nothing_else():
@@ -188,14 +188,14 @@ def test_a_tampering_costs_the_checkpoint_that_is_passed_over_and_nothing_else()
         (1, "start", {"checkpoints": {"step-00001001": 7, "step-00000008": 10, "step-00000006": 20, ".writing-x": 5}}),
         (2, "fit", {"step": 6}),
     )
-    assert lives.damages(noted) == [lives.Damage(2, 10, None)]
+    assert lives.damages(noted) == [lives.Damage(2, 0, 10, None)]
 
 
 def test_the_table_says_how_much_was_survived():
     kind = program.Kind("a fault", "how", "meant", lambda *_: [])
     trials = [
-        blows.Trial(lives.Damage(2, 1000, 0.25), ""),
-        blows.Trial(lives.Damage(4, 0, None), "the run's end is another"),
+        blows.Trial(lives.Damage(2, 600, 400, 0.25), ""),
+        blows.Trial(lives.Damage(4), "the run's end is another"),
     ]
     machine = {"time": "now", "cpu": "c", "cores": 2, "torch": "1", "accelerate": "2"}
     report = {"machine": machine, "seed": 0, "rows": [program.row(kind, trials, 1.0), program.row(kind, [], 0.0)]}
