@@ -237,7 +237,7 @@ def _damage(fault: Event, later: Sequence[Event]) -> Damage:
     before, after = later[:again], later[again:]
     reached = max([fault["step"], *(e["step"] for e in before if e["event"] == "ended")])
     begun = next((e["step"] for e in after if e["event"] == "fit"), reached)
-    folders = next((e["checkpoints"] for e in after if e["event"] == "start" and e["rank"] == 0), {})
+    folders: Any = next((e["checkpoints"] for e in after if e["event"] == "start" and e["rank"] == 0), {})
     unfinished = sum(size for name, size in folders.items() if not name.startswith("step-"))
     if fault["action"] == "tamper":
         unfinished = 0  # it was there before
