@@ -49,6 +49,7 @@ from reliability_blows import (
     full_disk,
     kill_anywhere,
     kill_in,
+    kill_launcher,
     kill_rank,
     remove_file,
     second_interrupt,
@@ -93,9 +94,9 @@ def chained(blow: Callable[[Draw], Blow], processes: int, name: str, runs: Runs,
     return in_runs_of(lambda run, blows: chain(runs, run, blows, processes), blow, name, times, draw)
 
 
-def restarted(blow: Callable[[Draw], Blow], name: str, runs: Runs, times: int, draw: Draw) -> list[Trial]:
-    """All blows of a run in one launch of two processes."""
-    return in_runs_of(lambda run, blows: chain_of_restarts(runs, run, blows, 2), blow, name, times, draw)
+def restarted(launcher: str, name: str, runs: Runs, times: int, draw: Draw) -> list[Trial]:
+    """A rank of two is killed, all times in one launch."""
+    return in_runs_of(lambda run, blows: chain_of_restarts(runs, run, blows, launcher), kill_rank, name, times, draw)
 
 
 def on_small_disk(blow: Callable[[Draw], Blow], name: str, runs: Runs, times: int, draw: Draw) -> list[Trial]:
@@ -189,9 +190,17 @@ def kills() -> list[Kind]:
     ]
     anywhere = "from outside, at a moment drawn at random of training or of the seconds before"
     found.append(of_runs("SIGKILL at any moment", anywhere, meant, kill_anywhere))
-    how = f"{_POINT} a step, evaluation, checkpoint write or pruning, under `torchrun --max-restarts`"
-    meant = "the other ends with 69, which is told with the killed one's rank; torchrun starts both again"
-    found.append(Kind("SIGKILL of a rank of 2", how, meant, partial(restarted, kill_rank)))
+    how = f"{_POINT} a step, evaluation, checkpoint write or pruning, under"
+    meant = "the other ends with 69, which is told with the killed one's rank; the launcher starts both again"
+    for name, launcher, command in (
+        ("SIGKILL of a rank of 2", "torchrun", "`torchrun --standalone --max-restarts`"),
+        ("SIGKILL of a rank of 2, Accelerate", "accelerate", "`accelerate launch --max_restarts`"),
+        ("SIGKILL of a rank of 2 machines", "machines", "a torchrun for each on loopback, as docs/launch.md has it"),
+    ):
+        found.append(Kind(name, f"{how} {command}", meant, partial(restarted, launcher)))
+    how = "from outside, at a moment of training drawn at random"
+    meant = "both ranks end with 69, and say that the store is gone"
+    found.append(of_runs("SIGKILL of torchrun of 2", how, meant, kill_launcher, 2))
     how = f"{_POINT} a step or evaluation; `train.peer_timeout` is 4 s"
     meant = "the other ends with 69, which is told with the stopped one's rank"
     found.append(of_runs("SIGSTOP of a rank of 2", how, meant, stop_rank, 2))

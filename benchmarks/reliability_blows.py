@@ -92,19 +92,24 @@ def chain(runs: Runs, run: str, blows: Sequence[Blow], processes: int = 1) -> li
     return verdict(runs, run, last, blows, wrongs, processes)
 
 
-def chain_of_restarts(runs: Runs, run: str, blows: Sequence[Blow], processes: int) -> list[Trial]:
-    """The same in one launch: after each blow, a rank's death from inside, torchrun starts the processes again."""
+def chain_of_restarts(runs: Runs, run: str, blows: Sequence[Blow], launcher: str = "torchrun") -> list[Trial]:
+    """The same in one launch of two processes: after each blow, a rank's death from inside, they are started again."""
     faults = [blow.inside for blow in blows if blow.inside]
-    launch = runs.start(run, faults, processes=processes, restarts=len(blows))
+    launch = runs.start(run, faults, processes=2, restarts=len(blows), launcher=launcher)
     launch.wait()
-    told = re.findall(r"error: process (\d+) \(on [^)]+\) died or stopped answering", launch.said)
     codes = [e["code"] for e in launch.happened("exit")]
     wrong = ""
-    if told != [str(fault.rank) for fault in faults]:
+    if (told := ranks_told_of(launch, launcher)) != [fault.rank for fault in faults]:
         wrong = f"killed were {[f.rank for f in faults]}, told was of {told}"
-    elif codes != [EXIT_PEER_LOST] * len(blows) * (processes - 1) + [EXIT_DONE] * processes:
+    elif codes != [EXIT_PEER_LOST] * len(blows) + [EXIT_DONE] * 2:
         wrong = f"the ranks left with {codes}"
-    return verdict(runs, run, launch, blows, [wrong] * len(blows), processes)
+    return verdict(runs, run, launch, blows, [wrong] * len(blows), 2)
+
+
+def ranks_told_of(launch: Launch, launcher: str) -> list[int]:
+    """The ranks that errors name. Where rank 0 keeps the store, that this is gone says it too."""
+    said = re.findall(r"error: (?:process (\d+) \(on [^)]+\) died|the store that the processes met in) ", launch.said)
+    return [int(rank or 0) for rank in said if rank or launcher == "machines"]
 
 
 def verdict(
@@ -210,6 +215,17 @@ def kill_rank(draw: Draw) -> Blow:
 def kill_rank_in(phase: str, rank: int, draw: Draw) -> Blow:
     """SIGKILL of a rank at a random line of a random call; for `chain_of_restarts`."""
     return Blow(drawn_fault("kill", phase, draw, rank))
+
+
+def kill_launcher(draw: Draw) -> Blow:
+    """SIGKILL of torchrun, which keeps the store that its two ranks met in."""
+
+    def outside(launch: Launch) -> None:
+        strike(launch, signal.SIGKILL, None, draw)
+        launch.wait_for_ranks()
+
+    words = "error: the store that the processes met in is gone .*; the same command again goes on from step"
+    return Blow(outside=outside, judge=partial(ended_with, EXIT_PEER_LOST, words))
 
 
 def stop_rank(draw: Draw) -> Blow:

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,9 +41,13 @@ WORDS = "the quick brown fox jumps over lazy dogs"
 FOREIGN_STEP = 1000
 # Longer than any launch takes; one that takes longer hangs, and is ended.
 _LIMIT_S = 240.0
+_RANKS_LIMIT_S = 30.0
 _POLL_S = 0.002
 _UNTIMED = ("time_s", "train/chars_per_s")
 _LAUNCHERS_OWN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "WANDB_API_KEY", "CHARRNN_DATA_MIRROR", INJECT)
+
+# Each start after a restart needs a store of its own (docs/launch.md).
+_NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 Event = dict[str, Any]
 
@@ -115,6 +121,12 @@ class Launch:
             time.sleep(_POLL_S)
         return True
 
+    def wait_for_ranks(self) -> None:
+        """Returns when every rank has left by itself, or has had time for it, whatever the launcher did."""
+        end = time.monotonic() + _RANKS_LIMIT_S
+        while len(self.codes()) < len(self.happened("fit")) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+
     def wait(self) -> int:
         """The launcher's exit code. Raises: TimeoutExpired, with nothing left of it, when it does not end."""
         try:
@@ -127,11 +139,11 @@ class Launch:
 
     def clear(self) -> None:
         """Ends whatever is left of it, stopped processes too."""
-        for pid in [self.process.pid, *{e["pid"] for e in self.happened("start")}]:
-            if self.process.poll() is None or pid != self.process.pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pid in {e["pid"] for e in self.happened("start")}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class Runs:
@@ -144,27 +156,41 @@ class Runs:
         (folder / "small.yaml").write_text(config)
         self._unharmed: dict[int, Outcome] = {}
 
-    def command(self, run: str, processes: int = 1, restarts: int = 0, program: Path = PROGRAM) -> list[str]:
-        """What a user types. Several CPU processes: `accelerate launch --cpu` starts one (accelerate#2741)."""
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-            launcher += [f"--max-restarts={restarts}", "--standalone"]
-        return [*launcher, str(program), "--config", "small.yaml", "--run-dir", run]
+    def command(
+        self, run: str, processes: int = 1, restarts: int = 0, program: Path = PROGRAM, launcher: str = "torchrun"
+    ) -> list[str]:
+        """What a user types. launcher: of several processes: torchrun, accelerate or machines (a torchrun on each)."""
+        arguments = [str(program), "--config", "small.yaml", "--run-dir", run]
+        if processes == 1:
+            return [sys.executable, *arguments]
+        port = free_port()
+        if launcher == "accelerate":  # its --cpu starts one process (accelerate#2741)
+            accelerate = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
+            accelerate += ["--num_machines=1", f"--max_restarts={restarts}", f"--main_process_port={port}"]
+            return [sys.executable, "-m", *accelerate, *arguments]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--max-restarts={restarts}"]
+        if launcher == "torchrun":
+            return [*torchrun, "--standalone", f"--nproc-per-node={processes}", *arguments]
+        torchrun += [f"--nnodes={processes}", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=run"]
+        torchrun += [f"--rdzv-endpoint=127.0.0.1:{port}"]
+        lines = [shlex.join([*torchrun, f"--rdzv-conf=is_host={int(i == 0)}", *arguments]) for i in range(processes)]
+        return ["bash", "-c", f"{' & '.join(lines)}; code=$?; wait; exit $code"]
 
     def start(
         self,
         run: str,
         faults: Sequence[Fault] = (),
-        *,
         processes: int = 1,
         restarts: int = 0,
+        launcher: str = "torchrun",
         extra: Sequence[str] = (),
     ) -> Launch:
-        """Launches a run, with its faults from inside."""
+        """Launches a run, with its faults from inside. extra: options after the command's."""
         injection = Injection(str(self.events(run)), str(self.run_dir(run)), tuple(faults))
         environment = {**self.environment(), INJECT: injection.to_json()}
-        command = [*self.command(run, processes, restarts, INSIDE), *extra]
+        if restarts or launcher == "machines":
+            environment |= _NEW_STORE
+        command = [*self.command(run, processes, restarts, INSIDE, launcher), *extra]
         return Launch(command, self.folder, environment, self.events(run), self.run_dir(run))
 
     def environment(self) -> dict[str, str]:
@@ -304,3 +330,9 @@ def text_of(words: str, num_chars: int = 6000, seed: int = 0) -> str:
     """`words` in a random order, again and again."""
     draw = random.Random(seed)
     return " ".join(draw.choice(words.split()) for _ in range(num_chars))[:num_chars]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])

@@ -176,7 +176,7 @@ def write_text(config: RunConfig, processes: int) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on, and how busy it was before."""
+    """What the figures are taken on, and when."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -185,7 +185,6 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": version("torch"),
         "accelerate": version("accelerate"),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "time": datetime.now(UTC).isoformat(timespec="minutes"),
     }
 
@@ -222,8 +221,7 @@ def table(report: dict[str, Any]) -> str:
 def _head(report: dict[str, Any]) -> list[str]:
     m, s = report["machine"], report["settings"]
     return [
-        f"machine   {m['cpu']}, {m['cores']} cores; torch {m['torch']}, accelerate {m['accelerate']}; "
-        f"load average {m['load_average']} before; {m['time']}",
+        f"machine   {m['cpu']}, {m['cores']} cores; torch {m['torch']}, accelerate {m['accelerate']}; {m['time']}",
         f"size      {s['rnn']} {s['num_layers']} x {s['hidden_dim']}, seq_len {s['seq_len']}, {s['rows']} rows and "
         "1 thread a process, fp32, gloo",
         f"measured  {len(report['rounds'])} rounds of {s['steps']} steps a case; median (quartiles) of rounds",

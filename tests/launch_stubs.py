@@ -125,6 +125,7 @@ class Job(subprocess.Popen[bytes]):
 
     def __init__(self, command: Sequence[str | Path], folder: Path, environment: dict[str, str]) -> None:
         """folder: where it runs. environment: all of it."""
+        self.folder = folder
         descriptor, name = tempfile.mkstemp(suffix=".output", dir=folder)
         self._output = Path(name)
         with os.fdopen(descriptor, "wb") as file:
@@ -141,14 +142,14 @@ class Job(subprocess.Popen[bytes]):
 
     @classmethod
     def end_all(cls) -> None:
-        """Kills what is left of all that were started, and their children in sessions of their own."""
+        """Kills what still runs in the jobs' folders: what a launcher left behind too, which is no child of it."""
+        folders = {str(job.folder) for job in cls.running}
+        for process in psutil.process_iter(["cwd"]) if folders else ():
+            if process.info["cwd"] in folders:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         while cls.running:
-            job = cls.running.pop()
-            if job.poll() is None:
-                for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-                job.wait()
+            cls.running.pop().wait()
 
 
 @dataclass

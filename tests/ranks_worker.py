@@ -211,7 +211,7 @@ def locally_first(folder: Path) -> dict[str, Any]:
 def store(folder: Path) -> dict[str, Any]:
     """A watchdog on the launcher's own store."""
     here = ranks()
-    dog = Watchdog(shared_store(30.0), RANK, 2, 30.0)
+    dog = Watchdog(shared_store(30.0, "dog"), RANK, 2, 30.0)
     here.wait()
     both = dog.look()
     here.wait()

@@ -72,7 +72,7 @@ def test_ranks_of_two_that_are_killed_and_restarted_end_as_those_that_never_were
     draw, runs = random.Random(4), lives.Runs(tmp_path, SLIDING_GRU)
     places = [("step", 0), ("evaluation", 1), ("write", 0), ("step", 1)]
     struck = [blows.kill_rank_in(phase, rank, draw) for phase, rank in places]
-    trials = all_survived(blows.chain_of_restarts(runs, "killed", struck, 2))
+    trials = all_survived(blows.chain_of_restarts(runs, "killed", struck))
     assert [(f["phase"], f["rank"]) for f in faults_of(runs, "killed")] == places
     assert all(t.damage.ended_s < 15 for t in trials)
     killed = lives.outcome(runs.run_dir("killed"))

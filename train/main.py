@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -9,9 +10,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from charrnn.config import RunConfig, load_config
-from charrnn.errors import EXIT_DONE, CharRNNError
+from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
+
+# torchrun ends all processes once one has failed: the one that tells of a fault all have met must come first.
+_TIME_TO_TELL_S = 2.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -128,6 +132,8 @@ def main() -> None:
     except CharRNNError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
+        elif error.exit_code == EXIT_USER_FAULT:
+            time.sleep(_TIME_TO_TELL_S)
         leave(error.exit_code)
     except SystemExit as end:
         if not end.code:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def watched(config: RunConfig, ranks: Ranks) -> Iterator[Watchdog]:
     if ranks.count == 1 or not timeout_s:
         yield Watchdog(None, 0, 1, timeout_s)
         return
-    watchdog = Watchdog(shared_store(timeout_s), ranks.rank, ranks.count, timeout_s)
+    watchdog = Watchdog(shared_store(timeout_s, ranks.gather(uuid.uuid4().hex)[0]), ranks.rank, ranks.count, timeout_s)
     ranks.wait()
     with watchdog.watching():
         yield watchdog

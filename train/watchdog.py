@@ -26,6 +26,7 @@ _RANKS_A_SECOND = 32
 # when one has died, and after a collective has failed, when one surely has.
 _PATIENCE_STOPPED_S = 10.0
 _PATIENCE_FAILED_S = 3.0
+_JOIN_S = 10.0
 _LEFT = "left"
 
 
@@ -128,7 +129,7 @@ class Watchdog:
             raise
         finally:
             self._ended.set()
-            thread.join()
+            thread.join(_JOIN_S)  # it may be waiting for a store that is gone
             if meant:
                 self.sign_off()
 
@@ -168,14 +169,20 @@ class Watchdog:
                 self.publish()
                 loss = self.look()
             except RuntimeError as error:
-                reason = " ".join(str(error).split())[:120]
-                loss = Loss(f"the store that the processes met in is gone ({reason})", self._rank)
+                loss = self._without_store(error)
             if loss:
                 self._loss = loss
                 self._found.set()
                 if not self._awaited:
                     self.leave(loss)
                 return
+
+    def _without_store(self, error: RuntimeError) -> Loss:
+        """The store is kept by torchrun's agent, where it says so, and otherwise by process 0."""
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "False" and self._rank and 0 in self._peers:
+            return self._told([0], "died or stopped answering")
+        reason = " ".join(str(error).split())[:120]
+        return Loss(f"the store that the processes met in is gone ({reason})", self._rank)
 
     def _hear(self, rank: int, line: str, now: float) -> None:
         known = self._peers.get(rank)
@@ -216,8 +223,11 @@ def is_of_a_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def shared_store(timeout_s: float) -> dist.Store:
-    """A connection of its own to the store that the launcher's processes met in."""
+def shared_store(timeout_s: float, attempt: str) -> dist.Store:
+    """A connection of its own to the store that the launcher's processes met in.
+
+    attempt: the same on every rank, and another after a restart. (Launchers count restarts each for itself.)
+    """
     server = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -225,4 +235,4 @@ def shared_store(timeout_s: float) -> dist.Store:
         timeout=datetime.timedelta(seconds=max(5.0, timeout_s)),
         wait_for_workers=False,
     )
-    return dist.PrefixStore(f"charrnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
+    return dist.PrefixStore(f"charrnn/{attempt}", server)
