@@ -194,8 +194,12 @@ def kills() -> list[Kind]:
     meant = "the other ends with 69, which is told with the killed one's rank; the launcher starts both again"
     for name, launcher, command in (
         ("SIGKILL of a rank of 2", "torchrun", "`torchrun --standalone --max-restarts`"),
-        ("SIGKILL of a rank of 2, Accelerate", "accelerate", "`accelerate launch --max_restarts`"),
-        ("SIGKILL of a rank of 2 machines", "machines", "a torchrun for each on loopback, as docs/launch.md has it"),
+        ("SIGKILL of a rank of 2, Accelerate", "accelerate", "`accelerate launch --rdzv_backend c10d --max_restarts`"),
+        (
+            "SIGKILL of a rank of 2 machines",
+            "machines",
+            "a `torchrun --nnodes 2 --max-restarts` for each, c10d on loopback",
+        ),
     ):
         found.append(Kind(name, f"{how} {command}", meant, partial(restarted, launcher)))
     how = "from outside, at a moment of training drawn at random"

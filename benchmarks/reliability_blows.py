@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from reliability_inside import Fault, free_disk, note
+from reliability_inside import Fault, free_disk, note, read_events
 from reliability_runs import (
     CONFIG,
     FOREIGN_STEP,
@@ -29,7 +29,6 @@ from reliability_runs import (
     interrupt_twice,
     newest_checkpoint,
     outcome,
-    read_events,
     step_of,
     steps_logged,
     strike,
@@ -97,19 +96,14 @@ def chain_of_restarts(runs: Runs, run: str, blows: Sequence[Blow], launcher: str
     faults = [blow.inside for blow in blows if blow.inside]
     launch = runs.start(run, faults, processes=2, restarts=len(blows), launcher=launcher)
     launch.wait()
+    told = [int(rank) for rank in re.findall(r"error: process (\d+) \(on [^)]+\) died", launch.said)]
     codes = [e["code"] for e in launch.happened("exit")]
     wrong = ""
-    if (told := ranks_told_of(launch, launcher)) != [fault.rank for fault in faults]:
+    if told != [fault.rank for fault in faults]:
         wrong = f"killed were {[f.rank for f in faults]}, told was of {told}"
     elif codes != [EXIT_PEER_LOST] * len(blows) + [EXIT_DONE] * 2:
         wrong = f"the ranks left with {codes}"
     return verdict(runs, run, launch, blows, [wrong] * len(blows), 2)
-
-
-def ranks_told_of(launch: Launch, launcher: str) -> list[int]:
-    """The ranks that errors name. Where rank 0 keeps the store, that this is gone says it too."""
-    said = re.findall(r"error: (?:process (\d+) \(on [^)]+\) died|the store that the processes met in) ", launch.said)
-    return [int(rank or 0) for rank in said if rank or launcher == "machines"]
 
 
 def verdict(

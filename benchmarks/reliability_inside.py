@@ -30,6 +30,8 @@ _TRACED = (str(ROOT / "charrnn"), str(ROOT / "train"), str(Path(shutil.__file__)
 _BALLAST = "ballast"
 _LIMIT_BYTES = 20_000
 
+Event = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -50,11 +52,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class Injection:
-    """faults: one for each time that the launcher starts the processes; none for the times after. Paths as text."""
+    """faults: one for each time that the launcher starts the processes; none for the times after. Paths as text.
+
+    before: faults that were noted before the launch.
+    """
 
     events: str
     run_dir: str
     faults: tuple[Fault, ...] = ()
+    before: int = 0
 
     def to_json(self) -> str:
         """For the environment variable."""
@@ -64,7 +70,12 @@ class Injection:
     def from_json(cls, text: str) -> "Injection":
         """The inverse of `to_json`."""
         raw = json.loads(text)
-        return cls(raw["events"], raw["run_dir"], tuple(Fault(**f) for f in raw["faults"]))
+        return cls(raw["events"], raw["run_dir"], tuple(Fault(**f) for f in raw["faults"]), raw["before"])
+
+    def due(self) -> Fault | None:
+        """The first fault that no process has committed. (Launchers count their restarts each for itself.)"""
+        done = len(read_events(Path(self.events), "fault")) - self.before
+        return self.faults[done] if done < len(self.faults) else None
 
 
 def note(events: Path, event: str, **fields: Any) -> None:
@@ -72,6 +83,12 @@ def note(events: Path, event: str, **fields: Any) -> None:
     line = json.dumps({"event": event, "t": time.time(), **fields}) + "\n"
     with events.open("ab", buffering=0) as file:
         file.write(line.encode())
+
+
+def read_events(path: Path, event: str = "") -> list[Event]:
+    """All that was noted, in order; `event`: only such."""
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [e for e in events if not event or e["event"] == event]
 
 
 # ---- where: which function a phase is, and which of its calls count
@@ -255,8 +272,7 @@ class Injected:
         self.events, self.run_dir = Path(injection.events), Path(injection.run_dir)
         self.rank = int(os.environ.get("RANK", "0"))
         self.trainer: Any = None
-        start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        self.fault = injection.faults[start] if start < len(injection.faults) else None
+        self.fault = injection.due()
 
     def note(self, event: str, **fields: Any) -> None:
         """Notes something of this rank."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reliability_inside import INJECT, ROOT, Fault, Injection, note
+from reliability_inside import INJECT, ROOT, Event, Fault, Injection, note, read_events
 
 INSIDE = ROOT / "benchmarks" / "reliability_inside.py"
 PROGRAM = ROOT / "train" / "main.py"
@@ -48,8 +48,6 @@ _LAUNCHERS_OWN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "WANDB_API_KEY", "CHARRNN_
 
 # Each start after a restart needs a store of its own (docs/launch.md).
 _NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,7 @@ class Launch:
 
     def happened(self, name: str = "") -> list[Event]:
         """What its processes have noted so far; `name`: only such events."""
-        events = [e for e in read_events(self.events) if e["t"] >= self.since]
-        return [e for e in events if not name or e["event"] == name]
+        return [e for e in read_events(self.events, name) if e["t"] >= self.since]
 
     def codes(self) -> dict[int, int]:
         """The exit code of each rank that left by itself."""
@@ -166,7 +163,8 @@ class Runs:
         port = free_port()
         if launcher == "accelerate":  # its --cpu starts one process (accelerate#2741)
             accelerate = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
-            accelerate += ["--num_machines=1", f"--max_restarts={restarts}", f"--main_process_port={port}"]
+            accelerate += ["--num_machines=1", f"--max_restarts={restarts}", "--rdzv_backend=c10d"]
+            accelerate += [f"--main_process_port={port}"]
             return [sys.executable, "-m", *accelerate, *arguments]
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--max-restarts={restarts}"]
         if launcher == "torchrun":
@@ -186,12 +184,14 @@ class Runs:
         extra: Sequence[str] = (),
     ) -> Launch:
         """Launches a run, with its faults from inside. extra: options after the command's."""
-        injection = Injection(str(self.events(run)), str(self.run_dir(run)), tuple(faults))
+        events = self.events(run)
+        before = len(read_events(events, "fault"))
+        injection = Injection(str(events), str(self.run_dir(run)), tuple(faults), before)
         environment = {**self.environment(), INJECT: injection.to_json()}
-        if restarts or launcher == "machines":
+        if restarts:
             environment |= _NEW_STORE
         command = [*self.command(run, processes, restarts, INSIDE, launcher), *extra]
-        return Launch(command, self.folder, environment, self.events(run), self.run_dir(run))
+        return Launch(command, self.folder, environment, events, self.run_dir(run))
 
     def environment(self) -> dict[str, str]:
         """Of a process that is to train on the CPU."""
@@ -245,11 +245,6 @@ def steps_logged(run_dir: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         return (run_dir / "metrics.jsonl").read_bytes().count(b'"train/loss"')
     return 0
-
-
-def read_events(path: Path) -> list[Event]:
-    """All events noted in a file, in order."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def damages(events: Sequence[Event]) -> list[Damage]:

@@ -85,7 +85,9 @@ def save_step(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     files["state.safetensors"] = _pack(state)
     _write_folder(folder, files)
     try:
-        for old in step_folders(run_dir)[keep:]:
+        saved = step_folders(run_dir)
+        # Counted from this one: a newer one is damaged or another run's, and must not outlast those that can be used.
+        for old in saved[saved.index(folder) + keep :]:
             _remove(old)
     except OSError as error:
         raise CheckpointError(

@@ -11,6 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from training import make_trainer, tiny_config
+
+from charrnn.checkpoint import load_newest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "benchmarks" / "reliability.py"
@@ -34,7 +37,7 @@ def all_survived(trials):
 
 
 def faults_of(runs, run):
-    return [e for e in lives.read_events(runs.events(run)) if e["event"] == "fault"]
+    return [e for e in inside.read_events(runs.events(run)) if e["event"] == "fault"]
 
 
 def every_step_once(outcome):
@@ -113,6 +116,13 @@ def test_the_program_prints_what_it_tried_and_what_was_survived():
     assert (row["fault"], row["tried"], row["survived"], row["wrong"]) == ("flipped byte", 1, 1, [])
     assert row["chars_again"]["max"] > 0
     assert row["checkpoint_bytes"]["max"] > 0
+
+
+def test_a_newer_checkpoint_that_cannot_be_used_does_not_outlast_the_runs_own(tmp_path):
+    make_trainer(tiny_config(tmp_path, ["train.max_steps=4", "checkpoint.keep=1", "eval.every=0"])).fit()
+    (tmp_path / "run" / "step-00000900").mkdir()
+    make_trainer(tiny_config(tmp_path, ["train.max_steps=6", "checkpoint.keep=1", "eval.every=0"])).fit()
+    assert load_newest(tmp_path / "run", lambda text: None).step == 6
 
 
 # ---- the measuring itself
