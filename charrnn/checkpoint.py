@@ -110,10 +110,15 @@ def remove_unfinished(run_dir: Path) -> None:
         shutil.rmtree(leftover)
 
 
+def step_of(folder: Path) -> int:
+    """The step that a step checkpoint's name tells."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def step_folders(run_dir: Path) -> list[Path]:
     """The run's step checkpoints, newest first, whole or not."""
     folders = [p for p in run_dir.glob("step-*") if _STEP_NAME.fullmatch(p.name)]
-    return sorted(folders, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def load_newest(
@@ -125,16 +130,13 @@ def load_newest(
 
     Raises: CheckpointError when there are some, and none can be used.
     """
+    found: Checkpoint | None = None
     refusals: list[CheckpointError] = []
     passed_over: list[str] = []
     folders = step_folders(run_dir)
     for folder in folders:
         try:
-            checkpoint = load(folder)
-            if not checkpoint.rng:
-                raise CheckpointError(f"{folder} lacks what resuming needs: it is a copy of a best/ folder")
-            if checkpoint.step != int(folder.name.removeprefix("step-")):
-                raise CheckpointError(f"{folder} holds step {checkpoint.step}: it was renamed")
+            checkpoint = _load_to_resume(folder)
         except CheckpointError as error:
             passed_over.append(f"passing over a damaged checkpoint: {error}")
             continue
@@ -144,19 +146,28 @@ def load_newest(
             refusals.append(error)
             passed_over.append(f"passing over {folder.name}, of another run: {error}")
             continue
-        for line in passed_over:
-            warn(line)
-        return checkpoint
-    if refusals:
+        found = checkpoint
+        break
+    if refusals and not found:
         raise refusals[0]
     for line in passed_over:
         warn(line)
-    if folders:
+    if folders and not found:
         raise CheckpointError(
             f"none of the {len(folders)} checkpoint(s) in {run_dir} is whole; restore one from a copy, "
             "or start over in another folder with --run-dir"
         )
-    return None
+    return found
+
+
+def _load_to_resume(folder: Path) -> Checkpoint:
+    """Reads a step checkpoint. Raises: CheckpointError when it is damaged, or not what its name says."""
+    checkpoint = load(folder)
+    if not checkpoint.rng:
+        raise CheckpointError(f"{folder} lacks what resuming needs: it is a copy of a best/ folder")
+    if checkpoint.step != step_of(folder):
+        raise CheckpointError(f"{folder} holds step {checkpoint.step}: it was renamed")
+    return checkpoint
 
 
 def load(folder: Path) -> Checkpoint:

@@ -352,7 +352,7 @@ def disk_full_on_0(folder: Path) -> dict[str, Any]:
 
         def filling() -> None:
             if trainer.progress.step == SPOILT - 1:
-                trainer._saved()
+                trainer.saver.wait()
                 if RANK == 0:
                     os.fsync = refuse
             step()

@@ -92,7 +92,7 @@ def ahead_of(monkeypatch):
         def patched(trainer):
             if trainer.progress.step == step - 1 and not called:
                 called.append(step)
-                trainer._saved()
+                trainer.saver.wait()
                 action()
             train_step(trainer)
 
@@ -191,7 +191,7 @@ def test_what_training_changes_in_place_after_the_snapshot_is_not_in_the_checkpo
     trainer.metrics["train/loss"] = 7.0
     trainer.progress.step = 99
     gate.set()
-    trainer._saved()
+    trainer.saver.wait()
 
     saved = load(step_folders(trainer.run_dir)[0])
     assert saved.step == 2

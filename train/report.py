@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charrnn.checkpoint import Checkpoint, step_folders
+from charrnn.checkpoint import Checkpoint, step_folders, step_of
 from charrnn.windows import SPLITS
 from train.display import format_duration
 from train.resume import StartingPoint
@@ -73,7 +73,7 @@ def pace_line(trainer: "Trainer", chars_per_s: float) -> str:
 def goes_on(run_dir: Path) -> str:
     """From where the same command goes on."""
     saved = step_folders(run_dir)
-    origin = f"step {int(saved[0].name.removeprefix('step-')):,}" if saved else "its beginning"
+    origin = f"step {step_of(saved[0]):,}" if saved else "its beginning"
     return f"the same command again goes on from {origin}"
 
 

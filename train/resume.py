@@ -73,8 +73,9 @@ def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_di
             f"{run_dir} holds a run with other settings: {differing}; set them as they were to continue it, "
             "or name another --run-dir"
         )
-    shapes = CharRNN(config.model, len(saved.vocab)).state_dict()
-    if {k: v.shape for k, v in saved.weights.items()} != {k: v.shape for k, v in shapes.items()}:
+    with torch.device("meta"):  # shapes without memory
+        wanted = CharRNN(config.model, len(saved.vocab)).state_dict()
+    if {k: v.shape for k, v in saved.weights.items()} != {k: v.shape for k, v in wanted.items()}:
         raise CheckpointError(
             f"{run_dir} holds weights of another model than its config and vocabulary say; name another --run-dir"
         )

@@ -77,7 +77,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.stopped_by = 0
         self._figures = Figures(accelerator, run_dir)
-        self.saver = Saver(run_dir, config.checkpoint.keep) if accelerator.is_main_process else None
+        self.saver = Saver(run_dir, config.checkpoint.keep)  # only the main process gives it something to write
         self._fault: CharRNNError | None = None
         self._upcoming: tuple[Batch, Tensor] | None = None
         self._logged_at = self._started = self._resumed_s = 0.0
@@ -111,7 +111,7 @@ class Trainer:
             if not self.stopped_by:
                 self.evaluate()
             self.save(step=True)
-            self._alone(self._saved)
+            self._alone(self.saver.wait)
             self.ranks.raise_together(self._fault)
         self.progress.elapsed_s = self.now()
         return self.progress
@@ -165,8 +165,7 @@ class Trainer:
             batch, _ = self._upcoming = self._read_batch()
         except CharRNNError as error:
             self._fault = self._fault or error
-        if self.saver:
-            self._fault = self._fault or self.saver.failure()
+        self._fault = self._fault or self.saver.failure()
         starts = batch.starts if batch else self.plan.batch(self.progress.step).starts
         agreed = self.ranks.exchange(Notice(self.signals.received, self._fault is not None, self.now(), starts))
         if agreed.faulty:
@@ -231,14 +230,9 @@ class Trainer:
         if step:
             self._saved_step = self.progress.step
         state = capture(self, whole=step)
-        if self.saver:
-            saver = self.saver
-            self._alone(lambda: saver.save(state, best=best, step=step))
+        if self.accelerator.is_main_process:
+            self._alone(lambda: self.saver.save(state, best=best, step=step))
         self._logged_at += self.clock() - began
-
-    def _saved(self) -> None:
-        if self.saver:
-            self.saver.wait()
 
     def _alone(self, action: Callable[[], None]) -> None:
         """Does what this rank alone does; an error waits for the next exchange, so that all ranks end together."""
@@ -254,7 +248,7 @@ class Trainer:
             yield
         except BaseException as error:
             with contextlib.suppress(CharRNNError):  # the first error is the one to tell of
-                self._saved()
+                self.saver.wait()
             if isinstance(error, torch.OutOfMemoryError):
                 raise out_of_memory(self.config, str(error)) from None
             raise
