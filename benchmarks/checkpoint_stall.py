@@ -5,8 +5,7 @@
 
 The trainer's own steps and its own `save` (a whole step checkpoint: weights, optimizer, state, fsync) in one process,
 with the machine's cores. In a round, `--steps` steps are timed without a checkpoint, then as many with one begun before
-the first of them, then as many after one that is waited for. From each round come, in shares of that round's median
-plain step:
+the first of them, and then a checkpoint that is waited for. From each round come, in shares of its median plain step:
 
     snapshot   the copy to host memory, for which training stands still
     stall      what the steps beside the writing took longer than plain ones, all of them together
@@ -15,7 +14,6 @@ plain step:
 Medians and quartiles over rounds are printed.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -23,18 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
-from accelerate import Accelerator
+from random_text import config_options, make_trainer, write_text
 
-from charrnn.config import RunConfig, load_config
-from charrnn.corpus import prepare
+from charrnn.config import load_config
 from train.main import Cell
-from train.processes import make_accelerator, set_threads
-from train.recorder import Recorder
 from train.report import device_name
-from train.resume import StartingPoint
 from train.state import capture
 from train.trainer import Trainer
 
@@ -54,13 +47,18 @@ def main(
 ) -> None:
     """Measures what checkpoints cost training."""
     with tempfile.TemporaryDirectory(prefix="charrnn-", dir=".") as folder:
-        trainer = make_trainer(Path(folder), rnn.value, hidden_dim, num_layers, rows, seq_len, precision)
+        size = {"rnn": rnn.value, "hidden_dim": hidden_dim, "num_layers": num_layers, "rows": rows, "seq_len": seq_len}
+        options = {**config_options(Path(folder), size), "train.threads": 0, "train.mixed_precision": precision}
+        write_text(load_config(None, options))
+        trainer = make_trainer(options)
         seconds(trainer.train_step)  # the first finds cold caches
-        size = sum(t.nbytes for t in [*capture(trainer, whole=True).optimizer.values(), *trainer.model.parameters()])
+        size_bytes = sum(
+            t.nbytes for t in [*capture(trainer, whole=True).optimizer.values(), *trainer.model.parameters()]
+        )
         print(
             f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; {rnn.value} "
             f"{num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
-            f"{trainer.accelerator.mixed_precision}; a checkpoint of {size / 2**20:.0f} MiB"
+            f"{trainer.accelerator.mixed_precision}; a checkpoint of {size_bytes / 2**20:.0f} MiB"
         )
         figures = [one_round(trainer, steps) for _ in range(rounds)]
     print(f"{'':<12}{'median':>10}{'quartiles':>24}")
@@ -73,46 +71,18 @@ def main(
         print(f"{name:<12}{scale * median:>8.2f}{unit}{scale * low:>14.2f} to {scale * high:.2f}{unit}")
 
 
-def make_trainer(
-    folder: Path, rnn: str, hidden_dim: int, num_layers: int, rows: int, seq_len: int, precision: str
-) -> Trainer:
-    """A trainer of the product, on random text of its own in `folder`."""
-    text = folder / "random.txt"
-    letters = np.random.default_rng(0).integers(32, 97, rows * seq_len * 4 + seq_len, np.uint8)
-    text.write_bytes(letters.tobytes())
-    settings = {
-        "data.source": str(text),
-        "data.cache_dir": str(folder / "data"),
-        "data.batch_size": rows,
-        "data.seq_len": seq_len,
-        "model.rnn": rnn,
-        "model.hidden_dim": hidden_dim,
-        "model.num_layers": num_layers,
-        "train.mixed_precision": precision,
-        "train.run_dir": str(folder / "run"),
-    }
-    config: RunConfig = load_config(None, settings)
-    set_threads(0)
-    accelerator: Accelerator = make_accelerator(config.train)
-    corpus = prepare(config.data)
-    run_dir = folder / "run"
-    return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, Recorder.null())
-
-
 def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     """The figures of one round; see the module."""
     plain = [seconds(trainer.train_step) for _ in range(steps)]
     step = statistics.median(plain)
-    saver = trainer.saver
-    assert saver is not None
 
     snapshot = seconds(lambda: trainer.save(step=True))
     beside = [seconds(trainer.train_step) for _ in range(steps)]
-    saver.wait()
+    trainer.saver.wait()
 
     def saved_and_waited_for() -> None:
         trainer.save(step=True)
-        saver.wait()
+        trainer.saver.wait()
 
     waited = seconds(saved_and_waited_for)
     return {
@@ -131,5 +101,4 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     app()

@@ -35,6 +35,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
+from machine import machine
 from reliability_blows import (
     Blow,
     Draw,
@@ -62,7 +63,6 @@ from reliability_blows import (
     wrong_number,
 )
 from reliability_runs import Damage, Runs, outcome
-from scaling import machine
 
 from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_FAULT
 

@@ -10,7 +10,6 @@ import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import free_port
 from reliability_inside import INJECT, ROOT, Event, Fault, Injection, note, read_events
 
 INSIDE = ROOT / "benchmarks" / "reliability_inside.py"
@@ -258,7 +258,7 @@ def _damage(fault: Event, later: Sequence[Event]) -> Damage:
     before, after = later[:again], later[again:]
     reached = max([fault["step"], *(e["step"] for e in before if e["event"] == "ended")])
     begun = next((e["step"] for e in after if e["event"] == "fit"), reached)
-    folders: Any = next((e["checkpoints"] for e in after if e["event"] == "start" and e["rank"] == 0), {})
+    folders: dict[str, int] = next((e["checkpoints"] for e in after if e["event"] == "start" and e["rank"] == 0), {})
     unfinished = sum(size for name, size in folders.items() if not name.startswith("step-"))
     if fault["action"] == "tamper":
         unfinished = 0  # it was there before
@@ -325,9 +325,3 @@ def text_of(words: str, num_chars: int = 6000, seed: int = 0) -> str:
     """`words` in a random order, again and again."""
     draw = random.Random(seed)
     return " ".join(draw.choice(words.split()) for _ in range(num_chars))[:num_chars]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])

@@ -38,19 +38,17 @@ projected. cuDNN hands over the gradients of all layers at once: on a GPU the fi
 
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
+from machine import machine
+from random_text import config_options, write_text
 from scaling_figures import (
     CASES,
     Figures,
@@ -65,13 +63,11 @@ from scaling_figures import (
 )
 from scaling_runs import Crew, hired
 
-from charrnn.config import RunConfig, load_config
-from charrnn.corpus import prepare
+from charrnn.config import load_config
 from charrnn.errors import CharRNNError
 from train.main import Cell
 
 PROJECTED = (2, 4, 8, 16, 64)
-BATCHES_OF_TEXT = 64
 # Disturbed rounds for each one that is wanted, before all are taken as they are.
 MOST_ASIDE = 2
 _QUIET_S = 2.0
@@ -146,47 +142,6 @@ def loopback_bytes() -> int | None:
     lines = path.read_text().splitlines() if path.exists() else []
     sent = [int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:")]
     return sent[0] if sent else None
-
-
-def config_options(folder: Path, size: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run of one process on random text in `folder`. size: as the settings have it."""
-    return {
-        "data.source": str(folder / "random.txt"),
-        "data.cache_dir": str(folder / "data"),
-        "data.batch_size": size["rows"],
-        "data.seq_len": size["seq_len"],
-        "model.rnn": size["rnn"],
-        "model.hidden_dim": size["hidden_dim"],
-        "model.num_layers": size["num_layers"],
-        "train.epochs": 0,
-        "train.max_steps": 10**9,
-        "train.threads": 1,
-        "train.mixed_precision": "no",
-        "train.run_dir": str(folder / "run"),
-    }
-
-
-def write_text(config: RunConfig, processes: int) -> None:
-    """Random printable ASCII, enough for many batches of all processes; prepared before the workers ask for it."""
-    data = config.data
-    chars = BATCHES_OF_TEXT * (processes * data.batch_size + 1) * data.seq_len
-    text = np.random.default_rng(0).integers(ord(" "), ord("~") + 1, chars, np.uint8)
-    Path(data.source).write_bytes(text.tobytes())
-    prepare(data)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures are taken on, and when."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "torch": version("torch"),
-        "accelerate": version("accelerate"),
-        "time": datetime.now(UTC).isoformat(timespec="minutes"),
-    }
 
 
 def make_report(settings: dict[str, Any], measured: Measured) -> dict[str, Any]:

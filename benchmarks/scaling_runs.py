@@ -14,14 +14,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from machine import free_port
+from random_text import make_trainer
 from scaling_figures import Answer, Figures, Message
-
-from charrnn.config import RunConfig, load_config
-from charrnn.corpus import prepare
-from train.processes import make_accelerator, set_threads
-from train.recorder import Recorder
-from train.resume import StartingPoint
-from train.trainer import Trainer
 
 _LOOK_AT_LAUNCHERS_S = 1.0
 
@@ -29,12 +24,9 @@ _LOOK_AT_LAUNCHERS_S = 1.0
 class Worker:
     """One rank of a run, which measures what it is told to."""
 
-    def __init__(self, config: RunConfig) -> None:
-        set_threads(config.train.threads)
-        corpus, accelerator = prepare(config.data), make_accelerator(config.train)
-        run_dir = Path(config.train.run_dir)  # nothing is written there
-        self.trainer = Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, Recorder.null())
-        self.rank, self.count = accelerator.process_index, accelerator.num_processes
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.trainer = make_trainer(options)
+        self.rank, self.count = self.trainer.ranks.rank, self.trainer.ranks.count
         self.parameters = list(self.trainer.model.parameters())
         self.sizes = [p.numel() * p.element_size() for p in self.parameters]
         buffer = torch.cat([torch.zeros_like(p).flatten() for p in self.parameters])
@@ -109,7 +101,7 @@ class Worker:
 
 def work(port: int, options: dict[str, Any]) -> None:
     """A worker's life: says who it is, takes its turns, and leaves when the parent hangs up."""
-    worker = Worker(load_config(None, options))
+    worker = Worker(options)
     with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rw") as stream:
         print(json.dumps({"rank": worker.rank, "count": worker.count}), file=stream, flush=True)
         for line in stream:
@@ -190,10 +182,8 @@ def hired(options: dict[str, Any], processes: int) -> Iterator[Crew]:
 
 def _launch(processes: int, port: int, options: dict[str, Any]) -> "subprocess.Popen[bytes]":
     """torchrun on the CPU: `accelerate launch --cpu --num_processes 2` starts one process (accelerate#2741)."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        rendezvous = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command += [f"--master_port={rendezvous}", str(Path(__file__).resolve())]
+    command += [f"--master_port={free_port()}", str(Path(__file__).resolve())]
     command += [json.dumps({"port": port, "options": options})]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=sys.stderr)
