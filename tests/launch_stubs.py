@@ -76,13 +76,6 @@ sys.exit(int(code))
 """
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def free_job_id() -> int:
     """A SLURM job's number, for which launch/slurm.sbatch comes to a port that nobody listens on now."""
     for number in range(os.getpid() % 5000, 10000):

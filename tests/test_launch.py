@@ -14,9 +14,9 @@ import pytest
 import yaml
 from accelerate.commands.config import load_config_from_file
 from launch_commands import GUIDE, ROOT, commands_of, header, training_options
-from launch_stubs import Cluster, Job, clean_environment, free_job_id, free_port, put_command
+from launch_stubs import Cluster, Job, clean_environment, free_job_id, put_command
+from launches import free_port, logged, prepare_small_run
 from torch.distributed.run import get_args_parser
-from training import some_text
 from typer.testing import CliRunner
 
 import train.run
@@ -37,15 +37,6 @@ PROBE = """
 import json, os
 from pathlib import Path
 Path(os.environ["PROBE_FOLDER"], os.environ.get("RANK", "alone")).write_text(json.dumps(dict(os.environ)))
-"""
-SMALL = """
-data: {batch_size: 8, seq_len: 16}
-model: {embedding_dim: 8, hidden_dim: 16}
-train: {epochs: 0, max_steps: 12, threads: 1}
-eval: {every: 6, stream_lanes: 4, stream_warmup: 32}
-log: {every: 1}
-checkpoint: {every: 5}
-sample: {length: 20, prompt: "the "}
 """
 
 
@@ -376,8 +367,7 @@ def test_the_rented_machines_start_as_many_processes_as_they_have_gpus_and_write
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "words.txt").write_text(some_text(), encoding="utf-8")
-    (tmp_path / "small.yaml").write_text(SMALL)
+    prepare_small_run(tmp_path)
     (tmp_path / "train").symlink_to(ROOT / "train")
     (tmp_path / "launch").symlink_to(LAUNCH)
     return tmp_path
@@ -394,11 +384,6 @@ def started(folder, *command, **environment):
 
 def torchrun(folder, *arguments):
     return started(folder, "torchrun", *arguments, ACCELERATE_USE_CPU="true")
-
-
-def losses(run_dir):
-    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
 
 
 def step_of(run_dir):
@@ -444,9 +429,9 @@ def test_two_machines_train_as_one_with_as_many_processes(folder, rendezvous):
     ends = [m.ended() for m in machines]
     assert [code for code, _ in ends] == [0, 0], ends
     assert sum("2 process(es)" in output for _, output in ends) == 1
-    curve = losses(folder / "one")
+    curve = logged(folder / "one")
     assert len(curve) == 12
-    assert losses(folder / "two") == pytest.approx(curve, rel=1e-5)
+    assert logged(folder / "two") == pytest.approx(curve, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -7,11 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from training import fresh_accelerator, some_text
+from training import fresh_accelerator, some_text, stopping_after
 from typer.testing import CliRunner
 
 from charrnn.checkpoint import load_newest
@@ -21,7 +20,6 @@ from infer.engine import Engine
 from train import main as command
 from train.processes import check_processes, set_threads
 from train.run import run
-from train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -145,28 +143,18 @@ def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_
 ):
     monkeypatch.chdir(folder)
     fresh_accelerator()
-    step = Trainer.train_step
-
-    def interrupted(trainer):
-        step(trainer)
-        if trainer.progress.step == 7:
-            signal.raise_signal(signal.Signals[number])
-            while not trainer.signals.received:  # a thread notes it
-                time.sleep(0.001)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
     config = load_config(folder / "small.yaml", {"data.source": "words.txt"})
-    with pytest.raises(
-        error, match=rf"^stopped by {number} after step 7; the same command again goes on from step 7$"
-    ) as caught:
-        run(config, config_name="small", resume=True, init_from=None)
+    stopped = rf"^stopped by {number} after step 7; the same command again goes on from step 7$"
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 7, signal.Signals[number])
+        with pytest.raises(error, match=stopped) as caught:
+            run(config, config_name="small", resume=True, init_from=None)
     assert caught.value.exit_code == exit_code
     assert f"{number}: ending this step, then writing a checkpoint" in capsys.readouterr().err
     run_dir = folder / "checkpoints" / "small-words"
     assert load_newest(run_dir, pytest.fail).step == 7
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
-    monkeypatch.setattr(Trainer, "train_step", step)
     assert run(config, config_name="small", resume=True, init_from=None).exists()
     assert [r["step"] for r in records_of(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
 

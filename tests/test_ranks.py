@@ -4,10 +4,6 @@ The slow tests look at what two processes of ranks_worker.py wrote, in one launc
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ import pytest
 import ranks_worker as worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launches import ROOT, ended_well, torchrun
 from training import fresh_accelerator
 
 from charrnn.config import RunConfig
@@ -23,7 +20,6 @@ from train.processes import check_processes
 from train.ranks import Agreed, Notice, Ranks, check_same_batch
 from train.resume import check_same_start
 
-ROOT = Path(__file__).parent.parent
 KINDS = [CheckpointError, ConfigError, CorpusError, TrainingError]
 
 
@@ -114,18 +110,7 @@ def launched(tmp_path_factory):
     """scenario -> what each rank saw of it."""
     folder = tmp_path_factory.mktemp("ranks")
     worker.prepare_texts(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command += [str(ROOT / "tests" / "ranks_worker.py"), str(folder)]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    try:
-        output, _ = launcher.communicate(timeout=280)
-    finally:
-        launcher.terminate()  # takes its processes with it
-    assert launcher.returncode == 0, output
+    ended_well([*torchrun(2), ROOT / "tests" / "ranks_worker.py", folder], folder)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
     return {name: [rank[name] for rank in ranks] for name in worker.SCENARIOS}
 

@@ -1,6 +1,5 @@
 """benchmarks/scaling.py: its arithmetic against hand-made numbers and a simulated ring, and the program as it runs."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -9,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scaling
+import scaling_figures as figures
+import scaling_runs as runs
 from typer.testing import CliRunner
 
 from charrnn.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "benchmarks" / "scaling.py"
-sys.path.insert(0, str(PROGRAM.parent))
-figures = importlib.import_module("scaling_figures")
-runs = importlib.import_module("scaling_runs")
-scaling = importlib.import_module("scaling")
 
 
 def simulated_ring(size, processes):

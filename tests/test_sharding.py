@@ -5,11 +5,6 @@ The slow tests compare what three launches of sharding_worker.py wrote, of 1, 2 
 
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
@@ -20,6 +15,7 @@ import sharding_worker as worker
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import ROOT, ended_well, torchrun
 from sharding_worker import CELLS, HALF, MODES, SMALL, STEPS, WORLDS
 
 import train.evaluate
@@ -27,7 +23,6 @@ from charrnn.config import EvalConfig
 from charrnn.windows import WindowPlan, rank_slice, split_bounds
 from train.batches import window_plan
 
-ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-5  # relative
 KINDS = list(itertools.product(CELLS, MODES))
 
@@ -110,18 +105,7 @@ def test_the_ranks_together_evaluate_every_character_once(num_chars, lanes, warm
 
 def launch(folder, world):
     """Starts the worker in `world` processes, one of them as it is; returns what each wrote, in rank order."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={world}", f"--master_port={port}"]
-    command = [sys.executable, *(torchrun if world > 1 else []), str(ROOT / "tests/sharding_worker.py"), str(folder)]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    try:
-        output, _ = launcher.communicate(timeout=280)
-    finally:
-        launcher.terminate()  # takes its processes with it
-    assert launcher.returncode == 0, output
+    ended_well([*(torchrun(world) if world > 1 else []), ROOT / "tests/sharding_worker.py", folder], folder)
     return [json.loads((folder / f"world-{world}-rank-{rank}.json").read_text()) for rank in range(world)]
 
 

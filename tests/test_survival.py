@@ -1,6 +1,5 @@
 """A run that is killed, stopped or preempted, and started again, ends as the run that never was: bit for bit."""
 
-import importlib
 import json
 import os
 import random
@@ -11,17 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import reliability as program
+import reliability_blows as blows
+import reliability_inside as inside
+import reliability_runs as lives
 from training import make_trainer, tiny_config
 
 from charrnn.checkpoint import load_newest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "benchmarks" / "reliability.py"
-sys.path.insert(0, str(PROGRAM.parent))
-blows = importlib.import_module("reliability_blows")
-inside = importlib.import_module("reliability_inside")
-lives = importlib.import_module("reliability_runs")
-program = importlib.import_module("reliability")
 
 SLIDING_GRU = lives.CONFIG.replace("windows: carry", "windows: sliding").replace("rnn: LSTM", "rnn: GRU")
 

@@ -1,26 +1,20 @@
 """Whole runs under a tracker: segments that read as one, a tracker that breaks, and who creates a run at all."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import wandb
-from test_distributed import SMALL, launch
-from training import fresh_accelerator, some_text, tiny_config
+from launches import ROOT, logged, prepare_small_run, train_small
+from training import fresh_accelerator, stopping_after, tiny_config
 from wandb_log import nobody_logged_in, read_run
 
 from charrnn.config import TrackingConfig
 from charrnn.errors import PreemptedError
 from train.run import run
 from train.tracking import open_tracker
-from train.trainer import Trainer
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -44,30 +38,17 @@ def losses(told):
     return {step: row["train/loss"] for step, row in told["history"].items() if "train/loss" in row}
 
 
-def logged(run_dir):
-    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
-
-
-def stopping_at(step, number, monkeypatch):
-    original = Trainer.train_step
-
-    def stopped(trainer):
-        original(trainer)
-        if trainer.progress.step == step:
-            signal.raise_signal(number)
-            while not trainer.signals.received:  # a thread notes it
-                time.sleep(0.001)
-
-    monkeypatch.setattr(Trainer, "train_step", stopped)
+def preempted_after(step, config, monkeypatch):
+    """A segment that ends by SIGTERM."""
+    with monkeypatch.context() as patch:
+        stopping_after(patch, step, signal.SIGTERM)
+        with pytest.raises(PreemptedError):
+            segment(config)
 
 
 def test_the_segments_of_a_preempted_run_read_as_one(tmp_path, monkeypatch):
     config = tiny_config(tmp_path, ["tracking.tracker=wandb", "tracking.name=owl"])
-    with monkeypatch.context() as patch:
-        stopping_at(7, signal.SIGTERM, patch)
-        with pytest.raises(PreemptedError):
-            segment(config)
+    preempted_after(7, config, monkeypatch)
     assert segment(config).exists()
     first, second = segments_of(tmp_path / "run")
     assert (first["run"]["run_group"], second["run"]["run_group"]) == ("owl", "owl")
@@ -125,10 +106,7 @@ def test_no_step_is_lost_or_told_twice_when_a_run_is_killed_twice(tmp_path):
 @pytest.mark.slow
 def test_a_segment_that_is_killed_is_taken_over_and_the_finished_one_before_it_is_not(tmp_path, monkeypatch):
     config = tiny_config(tmp_path, ["tracking.tracker=wandb", "tracking.name=owl"])
-    with monkeypatch.context() as patch:
-        stopping_at(3, signal.SIGTERM, patch)
-        with pytest.raises(PreemptedError):
-            segment(config)
+    preempted_after(3, config, monkeypatch)
     killed_at(8, config, tmp_path)
     assert segment(config).exists()
     first, second = segments_of(tmp_path / "run")
@@ -191,9 +169,8 @@ def test_a_rank_that_is_asked_to_has_a_run_of_its_own_in_the_same_group(tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(("every_rank", "runs"), [("false", 1), ("true", 2)])
 def test_other_ranks_create_a_run_only_when_asked(tmp_path, every_rank, runs):
-    (tmp_path / "words.txt").write_text(some_text(), encoding="utf-8")
-    (tmp_path / "small.yaml").write_text(SMALL)
-    launch(tmp_path, 2, "--run-dir", "r", "--tracker", "wandb", "--set", f"tracking.every_rank={every_rank}")
+    prepare_small_run(tmp_path)
+    train_small(tmp_path, 2, "--run-dir", "r", "--tracker", "wandb", "--set", f"tracking.every_rank={every_rank}")
     told = [read_run(f) for f in (tmp_path / "r" / "wandb").glob("offline-run-*")]
     assert len(told) == runs
     assert all(sorted(losses(t)) == list(range(1, 13)) for t in told)

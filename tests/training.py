@@ -1,10 +1,13 @@
 """Small training runs in this process, for the tests of the trainer."""
 
 import random
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
@@ -75,6 +78,20 @@ class ListRecorder(Recorder):
     def losses(self) -> dict[int, float]:
         """step -> train/loss."""
         return {r["step"]: r["train/loss"] for r in self.records if "train/loss" in r}
+
+
+def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Has every trainer be sent signal `number` when it has made update `step`."""
+    original = Trainer.train_step
+
+    def stopped(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.progress.step == step:
+            signal.raise_signal(number)
+            while not trainer.signals.received:  # a thread notes it
+                time.sleep(0.001)
+
+    monkeypatch.setattr(Trainer, "train_step", stopped)
 
 
 def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options: Any) -> Trainer:

@@ -1,0 +1,67 @@
+"""Processes that tests start on this machine's CPU: the launcher's words, a small run, and what a run leaves."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training import some_text
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+data: {batch_size: 8, seq_len: 16}
+model: {embedding_dim: 8, hidden_dim: 16}
+train: {epochs: 0, max_steps: 12, threads: 1}
+eval: {every: 6, stream_lanes: 4, stream_warmup: 32}
+log: {every: 1}
+checkpoint: {every: 5}
+sample: {length: 20, prompt: "the "}
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def torchrun(processes: int) -> list[str]:
+    """Python's words for it: `accelerate launch --cpu --num_processes 2` starts one process (accelerate#2741)."""
+    return ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+
+
+def ended_well(words: Sequence[str | Path], folder: Path) -> str:
+    """All that Python prints, told `words` in `folder`; it must exit with 0."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, cwd=folder, env=environment,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=280)
+    finally:
+        process.terminate()  # a launcher takes its processes with it
+    assert process.returncode == 0, output
+    return output
+
+
+def prepare_small_run(folder: Path) -> None:
+    """words.txt and small.yaml."""
+    (folder / "words.txt").write_text(some_text(), encoding="utf-8")
+    (folder / "small.yaml").write_text(SMALL)
+
+
+def train_small(folder: Path, processes: int, *arguments: str) -> str:
+    """train/main.py on `prepare_small_run`'s files, by torchrun; returns what it prints."""
+    run = [ROOT / "train" / "main.py", "--config", "small.yaml", "--data", "words.txt", *arguments]
+    return ended_well([*torchrun(processes), *run], folder)
+
+
+def logged(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
+    """step -> the figure of that name in metrics.jsonl."""
+    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r[name] for r in records if name in r}
