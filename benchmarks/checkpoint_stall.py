@@ -64,7 +64,7 @@ def main(
     print(f"{'':<12}{'median':>10}{'quartiles':>24}")
     for name in figures[0]:
         values = [f[name] for f in figures]
-        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
         unit = " s" if name == "step" else " %"
         scale = 1 if unit == " s" else 100
         median = statistics.median(values)

@@ -289,11 +289,11 @@ def wrong_numbers() -> list[Kind]:
         of_runs(
             "NaN loss on a rank of 2",
             "the loss times NaN, at an update drawn at random",
-            "both end with 2, which is told with the step",
+            "both end, rank 0 with 2; it is told with the step",
             nan,
             2,
         ),
-        of_runs("corrupted index on a rank of 2", index, "both end with 2, which is told", wrong_batch, 2),
+        of_runs("corrupted index on a rank of 2", index, "both end, rank 0 with 2; it is told", wrong_batch, 2),
     ]
 
 

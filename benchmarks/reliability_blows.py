@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from reliability_runs import (
     strike_start,
 )
 
+from charrnn.checkpoint import load_newest, save_step
 from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_FAULT
 
 # About what a run takes to begin training.
@@ -141,6 +142,8 @@ def ended_with(code: int, words: str, launch: Launch, launcher_code: int) -> str
     """Every process must have left with `code`, and `words`, a regular expression, must have been said."""
     codes = launch.codes()
     ranks = {e["rank"] for e in launch.happened("start")}
+    if code == EXIT_USER_FAULT:  # rank 0 tells it and leaves; the others wait for that, and torchrun ends them
+        ranks = {0} | set(codes)
     if codes != dict.fromkeys(ranks, code):
         return f"the processes left with {codes}, the launcher with {launcher_code}: {launch.said[-1000:]}"
     return "" if re.search(words, launch.said) else f"it did not say {words!r}: {launch.said[-1000:]}"
@@ -356,9 +359,12 @@ def claim_lock(draw: Draw, runs: Runs, newest: Path) -> str:
 
 
 def donate(donor: str, draw: Draw, runs: Runs, newest: Path) -> str:
-    """Copies the newest checkpoint of another run in, as this run's newest, where it stays."""
+    """Puts in a checkpoint of another run, whole and of a higher step than any of this run's, where it stays."""
     there = [step_of(p) for p in newest.parent.glob("step-*")]
-    shutil.copytree(donor_of(runs, donor), newest.with_name(f"step-{max(FOREIGN_STEP, *there) + 1:08d}"))
+    theirs = load_newest(donor_of(runs, donor).parent, print)
+    assert theirs
+    record = theirs.trainer | {"step": max(FOREIGN_STEP, *there) + 1}
+    save_step(newest.parent, replace(theirs, trainer=record), keep=len(there) + 1)
     return ""
 
 

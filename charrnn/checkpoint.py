@@ -104,10 +104,19 @@ def save_best(run_dir: Path, checkpoint: Checkpoint) -> Path:
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Deletes what writers that were killed left behind. No other process may be writing there."""
-    _recover(run_dir / BEST)
-    for leftover in [*run_dir.glob(f"{_TEMPORARY}*"), *run_dir.glob(f"{_REPLACED}*")]:
-        shutil.rmtree(leftover)
+    """Deletes what writers that were killed left behind. No other process may be writing there.
+
+    Raises: CheckpointError when the folder refuses.
+    """
+    try:
+        _recover(run_dir / BEST)
+        for leftover in [*run_dir.glob(f"{_TEMPORARY}*"), *run_dir.glob(f"{_REPLACED}*")]:
+            shutil.rmtree(leftover)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot tidy run folder {run_dir}: {error.filename}: {error.strerror}; mend its permissions, or choose "
+            "another --run-dir"
+        ) from None
 
 
 def step_of(folder: Path) -> int:

@@ -150,7 +150,7 @@ def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_
         with pytest.raises(error, match=stopped) as caught:
             run(config, config_name="small", resume=True, init_from=None)
     assert caught.value.exit_code == exit_code
-    assert f"{number}: ending this step, then writing a checkpoint" in capsys.readouterr().err
+    assert f"{number}: stopping once this step is done and saved" in capsys.readouterr().err
     run_dir = folder / "checkpoints" / "small-words"
     assert load_newest(run_dir, pytest.fail).step == 7
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

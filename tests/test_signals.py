@@ -65,7 +65,7 @@ def test_a_stop_signal_is_noted_and_raises_nothing(noted, capsys, number):
         assert signals.received == number
     assert noted.count == 1
     again = " (Ctrl-C again stops at once)" if number == signal.SIGINT else ""
-    assert capsys.readouterr().err == f"{number.name}: ending this step, then writing a checkpoint{again}\n"
+    assert capsys.readouterr().err == f"{number.name}: stopping once this step is done and saved{again}\n"
 
 
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGUSR1, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
@@ -207,7 +207,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once_wherever_its_main_thread_is(wa
     finally:
         waiting.process.kill()
     assert code == EXIT_INTERRUPTED
-    assert errors == "SIGINT: ending this step, then writing a checkpoint (Ctrl-C again stops at once)\n"
+    assert errors == "SIGINT: stopping once this step is done and saved (Ctrl-C again stops at once)\n"
 
 
 def test_ctrl_c_twice_ends_a_process_that_was_sent_sigterm_before():

@@ -146,14 +146,14 @@ def rank_rng(device: torch.device) -> Tensors:
     return mine
 
 
-def set_rank_rng(accelerator: Accelerator, saved: Checkpoint, seed: int, message: Callable[[str], None]) -> None:
+def set_rank_rng(
+    accelerator: Accelerator, saved: Checkpoint, config: RunConfig, message: Callable[[str], None]
+) -> None:
     """Puts back this rank's generators; after a change in the number of ranks they are derived anew, and said so."""
     if len(saved.rng) != accelerator.num_processes:
-        message(
-            f"{len(saved.rng)} process(es) before, {accelerator.num_processes} now: "
-            "dropout's random generators start anew, all else goes on"
-        )
-        seed_rank(seed, saved.step, accelerator.process_index)
+        anew = "dropout's random generators start anew, all else goes on" if config.model.dropout else "all goes on"
+        message(f"{len(saved.rng)} process(es) before, {accelerator.num_processes} now: {anew}")
+        seed_rank(config.train.seed, saved.step, accelerator.process_index)
         return
     mine = saved.rng[accelerator.process_index]
     torch.set_rng_state(mine["cpu"])

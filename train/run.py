@@ -91,9 +91,7 @@ def find_start(
     config: RunConfig, corpus: Corpus, run_dir: Path, ranks: Ranks, *, resume: bool, init_from: Path | None
 ) -> StartingPoint:
     """Where the run starts, the same on every rank. Raises: CheckpointError, as `starting_point` does."""
-    if ranks.is_main:
-        remove_unfinished(run_dir)
-    ranks.wait()
+    ranks.together(lambda: remove_unfinished(run_dir) if ranks.is_main else None)
 
     def warn(text: str) -> None:
         if ranks.is_main:

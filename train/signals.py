@@ -68,7 +68,7 @@ class StopSignals:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 again = " (Ctrl-C again stops at once)" if number == signal.SIGINT else ""
                 name = signal.Signals(number).name
-                print(f"{name}: ending this step, then writing a checkpoint{again}", file=sys.stderr, flush=True)
+                print(f"{name}: stopping once this step is done and saved{again}", file=sys.stderr, flush=True)
 
 
 def stop_at_once() -> None:

@@ -44,7 +44,7 @@ def restore(trainer: "Trainer", saved: Checkpoint) -> None:
     """Puts back what is not in the weights: optimizer, carried state, random generators, clock, best."""
     restore_optimizer(trainer.model, trainer.optimizer.optimizer, saved.optimizer)
     trainer.carried = scatter_state(saved.carried, trainer.rows, trainer.device)
-    set_rank_rng(trainer.accelerator, saved, trainer.config.train.seed, trainer.recorder.message)
+    set_rank_rng(trainer.accelerator, saved, trainer.config, trainer.recorder.message)
     trainer.progress = Progress(**{name: saved.trainer[name] for name in vars(trainer.progress)})
     if trainer.accelerator.scaler and saved.trainer["loss_scale"]:
         trainer.accelerator.scaler.load_state_dict(saved.trainer["loss_scale"])

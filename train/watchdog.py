@@ -164,7 +164,8 @@ class Watchdog:
         return self._silent(now) or self._standing(now)
 
     def _run(self) -> None:
-        while not self._ended.wait(self._period_s):
+        # At once, and not after a first period: a rank can only be named once it was heard of.
+        while not self._ended.is_set():
             try:
                 self.publish()
                 loss = self.look()
@@ -176,6 +177,7 @@ class Watchdog:
                 if not self._awaited:
                     self.leave(loss)
                 return
+            self._ended.wait(self._period_s)
 
     def _without_store(self, error: RuntimeError) -> Loss:
         """The store is kept by torchrun's agent, where it says so, and otherwise by process 0."""
