@@ -1,9 +1,11 @@
-"""Logits to probabilities to ids: temperature, top-k and top-p, and the loop that generates. numpy only.
+"""Logits to probabilities to ids: temperature, top-k, top-p and their like, and the loop that generates. numpy only.
 
-One implementation serves the trainer's samples, the command line and the page. Letters: B batch, V vocabulary size.
+One implementation serves the trainer's samples, the command line and the page; model files carry the same rules in
+their graph (train/graph.py), and the tests hold the two together. Letters: B batch, V vocabulary size.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,16 +22,21 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a character is drawn from its logits.
+    """How a character is drawn from its logits; the order of the fields is that of their application.
 
-    temperature: divides the logits; 0 takes the likeliest. top_k: draw among the k likeliest; 0 = all.
-    top_p: draw among the likeliest that together hold this probability; 1 = all.
+    repetition_penalty: makes characters less likely that are among the last `repetition_window` (0 = all so far, the
+    prompt included); 1 = no matter. temperature: divides the logits; 0 takes the likeliest. top_k: draw among the k
+    likeliest; 0 = all. top_p: draw among the likeliest that together hold this probability; 1 = all. min_p: draw among
+    those that have this share of the likeliest one's probability; 0 = all.
     Raises: SamplingError when a value is out of range.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -40,44 +47,61 @@ class SamplingOptions:
             raise SamplingError(f"top_k must be 0 (all characters) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise SamplingError(f"top_p must lie above 0 and be at most 1 (all characters), not {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise SamplingError(f"min_p must lie between 0 (all characters) and 1, not {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty >= 1):
+            raise SamplingError(f"repetition_penalty must be 1 (none) or more, not {self.repetition_penalty}")
+        if self.repetition_window < 0:
+            raise SamplingError(f"repetition_window must be 0 (the whole text) or more, not {self.repetition_window}")
 
 
-def probabilities(logits: Floats, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> NDArray[np.float64]:
+def probabilities(
+    logits: Floats, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> NDArray[np.float64]:
     """The distribution that the next character is drawn from.
 
     Temperature 0 puts everything on the likeliest id. Else the logits are divided by the temperature, the top_k
-    likeliest are kept, then of those the fewest likeliest whose share reaches top_p (at least one); the rest get 0.
-    Equal logits rank by id, the lower first. A top_k above V keeps all.
+    likeliest are kept, then of those the fewest likeliest whose share reaches top_p (at least one), then of those the
+    ones at least min_p times as likely as the likeliest; the rest get 0. Equal logits rank by id, the lower first. A
+    top_k above V keeps all.
 
     logits: (..., V). Returns (..., V) float64; each row sums to 1.
     Raises: SamplingError for options out of range, or logits without a finite maximum.
-    Source of top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751.
+    Source of top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751; of min-p:
+    Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024, arXiv:2407.01082.
     """
-    return _probabilities(logits, SamplingOptions(temperature, top_k, top_p))
+    shares = shares_of(logits, SamplingOptions(temperature, top_k, top_p, min_p))
+    return shares / shares.sum(axis=-1, keepdims=True)
 
 
-def _probabilities(logits: Floats, options: SamplingOptions) -> NDArray[np.float64]:
+def shares_of(logits: Floats, options: SamplingOptions) -> NDArray[np.float64]:
+    """`probabilities` before the division by their sum: the likeliest has 1. logits: (..., V). Returns (..., V)."""
     wide = np.asarray(logits, np.float64)  # (..., V)
     peak = wide.max(axis=-1, keepdims=True)  # (..., 1)
     if not np.isfinite(peak).all():
-        raise SamplingError("the model's logits are not finite: its weights are damaged, or its training diverged")
+        raise not_finite()
     if options.temperature == 0:
         return np.asarray(np.arange(wide.shape[-1]) == wide.argmax(axis=-1)[..., None], np.float64)
     # The peak goes first, so that a tiny temperature makes 0 and -inf out of it, never inf - inf.
     with np.errstate(over="ignore"):
-        weights = np.exp((wide - peak) / options.temperature)  # (..., V), the likeliest has 1
+        shares = np.exp((wide - peak) / options.temperature)  # (..., V)
     if 0 < options.top_k < wide.shape[-1] or options.top_p < 1:
-        weights = np.where(_kept(wide, weights, options), weights, 0.0)
-    return weights / weights.sum(axis=-1, keepdims=True)
+        shares = np.where(_kept(wide, shares, options), shares, 0.0)
+    return np.where(shares >= options.min_p, shares, 0.0) if options.min_p else shares
 
 
-def _kept(logits: Floats, weights: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.bool_]:
+def not_finite() -> SamplingError:
+    """The error of a model that gives NaN or infinity."""
+    return SamplingError("the model's logits are not finite: its weights are damaged, or its training diverged")
+
+
+def _kept(logits: Floats, shares: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.bool_]:
     """Which entries top-k and then top-p leave: (..., V)."""
     order = np.argsort(-logits, axis=-1, kind="stable")  # (..., V), the likeliest first, ties by id
     by_rank = np.empty(logits.shape, bool)
     by_rank[...] = np.arange(logits.shape[-1]) < (options.top_k or logits.shape[-1])
     if options.top_p < 1:
-        mass = np.where(by_rank, np.take_along_axis(weights, order, axis=-1), 0.0).cumsum(axis=-1)
+        mass = np.where(by_rank, np.take_along_axis(shares, order, axis=-1), 0.0).cumsum(axis=-1)
         before = np.roll(mass, 1, axis=-1)  # the mass of all that is likelier
         before[..., 0] = 0.0
         by_rank &= before < options.top_p * mass[..., -1:]
@@ -86,14 +110,24 @@ def _kept(logits: Floats, weights: NDArray[np.float64], options: SamplingOptions
     return kept
 
 
-def draw(probabilities: NDArray[np.float64], uniforms: NDArray[np.float64]) -> Ids:
+def penalised(logits: Floats, seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float64]:
+    """Logits in which those of `seen` are divided by the penalty where positive, and multiplied by it where negative.
+
+    logits, seen: (..., V). Returns (..., V).
+    Source: Keskar et al., "CTRL", 2019, arXiv:1909.05858, section 4.1, with the sign as Hugging Face's transformers
+    treats it: dividing a negative logit would make its character likelier.
+    """
+    wide = np.asarray(logits, np.float64)
+    return np.where(seen, np.where(wide > 0, wide / penalty, wide * penalty), wide)
+
+
+def draw(shares: NDArray[np.float64], uniforms: NDArray[np.float64]) -> Ids:
     """One id a row, by inverting the cumulative distribution over the ids in their order.
 
-    probabilities: (B, V), rows summing to 1 up to rounding. uniforms: (B,) in [0, 1). Returns (B,) int64;
-    an id of probability 0 is never drawn.
+    shares: (B, V), probabilities up to a factor. uniforms: (B,) in [0, 1). Returns (B,) int64;
+    an id whose share is 0 is never drawn.
     """
-    cumulative = probabilities.cumsum(axis=-1)  # (B, V)
-    # Scaled by the true total, or a uniform next to 1 could lie beyond a sum that rounding left below it.
+    cumulative = shares.cumsum(axis=-1)  # (B, V)
     targets = uniforms[:, None] * cumulative[:, -1:]  # (B, 1)
     return (cumulative <= targets).sum(axis=-1, dtype=np.int64)
 
@@ -105,27 +139,60 @@ def generate(
     length: int,
     options: SamplingOptions,
     seeds: Sequence[int],
+    prompt: Ids | None = None,
 ) -> Iterator[Ids]:
     """Draws `length` characters for each of B streams, feeding each back to the model.
 
-    step: (ids (B, 1), state) -> (logits (B, 1, V), state). logits: (B, V), what the prompt ended with.
+    step: (ids (B, 1), state) -> (logits (B, 1, V), state). logits: (B, V), what the prompt ended with. prompt: (N,),
+    for the repetition penalty.
     Row b takes one uniform a character from numpy's default generator seeded with seeds[b], so that a batch draws
     what its rows would draw alone. Yields (B,) ids; the last needs no further step.
     Raises: SamplingError, at the call, for a length or a seed below 0.
     """
-    if length < 0:
-        raise SamplingError(f"length must be 0 characters or more, not {length}")
-    if min(seeds) < 0:
-        raise SamplingError(f"a seed must be 0 or more, not {min(seeds)}")
-    streams = [np.random.default_rng(seed) for seed in seeds]
+    streams = random_streams(length, seeds)
 
     def drawn(logits: Any, state: State) -> Iterator[Ids]:
+        before = _Before(len(seeds), prompt, options)
         for remaining in range(length, 0, -1):
             uniforms = np.array([stream.random() for stream in streams])  # (B,)
-            ids = draw(_probabilities(np.asarray(logits), options), uniforms)  # (B,)
+            ids = draw(shares_of(before.penalise(np.asarray(logits)), options), uniforms)  # (B,)
+            before.add(ids)
             yield ids
             if remaining > 1:
                 stepped, state = step(ids[:, None], state)  # (B, 1, V)
                 logits = stepped[:, 0]  # (B, V)
 
     return drawn(logits, state)
+
+
+def random_streams(length: int, seeds: Sequence[int]) -> list[np.random.Generator]:
+    """Where the uniforms of each stream come from. Raises: SamplingError for a length or a seed below 0."""
+    if length < 0:
+        raise SamplingError(f"length must be 0 characters or more, not {length}")
+    if min(seeds) < 0:
+        raise SamplingError(f"a seed must be 0 or more, not {min(seeds)}")
+    return [np.random.default_rng(seed) for seed in seeds]
+
+
+class _Before:
+    """What each of B streams has written, as far as the repetition penalty looks back."""
+
+    def __init__(self, batch: int, prompt: Ids | None, options: SamplingOptions) -> None:
+        self._penalty = options.repetition_penalty
+        start = [int(i) for i in prompt] if prompt is not None and self._penalty != 1 else []
+        self._rows = [deque(start, options.repetition_window or None) for _ in range(batch)]
+
+    def penalise(self, logits: Floats) -> Floats:
+        """logits: (B, V). Returns them, (B, V), with the penalty on what was written."""
+        if self._penalty == 1:
+            return logits
+        seen = np.zeros(logits.shape, bool)
+        for row, ids in zip(seen, self._rows, strict=True):
+            row[list(ids)] = True
+        return penalised(logits, seen, self._penalty)
+
+    def add(self, ids: Ids) -> None:
+        """ids: (B,)."""
+        if self._penalty != 1:
+            for row, i in zip(self._rows, ids, strict=True):
+                row.append(int(i))

@@ -87,6 +87,16 @@ def generate(
     top_p: Annotated[
         float, typer.Option(help="Draw among the likeliest that together hold this probability; 1 = all.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Draw among those at least this share as likely as the likeliest; 0 = all.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: what was just written becomes less likely. 1 = off.")
+    ] = 1.0,
+    repetition_window: Annotated[
+        int, typer.Option(help="Characters that the repetition penalty looks back on; 0 = all.")
+    ] = 64,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest character: --temp 0.")] = False,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same text.  [default: a new one each time]")
     ] = None,
@@ -116,7 +126,8 @@ def generate(
     text = decode(raw, what, engine.vocab)
     seed = fresh_seed() if seed is None else seed
     options: dict[str, Any] = {
-        "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "length": length, "temperature": 0.0 if greedy else temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "repetition_window": repetition_window,
         "seed": seed, "stop": stop, "unknown": unknown.value,
     }  # fmt: skip
     lead = engine.vocab.decode(engine.vocab.encode(text, unknown.value)) if echo else ""
@@ -146,9 +157,7 @@ def info(
     from infer.engine import Engine
     from infer.report import describe_model, model_facts
 
-    if model_file and model:
-        raise ConfigError(f"two model files were given, {model_file} and -m {model}; give one")
-    engine = Engine(model_file or model)
+    engine = Engine(_one_model(model_file, model))
     facts = model_facts(engine)
     typer.echo(json.dumps(facts) if as_json else describe_model(facts))
 
@@ -183,6 +192,29 @@ def score(
 
 
 @app.command()
+def bench(
+    model_file: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="Model file (.onnx).  [default: the shipped model]")
+    ] = None,
+    model: ModelOption = None,
+    rounds: Annotated[int, typer.Option(help="Times that each figure is taken.", min=2)] = 7,
+    temperature: Annotated[float, typer.Option("--temp", "--temperature", help="As for generate.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="As for generate.")] = 40,
+    top_p: Annotated[float, typer.Option(help="As for generate.")] = 1.0,
+    as_json: JsonOption = False,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Measure how fast a model file writes on this machine: 1, 8 and 64 streams, start, and the memory's limit."""
+    from charrnn.sampling import SamplingOptions
+    from infer import bench as benchmark
+    from infer.engine import Engine
+
+    engine = Engine(_one_model(model_file, model), threads)
+    report = benchmark.bench(engine, rounds, SamplingOptions(temperature, top_k, top_p))
+    typer.echo(json.dumps(report) if as_json else benchmark.table(report))
+
+
+@app.command()
 def ui(
     model: ModelOption = None,
     host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets others in.")] = "127.0.0.1",
@@ -193,6 +225,12 @@ def ui(
     from infer.ui import serve
 
     serve(Engine(model), host, port)
+
+
+def _one_model(argument: Path | None, option: Path | None) -> Path | None:
+    if argument and option:
+        raise ConfigError(f"two model files were given, {argument} and -m {option}; give one")
+    return argument or option
 
 
 def _prompt_source(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, str]:

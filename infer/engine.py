@@ -1,12 +1,14 @@
 """Engine: a model file made ready to run, from one step of the network up to streamed text.
 
-Letters: B batch, T characters in a call, L num_layers, H hidden_dim, V vocabulary size, N characters of a prompt.
+Letters: B batch, T characters in a call, L num_layers, H hidden_dim, V vocabulary size, N characters of a prompt or to
+draw.
 """
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,11 @@ State = tuple[NDArray[np.float32], ...]
 
 # A longer prompt is read in several calls, so that the logits of its every position never lie in memory at once.
 _PREFILL_CHARS = 4096
+# Characters of a run of the graph's loop: few enough that text seems to flow, and that Ctrl-C and a stop text act at
+# once; as many as make the time between two runs not matter.
+_RUN_S = 0.03
+_FIRST_RUN_CHARS = 8
+_MOST_RUN_CHARS = 128
 
 
 class Engine:
@@ -31,6 +38,7 @@ class Engine:
 
     path: the model file; None is the shipped default. threads: CPU threads an operator may use; None is 1, which
     is fastest for one stream of a small model.
+    draws: whether the file draws characters by itself, as those of format version 2 do.
     vocab: what it reads and writes. config, metrics, corpus: the run that made it. metadata: as in the file.
     Raises: ModelFileError when the file is missing, damaged, not charrnn's, or too new.
     """
@@ -43,6 +51,8 @@ class Engine:
         self.metrics: dict[str, Any] = file.metrics
         self.corpus: dict[str, Any] = file.corpus
         self.metadata: dict[str, str] = file.metadata
+        self.draws: bool = file.draws
+        self.threads: int = 1 if threads is None else threads
         self._run = file.session.run
         self._states = file.states
         self._outputs = ["logits", *(f"{name}_next" for name in file.states)]
@@ -77,6 +87,26 @@ class Engine:
             logits, state = self.step(ids[None, start : start + _PREFILL_CHARS], state)
         return logits[:, -1], state
 
+    def draw(
+        self, ids: NDArray[Any], state: State, uniforms: NDArray[np.float64], options: SamplingOptions
+    ) -> tuple[Ids, State]:
+        """Draws N characters a row by the graph's own loop, in one run of the session.
+
+        ids: (B, 1), the last characters, which the state (each (L, B, H)) does not know yet. uniforms: (B, N) in
+        [0, 1), N at least 1. Returns: (B, N) ids, and the state before the last of them.
+        Raises: SamplingError for a model whose logits are not finite. The file must draw (`draws`), and the options
+        must be without a repetition penalty, which the graph does not know.
+        """
+        greedy = options.temperature == 0
+        feeds = {"ids": ids, "uniforms": uniforms, **dict(zip(self._states, state, strict=True))}
+        feeds["temperature"] = np.array(1.0 if greedy else options.temperature)
+        feeds["top_k"] = np.array(1 if greedy else options.top_k, np.int64)
+        feeds["top_p"], feeds["min_p"] = np.array(float(options.top_p)), np.array(float(options.min_p))
+        logits, *state_next, drawn = self._run([*self._outputs, "drawn"], feeds)
+        if not (np.isfinite(logits).all() and all(np.isfinite(part).all() for part in state_next)):
+            raise sampling.not_finite()
+        return drawn, tuple(state_next)
+
     def generate(
         self,
         prompt: str = "",
@@ -84,22 +114,29 @@ class Engine:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        *,
         seed: int | None = None,
         stop: str | None = None,
         unknown: Unknown = "error",
     ) -> Iterator[str]:
         """Text that goes on from `prompt` (which is not repeated), in pieces, each computed when it is asked for.
 
+        A piece is what comes out in some hundredths of a second, and at least a character.
+
         The arguments are checked, and the prompt is read, at the call. An empty prompt starts from a newline, or from
         the vocabulary's first entry if it has no newline; neither is part of the text.
 
-        length: characters to write (bytes for a byte vocabulary). temperature, top_k, top_p: as
+        length: characters to write (bytes for a byte vocabulary). temperature to repetition_window: as in
         charrnn.sampling.SamplingOptions. seed: the same seed, the same text; None draws a new one.
         stop: the text ends before the first occurrence of this; what may be its beginning is held back.
         unknown: what to do with characters of the prompt that the vocabulary lacks: error, skip or replace.
         Raises: SamplingError for an option out of range; VocabError for unknown characters.
         """
-        rows = self._rows(prompt, 1, length, SamplingOptions(temperature, top_k, top_p), seed, stop, unknown)
+        options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
+        rows = self._rows(prompt, 1, length, options, seed, stop, unknown)
         return (piece for (piece,) in rows if piece)
 
     def generate_batch(
@@ -110,6 +147,10 @@ class Engine:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        *,
         seed: int | None = None,
         stop: str | None = None,
         unknown: Unknown = "error",
@@ -120,7 +161,7 @@ class Engine:
         """
         if num_samples < 1:
             raise SamplingError(f"num_samples must be 1 or more, not {num_samples}")
-        options = SamplingOptions(temperature, top_k, top_p)
+        options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
         rows = self._rows(prompt, num_samples, length, options, seed, stop, unknown)
         return ["".join(pieces) for pieces in zip(*rows, strict=True)]
 
@@ -134,28 +175,65 @@ class Engine:
         stop: str | None,
         unknown: Unknown,
     ) -> Iterator[list[str]]:
-        """For every character drawn, the text that it brings out in each of the B streams; at last what was held."""
+        """For every run of characters, the text that it brings out in each of the B streams; at last what was held."""
         self._check_stop(stop)
         first_seed = fresh_seed() if seed is None else seed
-        logits, state = self.prefill(self._prompt_ids(prompt, unknown))
-        draws = sampling.generate(
-            self.step,
-            tuple(np.repeat(part, batch, axis=1) for part in state),  # each (L, B, H)
-            np.repeat(logits, batch, axis=0),  # (B, V)
-            length,
-            options,
-            range(first_seed, first_seed + batch),
-        )
+        prompt_ids = self._prompt_ids(prompt, unknown)
+        drawn = self.drawn(prompt_ids, length, options, range(first_seed, first_seed + batch))
         writers = [_Writer(self.vocab, stop) for _ in range(batch)]
 
         def rows() -> Iterator[list[str]]:
-            for ids in draws:
-                yield [writer.feed(int(i)) for writer, i in zip(writers, ids, strict=True)]
+            for ids in drawn:
+                yield [writer.feed(row) for writer, row in zip(writers, ids.tolist(), strict=True)]
                 if all(writer.ended for writer in writers):
                     return
-            yield [writer.feed(None) for writer in writers]
+            yield [writer.end() for writer in writers]
 
         return rows()
+
+    def drawn(
+        self,
+        prompt: NDArray[Any],
+        length: int,
+        options: SamplingOptions,
+        seeds: Sequence[int],
+        *,
+        stepped: bool = False,
+    ) -> Iterator[Ids]:
+        """`length` characters after a prompt for each of B seeds, (B, n) ids at a time.
+
+        prompt: (N,), N at least 1. stepped: draw in numpy, a character at a time, also where the file could draw by
+        itself. The ids are the same: what is done to the weights is, operator by operator, and what is done to the
+        logits differs by a rounding of float64 at most.
+        Raises: SamplingError, at the call, for a length or a seed below 0.
+        """
+        # All but the last character are read once for all rows; with the last the drawing begins.
+        state = self.prefill(prompt[:-1])[1] if len(prompt) > 1 else self.zero_state(1)
+        state = tuple(np.repeat(part, len(seeds), axis=1) for part in state)  # each (L, B, H)
+        last = np.full((len(seeds), 1), prompt[-1], np.int64)
+        if self.draws and options.repetition_penalty == 1 and not stepped:
+            return self._drawn_by_loop(last, state, length, options, sampling.random_streams(length, seeds))
+        logits, state = self.step(last, state)  # (B, 1, V)
+        ids = sampling.generate(self.step, state, logits[:, 0], length, options, seeds, prompt)
+        return (row[:, None] for row in ids)
+
+    def _drawn_by_loop(
+        self, ids: Ids, state: State, length: int, options: SamplingOptions, streams: list[np.random.Generator]
+    ) -> Iterator[Ids]:
+        """Runs the graph's loop for as many characters at once as take about `_RUN_S`. ids: (B, 1)."""
+        size, remaining = _FIRST_RUN_CHARS, length
+        while remaining:
+            size = min(size, remaining)
+            uniforms = np.stack([stream.random(size) for stream in streams])  # (B, size)
+            began = perf_counter()
+            drawn, state = self.draw(ids, state, uniforms, options)
+            seconds = perf_counter() - began
+            ids, remaining = drawn[:, -1:], remaining - size
+            yield drawn
+            if seconds < _RUN_S / 2:
+                size = min(2 * size, _MOST_RUN_CHARS)
+            elif seconds > _RUN_S:
+                size = max(size // 2, 1)
 
     def _prompt_ids(self, prompt: str, unknown: Unknown) -> NDArray[Any]:
         ids = self.vocab.encode(prompt, unknown)
@@ -184,18 +262,25 @@ class _Writer:
         self._stop = stop
         self._held = ""
 
-    def feed(self, token: int | None) -> str:
-        """The text that is certain once this id is known. None says that no more will come."""
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that is certain once these are known."""
+        return self._write("".join(map(self._decode, ids)), last=False)
+
+    def end(self) -> str:
+        """What was held back, when no more will come."""
+        return self._write(self._decode(None), last=True)
+
+    def _write(self, text: str, last: bool) -> str:
         if self.ended:
             return ""
-        self._held += self._decode(token)
+        self._held += text
         keep = 0
         if self._stop is not None:
             end = self._held.find(self._stop)
             if end >= 0:
                 self.ended = True
                 return self._held[:end]
-            keep = 0 if token is None else _overlap(self._held, self._stop)
+            keep = 0 if last else _overlap(self._held, self._stop)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return text

@@ -1,6 +1,6 @@
 """Opening a model file: finding it, running onnxruntime's checks on it, then ours. docs/model-file.md is the format.
 
-Letters: B batch, T characters, L num_layers, H hidden_dim, V vocabulary size.
+Letters: B batch, T characters read, N characters drawn, L num_layers, H hidden_dim, V vocabulary size.
 """
 
 import json
@@ -13,7 +13,7 @@ import onnxruntime
 from charrnn.errors import ConfigError, ModelFileError, VocabError
 from charrnn.vocab import Vocab
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_THREADS = 256
 _REQUIRED = ("charrnn.vocab", "charrnn.config")
 # Where the shipped model lies: inside an installed wheel, and in the checkout behind an editable install.
@@ -24,6 +24,16 @@ DEFAULT_MODELS = (
 
 _FATAL_ONLY = 4
 _STATES = {"GRU": ("h",), "LSTM": ("h", "c")}
+# What a file takes besides, from version 2 on, to draw characters by itself. They have defaults: no character.
+_DRAWING = {"uniforms": ("tensor(double)", (None, None))} | {
+    name: (kind, ())
+    for name, kind in (
+        ("temperature", "tensor(double)"),
+        ("top_k", "tensor(int64)"),
+        ("top_p", "tensor(double)"),
+        ("min_p", "tensor(double)"),
+    )
+}
 # A tensor's name -> its element type and shape; None is a dimension of any size.
 _Signature = dict[str, tuple[str, tuple[int | None, ...]]]
 
@@ -33,7 +43,8 @@ class ModelFile:
     """A model file whose every part has been checked.
 
     config: the whole run's, by section. metrics, corpus: what training recorded; {} when the file does not say.
-    states: the names of the state's parts, ("h",) or ("h", "c"); num_layers L, hidden_dim H.
+    states: the names of the state's parts, ("h",) or ("h", "c"); num_layers L, hidden_dim H. draws: whether the graph
+    draws characters by itself, as from format version 2 on.
     """
 
     path: Path
@@ -46,6 +57,7 @@ class ModelFile:
     states: tuple[str, ...]
     num_layers: int
     hidden_dim: int
+    draws: bool
 
 
 def default_model() -> Path:
@@ -78,7 +90,8 @@ def open_model(path: Path, threads: int) -> ModelFile:
         raise ModelFileError(f"{path}: charrnn.vocab is {error}") from None
     config = _json_object(path, metadata, "charrnn.config")
     rnn, num_layers, hidden_dim = _sizes(path, config)
-    _check_signature(path, session, _STATES[rnn], num_layers, hidden_dim, len(vocab))
+    draws = int(metadata["charrnn.format_version"]) >= 2
+    _check_signature(path, session, _STATES[rnn], num_layers, hidden_dim, len(vocab), draws)
     return ModelFile(
         path,
         session,
@@ -90,6 +103,7 @@ def open_model(path: Path, threads: int) -> ModelFile:
         _STATES[rnn],
         num_layers,
         hidden_dim,
+        draws,
     )
 
 
@@ -167,14 +181,20 @@ def _sizes(path: Path, config: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def _check_signature(
-    path: Path, session: Any, states: tuple[str, ...], num_layers: int, hidden_dim: int, vocab_size: int
+    path: Path, session: Any, states: tuple[str, ...], num_layers: int, hidden_dim: int, vocab_size: int, draws: bool
 ) -> None:
     """The graph takes and gives what its metadata promises."""
     state = ("tensor(float)", (num_layers, None, hidden_dim))
     inputs: _Signature = {"ids": ("tensor(int64)", (None, None))} | dict.fromkeys(states, state)
     outputs: _Signature = {"logits": ("tensor(float)", (None, None, vocab_size))}
     outputs |= dict.fromkeys((f"{s}_next" for s in states), state)
-    for kind, promised, nodes in (("input", inputs, session.get_inputs()), ("output", outputs, session.get_outputs())):
+    if draws:
+        outputs["drawn"] = ("tensor(int64)", (None, None))
+    for kind, promised, nodes in (
+        ("input", inputs, session.get_inputs()),
+        ("optional input", _DRAWING if draws else {}, session.get_overridable_initializers()),
+        ("output", outputs, session.get_outputs()),
+    ):
         found: _Signature = {n.name: (n.type, tuple(d if isinstance(d, int) else None for d in n.shape)) for n in nodes}
         for name in promised | found:
             if promised.get(name) != found.get(name):

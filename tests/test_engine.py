@@ -149,8 +149,8 @@ def test_a_batch_with_a_stop_text_equals_its_single_streams(engine):
 
 def test_a_batch_goes_no_further_than_its_last_stop_text(gru, monkeypatch):
     steps = count_runs(gru, monkeypatch)
-    texts = gru.generate_batch(PROMPT, 3, length=10_000, seed=0, stop="e")
-    assert steps["run"] == 1 + max(map(len, texts))
+    gru.generate_batch(PROMPT, 3, length=1_000_000, seed=0, stop="e")
+    assert steps["run"] < 30
 
 
 def count_runs(engine, monkeypatch):
@@ -162,9 +162,9 @@ def count_runs(engine, monkeypatch):
 def test_pieces_come_as_they_are_drawn(gru, monkeypatch):
     steps = count_runs(gru, monkeypatch)
     pieces = gru.generate(PROMPT, 500, seed=1)
-    assert steps["run"] == 1  # the prompt, in one call
-    assert [len(next(pieces)) for _ in range(3)] == [1, 1, 1]
-    assert steps["run"] == 3
+    assert steps["run"] == 1  # the prompt but its last character, in one call
+    assert [1 <= len(next(pieces)) <= 32 for _ in range(3)] == [True] * 3
+    assert steps["run"] == 4
 
 
 @pytest.mark.parametrize(("characters", "start"), [("\t\nab", "\n"), ("zyx", "x")])
@@ -192,7 +192,7 @@ def test_a_stop_text_that_never_comes_leaves_the_text_whole(gru):
 
 def written(vocab, ids, stop):
     writer = _Writer(vocab, stop)
-    return [writer.feed(i) for i in ids] + [writer.feed(None)]
+    return [writer.feed([i]) for i in ids] + [writer.end()]
 
 
 @given(st.text("ab", max_size=30), st.text("ab", min_size=1, max_size=4))

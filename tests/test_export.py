@@ -25,7 +25,7 @@ from train.graph import build_onnx
 
 VOCAB = Vocab.of_chars("abcdefg\n")
 METADATA = {
-    "charrnn.format_version": "1",
+    "charrnn.format_version": "2",
     "charrnn.vocab": VOCAB.to_json(),
     "charrnn.metrics": "{}",
     "charrnn.corpus": json.dumps({"name": "x", "source": "x", "num_chars": 1}),
@@ -66,10 +66,12 @@ def test_the_file_is_self_contained_and_keeps_the_promised_names(tmp_path):
     export_model(model, VOCAB, metadata_for(model), tmp_path / "m.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    assert [i.name for i in proto.graph.input] == ["ids", "h", "c"]
-    assert [o.name for o in proto.graph.output] == ["logits", "h_next", "c_next"]
+    optional = ["uniforms", "temperature", "top_k", "top_p", "min_p"]
+    assert [i.name for i in proto.graph.input] == ["ids", "h", "c", *optional]
+    assert set(optional) <= {t.name for t in proto.graph.initializer}  # their defaults
+    assert [o.name for o in proto.graph.output] == ["logits", "h_next", "c_next", "drawn"]
     assert not any(t.external_data for t in proto.graph.initializer)
-    dims = [[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in proto.graph.input]
+    dims = [[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in proto.graph.input[:3]]
     assert dims == [["B", "T"], [2, "B", 12], [2, "B", 12]]
     assert {p.key for p in proto.metadata_props} == set(metadata_for(model))
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from charrnn.errors import SamplingError
-from charrnn.sampling import SamplingOptions, draw, generate, probabilities
+from charrnn.sampling import SamplingOptions, draw, generate, penalised, probabilities
 
 finite_logits = hnp.arrays(
     st.sampled_from([np.float32, np.float64]),
@@ -237,3 +237,73 @@ def test_the_last_character_takes_no_further_step():
 def test_a_bad_length_or_seed_is_refused_at_the_call(length, seeds, named):
     with pytest.raises(SamplingError, match=named):
         generate(walk, np.zeros(len(seeds)), np.zeros((len(seeds), 11)), length, SamplingOptions(), seeds)
+
+
+@given(finite_logits, st.floats(0, 1))
+def test_min_p_keeps_those_at_least_so_likely_as_that_share_of_the_likeliest(logits, min_p):
+    whole, p = probabilities(logits), probabilities(logits, min_p=min_p)
+    np.testing.assert_allclose(p.sum(axis=-1), 1, rtol=1e-12)
+    likely = whole >= min_p * whole.max(axis=-1, keepdims=True)
+    near = np.isclose(whole, min_p * whole.max(axis=-1, keepdims=True), rtol=1e-12)
+    assert ((p > 0) == (likely & (whole > 0)))[~near].all()
+
+
+@given(finite_logits, st.floats(0, 1), st.floats(0, 1), options)
+def test_a_larger_min_p_keeps_no_more(logits, one, other, o):
+    few, many = (
+        probabilities(logits, o.temperature, o.top_k, o.top_p, min_p=m) > 0 for m in (max(one, other), min(one, other))
+    )
+    assert (few <= many).all()
+
+
+row_with_seen = st.integers(2, 9).flatmap(
+    lambda n: st.tuples(
+        hnp.arrays(np.float64, n, elements=st.floats(-1e3, 1e3)),
+        hnp.arrays(bool, n),
+        st.floats(1, 10),
+        st.floats(1, 10),
+    )
+)
+
+
+@given(row_with_seen)
+def test_a_higher_penalty_makes_what_was_seen_no_likelier_and_leaves_the_rest_in_order(case):
+    logits, seen, one, other = case
+    low, high = (penalised(logits, seen, p) for p in sorted((one, other)))
+    assert (high[seen] <= low[seen]).all()
+    np.testing.assert_array_equal(high[~seen], logits[~seen])
+    shares = [probabilities(x)[seen].sum() for x in (logits, low, high)]
+    assert shares[0] >= shares[1] - 1e-12 >= shares[2] - 2e-12
+
+
+def test_a_penalty_of_one_changes_nothing():
+    logits = np.array([-2.0, 0.0, 3.0])
+    np.testing.assert_array_equal(penalised(logits, np.array([True] * 3), 1.0), logits)
+
+
+def test_the_penalty_looks_back_on_its_window_and_on_the_prompt():
+    favourite = np.array([[8.0, 7.0, 6.0, 5.0]])
+
+    def written(window, prompt):
+        options = SamplingOptions(0, repetition_penalty=100.0, repetition_window=window)
+        step = lambda ids, state: (favourite[:, None], state)  # noqa: E731
+        return [int(i[0]) for i in generate(step, None, favourite, 6, options, [0], np.array(prompt))]
+
+    assert written(2, [3]) == [0, 1, 2, 0, 1, 2]
+    assert written(0, [0, 1]) == [2, 3, 0, 0, 0, 0]  # all are penalised alike from then on
+    assert written(1, [0]) == [1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"min_p": -0.1}, "min_p must lie between 0"),
+        ({"min_p": 1.1}, "min_p must lie between 0"),
+        ({"repetition_penalty": 0.9}, "repetition_penalty must be 1"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty must be 1"),
+        ({"repetition_window": -1}, "repetition_window must be 0"),
+    ],
+)
+def test_options_out_of_range_are_named(wrong, message):
+    with pytest.raises(SamplingError, match=message):
+        SamplingOptions(**wrong)

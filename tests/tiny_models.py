@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from charrnn.config import RunConfig
 from charrnn.vocab import Vocab
 from train.graph import build_onnx
+from train.quantize import Precision
 
 CHARS = Vocab.of_chars("\n !ROMEabcdefghijklmnopqrstuvwxyz:")
 GATES = {"GRU": 3, "LSTM": 4}
@@ -38,7 +39,7 @@ def random_weights(config: RunConfig, vocab_size: int, seed: int = 0) -> Weights
 def metadata(config: RunConfig, vocab: Vocab, changed: dict[str, str | None]) -> dict[str, str]:
     """What train.export writes, with some keys (given without their `charrnn.`) changed, or left out by None."""
     fields: dict[str, str | None] = {
-        "format_version": "1",
+        "format_version": "2",
         "vocab": vocab.to_json(),
         "config": config.model_dump_json(),
         "metrics": json.dumps(
@@ -52,11 +53,16 @@ def metadata(config: RunConfig, vocab: Vocab, changed: dict[str, str | None]) ->
 
 
 def model_bytes(
-    vocab: Vocab = CHARS, weights: Weights | None = None, changed: dict[str, str | None] | None = None, **sizes: Any
+    vocab: Vocab = CHARS,
+    weights: Weights | None = None,
+    changed: dict[str, str | None] | None = None,
+    precision: Precision = "fp32",
+    **sizes: Any,
 ) -> bytes:
     config = run_config(**sizes)
     weights = random_weights(config, len(vocab)) if weights is None else weights
-    return build_onnx(config.model, vocab, weights, metadata(config, vocab, changed or {})).SerializeToString()
+    told = metadata(config, vocab, {"precision": precision} | (changed or {}))
+    return build_onnx(config.model, vocab, weights, told, precision).SerializeToString()
 
 
 def write_model(path: Path, vocab: Vocab = CHARS, **kwargs: Any) -> Path:

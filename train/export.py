@@ -1,26 +1,52 @@
-"""Checkpoint -> one self-contained ONNX file -> parity check.  `python -m train.export RUN|CHECKPOINT [--out FILE]`"""
+"""A checkpoint, or a model file, -> one self-contained ONNX file -> parity check.
+
+`python -m train.export RUN|CHECKPOINT|MODEL.onnx [--out FILE] [--precision int8]`
+"""
 
 import json
 import math
 import re
 import sys
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import onnx
 import torch
 import typer
+from numpy.typing import NDArray
 
 from charrnn.checkpoint import Checkpoint, load_for_inference
-from charrnn.errors import CharRNNError, ExportError
+from charrnn.config import ModelConfig, RunConfig
+from charrnn.corpus import prepare
+from charrnn.errors import CharRNNError, CorpusError, ExportError
 from charrnn.model import CharRNN
 from charrnn.storage import temporary
 from charrnn.vocab import Vocab
+from infer import scoring
 from infer.engine import Engine
-from train.graph import build_onnx
+from train.convert import is_model_file, matrices_of_file
+from train.graph import Weights, build_of_matrices, build_onnx, matrices_of
+from train.quantize import Precision
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARITY_TOLERANCE = 1e-4
+# Mean nats by which a rounded model's predictions may lie from the exact one's, after random characters and states.
+# Real text costs a hundredth of that (docs/performance.md); weights in a wrong place cost more than 1.
+DIVERGENCE_LIMIT = {"int8": 0.05, "int4": 0.5}
+
+State = tuple[NDArray[np.float32], ...]
+Step = Callable[[NDArray[np.int64], State], tuple[NDArray[np.float32], State]]
+
+
+class Rounding(StrEnum):
+    """What the weights are kept in."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+    INT4 = "int4"
 
 
 def export_model(model: CharRNN, vocab: Vocab, metadata: dict[str, str], out: Path) -> float:
@@ -29,49 +55,106 @@ def export_model(model: CharRNN, vocab: Vocab, metadata: dict[str, str], out: Pa
     Raises: ExportError, leaving no file, when the difference reaches `PARITY_TOLERANCE` or the disk refuses.
     """
     weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
-    proto = build_onnx(model.config, vocab, weights, metadata)
+    return write_checked(build_onnx(model.config, vocab, weights, metadata), step_of(model), out)
+
+
+def write_checked(
+    proto: onnx.ModelProto, exact: Step, out: Path, precision: Precision = "fp32", ids: NDArray[Any] | None = None
+) -> float:
+    """Writes a graph to `out`, and returns how far from `exact` it is: by `parity`, or by `divergence` if rounded.
+
+    ids: (N,) a text on which the file is scored; the losses become those of its metadata.
+    Raises: ExportError, leaving no file, when it is too far or the disk refuses.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary(out) as partial:
             partial.write_bytes(proto.SerializeToString())
-            difference = parity(model, Engine(partial))
-            if not difference < PARITY_TOLERANCE:
+            engine = Engine(partial)
+            difference = parity(exact, engine) if precision == "fp32" else divergence(exact, engine)
+            limit = DIVERGENCE_LIMIT.get(precision, PARITY_TOLERANCE)
+            if not difference < limit:
                 raise ExportError(
-                    f"onnxruntime's logits differ from torch's by {difference:.2e} (limit {PARITY_TOLERANCE:.0e}), so "
+                    f"onnxruntime's logits differ from torch's by {difference:.2e} (limit {limit:.0e}), so "
                     f"{out} was not written; update onnxruntime, and report this with both versions if it stays"
                 )
+            if ids is not None:
+                record_scores(proto, engine, ids)
+                partial.write_bytes(proto.SerializeToString())
             partial.replace(out)
     except OSError as error:
         raise ExportError(f"cannot write {out}: {error.strerror}; free the disk or choose another --out") from None
     return difference
 
 
-def parity(model: CharRNN, engine: Engine) -> float:
-    """The largest |difference| of logits and states between torch and onnxruntime.
-
-    Compared over batches {1, 3} x lengths {1, 7}, each from random ids and a random state, drawn from a fixed seed.
-    """
+def step_of(model: CharRNN) -> Step:
+    """The network as a function of arrays, in float32 on the CPU."""
     model = model.eval().cpu().float()
-    draw = torch.Generator().manual_seed(0)
+
+    @torch.no_grad()
+    def step(ids: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], State]:
+        logits, after = model(torch.from_numpy(ids), tuple(torch.from_numpy(part) for part in state))
+        return logits.numpy(), tuple(part.numpy() for part in after)
+
+    return step
+
+
+def parity(exact: Step, engine: Engine) -> float:
+    """The largest |difference| of logits and states between two implementations of a model."""
     worst = 0.0
-    for batch, length in ((1, 1), (1, 7), (3, 1), (3, 7)):
-        ids = torch.randint(model.head.out_features, (batch, length), generator=draw)
-        state = tuple(torch.randn(part.shape, generator=draw) for part in model.zero_state(batch))
-        with torch.no_grad():
-            logits, state_next = model(ids, state)
-        theirs, theirs_next = engine.step(ids.numpy(), tuple(part.numpy() for part in state))
-        for ours, other in zip((logits, *state_next), (theirs, *theirs_next), strict=True):
+    for (logits, state), (theirs, theirs_next) in _both(exact, engine):
+        for ours, other in zip((logits, *state), (theirs, *theirs_next), strict=True):
             # max() passes over a NaN, and a NaN must fail.
-            difference = float(np.abs(ours.numpy() - other).max())
+            difference = float(np.abs(ours - other).max())
             worst = difference if math.isnan(difference) else max(worst, difference)
     return worst
 
 
+def divergence(exact: Step, engine: Engine) -> float:
+    """The mean Kullback-Leibler divergence, in nats, of an engine's predictions from the exact ones."""
+
+    def log_shares(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        wide = logits.astype(np.float64)
+        return wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
+
+    found = []
+    for (logits, _), (theirs, _) in _both(exact, engine):
+        p, q = log_shares(logits), log_shares(theirs)
+        found.append((np.exp(p) * (p - q)).sum(axis=-1).ravel())
+    return float(np.concatenate(found).mean())
+
+
+def _both(exact: Step, engine: Engine) -> list[tuple[tuple[Any, State], tuple[Any, State]]]:
+    """What both make of batches {1, 3} x lengths {1, 7}, each of random ids and a random state from a fixed seed."""
+    draw = np.random.default_rng(0)
+    found = []
+    for batch, length in ((1, 1), (1, 7), (3, 1), (3, 7)):
+        ids = draw.integers(len(engine.vocab), size=(batch, length))
+        # States of a GRU or an LSTM lie between -1 and 1, but for c.
+        state = tuple(draw.normal(0, 0.5, part.shape).astype(np.float32) for part in engine.zero_state(batch))
+        found.append((exact(ids, state), engine.step(ids, state)))
+    return found
+
+
+def record_scores(proto: onnx.ModelProto, engine: Engine, ids: NDArray[Any]) -> None:
+    """Puts the engine's losses on a text, ids (N,), into a graph's metadata, as `infer score` gives them."""
+    metrics = dict(engine.metrics)
+    for name, score in scoring.score(engine, ids).items():
+        metrics |= {f"val/{name}/loss": score.nats_per_char, f"val/{name}/bpc": score.bits_per_char}
+    entry = next(p for p in proto.metadata_props if p.key == "charrnn.metrics")
+    entry.value = json.dumps(metrics)
+
+
 def export_checkpoint(checkpoint: Checkpoint, out: Path) -> float:
-    """Exports a checkpoint to `out`; returns the parity difference. Raises: ExportError."""
+    """Exports a checkpoint to `out` in float32; returns the parity difference. Raises: ExportError."""
+    return export_model(model_of(checkpoint), checkpoint.vocab, metadata_of(checkpoint), out)
+
+
+def model_of(checkpoint: Checkpoint) -> CharRNN:
+    """The network with a checkpoint's weights."""
     model = CharRNN(checkpoint.config.model, len(checkpoint.vocab))
     model.load_state_dict(checkpoint.weights)
-    return export_model(model, checkpoint.vocab, metadata_of(checkpoint), out)
+    return model
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
@@ -84,6 +167,7 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     config["train"] |= {"run_dir": ""}
     return {
         "charrnn.format_version": str(FORMAT_VERSION),
+        "charrnn.precision": "fp32",
         "charrnn.vocab": checkpoint.vocab.to_json(),
         "charrnn.config": json.dumps(config),
         "charrnn.metrics": json.dumps(checkpoint.trainer["metrics"]),
@@ -92,22 +176,96 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
+def rounded(metadata: dict[str, str], precision: Precision) -> dict[str, str]:
+    """The metadata of a file in that precision; the losses of the exact weights go under `fp32/`."""
+    if precision == "fp32":
+        return metadata
+    metrics = json.loads(metadata["charrnn.metrics"])
+    metrics = {f"fp32/{name}" if name.startswith("val/") else name: value for name, value in metrics.items()}
+    return metadata | {"charrnn.precision": precision, "charrnn.metrics": json.dumps(metrics)}
+
+
 def without_folders(source: str) -> str:
     """The last part of a path or address, without its query: enough to recognise the text by."""
     return re.split(r"[?#]", source)[0].replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
-def command(
-    source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
-    out: Annotated[Path | None, typer.Option(help="The file to write. [default: model.onnx in the run folder]")] = None,
-) -> None:
-    """Write a checkpoint as one ONNX file and check it against torch."""
-    checkpoint = load_for_inference(source)
-    run_dir = source if (source / "best").is_dir() else source.parent
-    out = out or run_dir / "model.onnx"
-    difference = export_checkpoint(checkpoint, out)
+def validation_ids(data: str, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
+    """The validation split of a text, (N,), as a run with this config has it. Raises: CorpusError."""
+    fields = {"data": config["data"] | {"source": data, "cache_dir": RunConfig().data.cache_dir}}
+    corpus = prepare(RunConfig.model_validate(fields).data, progress=True)
+    if corpus.vocab != vocab:
+        raise CorpusError(f"{data} has other characters than the text that the model was trained on; give that text")
+    return np.asarray(corpus.val)
+
+
+def export(source: Path, out: Path | None, precision: Precision, data: str | None) -> tuple[Path, float, str]:
+    """Writes a run, a checkpoint or a model file as a model file.
+
+    data: the training text, on which to measure the loss of the file. Returns the file, its difference from the exact
+    model, and a line on what it is. Raises: CharRNNError.
+    """
+    if is_model_file(source):
+        engine = Engine(source)
+        exact: Step = engine.step
+        (shape, matrices), vocab, name = matrices_of_file(engine), engine.vocab, f"{source.stem}-{{}}.onnx"
+        metadata = engine.metadata | {"charrnn.format_version": str(FORMAT_VERSION), "charrnn.precision": "fp32"}
+        run_dir = source.parent
+    else:
+        checkpoint = load_for_inference(source)
+        model = model_of(checkpoint)
+        exact, shape, vocab, name = (
+            step_of(model),
+            model.config,
+            checkpoint.vocab,
+            "model.onnx" if precision == "fp32" else "model-{}.onnx",
+        )
+        matrices = matrices_of(shape, {k: t.detach().float().cpu().numpy() for k, t in model.state_dict().items()})
+        metadata = metadata_of(checkpoint)
+        run_dir = source if (source / "best").is_dir() else source.parent
+    out = out or run_dir / name.format(precision)
+    ids = validation_ids(data, json.loads(metadata["charrnn.config"]), vocab) if data else None
+    return out, *_write(shape, vocab, matrices, metadata, exact, out, precision, ids)
+
+
+def _write(
+    shape: ModelConfig,
+    vocab: Vocab,
+    matrices: Weights,
+    metadata: dict[str, str],
+    exact: Step,
+    out: Path,
+    precision: Precision,
+    ids: NDArray[Any] | None,
+) -> tuple[float, str]:
+    proto = build_of_matrices(shape, vocab, matrices, rounded(metadata, precision), precision)
+    difference = write_checked(proto, exact, out, precision, ids)
+    engine = Engine(out)
     size = out.stat().st_size / 2**20
-    typer.echo(f"{out}  {size:.2f} MiB, step {checkpoint.step}, largest difference from torch {difference:.1e}")
+    what = f"{size:.2f} MiB, {precision}, step {engine.metrics.get('step', 'unknown')}"
+    if precision == "fp32":
+        return difference, f"{what}, largest difference from torch {difference:.1e}"
+    losses = [f"{p} {engine.metrics[f'val/{p}/loss']:.4f}" for p in ("stream", "windows") if ids is not None]
+    measured = f"validation loss {', '.join(losses)} nats/char" if losses else "its loss not measured: give --data TEXT"
+    return difference, f"{what}, predictions {difference:.1e} nats from the exact ones; {measured}"
+
+
+def command(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="A run folder (its best/), a checkpoint or a model file."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. [default: model.onnx or model-int8.onnx in the run folder]")
+    ] = None,
+    precision: Annotated[Rounding, typer.Option(help="What the weights are kept in.")] = Rounding.FP32,
+    data: Annotated[
+        str | None, typer.Option(help="The training text (file or name): measure the file's validation loss on it.")
+    ] = None,
+) -> None:
+    """Write a checkpoint or a model file as one ONNX file and check it against the exact model."""
+    path, _, line = export(source, out, precision.value, data)
+    typer.echo(f"{path}  {line}")
 
 
 def main() -> None:

@@ -1,9 +1,13 @@
 """CharRNN's ONNX graph, written out operator by operator; docs/model-file.md specifies the result.
 
 It is not traced: torch's dynamo exporter wrote silently wrong GRUs up to onnxscript 0.7.1 (pytorch#189225), and
-defaults to external data. Letters: B batch, T seq_len, E, H, L, V as in docs/how-it-works.md.
+defaults to external data. The cells are written out too, rather than left to ONNX's GRU and LSTM: with one character
+and one stream that is faster (docs/performance.md), int8 has no such operators, and the first layer's product with the
+embedding becomes a table. Letters: B batch, T seq_len, N characters to draw, E, H, L, V as in docs/how-it-works.md, G =
+3H for GRU and 4H for LSTM.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,81 +18,409 @@ from onnx import TensorProto, helper, numpy_helper
 from charrnn import __version__
 from charrnn.config import ModelConfig
 from charrnn.vocab import Vocab
+from train.quantize import Precision, pack_columns
 
-# An old opset and file version run in more runtimes; GRU and LSTM have kept this form since opset 14.
+# An old opset and file version run in more runtimes.
 _OPSET = 17
 _IR_VERSION = 8
+_CONTRIB = "com.microsoft"
 
-# Where torch's gates go in ONNX's order. torch: GRU r, z, n; LSTM i, f, g, o. ONNX: GRU z, r, h; LSTM i, o, f, c.
-_GATE_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
+# torch stacks gates GRU r, z, n; LSTM i, f, g, o. Here those of a sigmoid lie side by side: r, z, n; i, f, o, g.
+_GATE_ORDER = {"GRU": (0, 1, 2), "LSTM": (0, 1, 3, 2)}
+# Above this many symbols a table of embeddings already multiplied, (V, G), would outgrow what it replaces.
+_TABLE_UP_TO = 512
 
 Weights = dict[str, NDArray[np.float32]]
 
 
-def build_onnx(config: ModelConfig, vocab: Vocab, weights: Weights, metadata: dict[str, str]) -> onnx.ModelProto:
+def build_onnx(
+    config: ModelConfig, vocab: Vocab, weights: Weights, metadata: dict[str, str], precision: Precision = "fp32"
+) -> onnx.ModelProto:
     """The model as an ONNX graph with every weight inside.
 
-    weights: torch's state dict of a CharRNN, as numpy arrays. Inputs `ids` (B, T) int64, `h` and for LSTM `c`
-    (L, B, H); outputs `logits` (B, T, V), `h_next`, `c_next`. B and T are dynamic.
+    weights: torch's state dict of a CharRNN, as numpy arrays. precision: of the matrices, see train.quantize.
+
+    Inputs `ids` (B, T) int64, `h` and for LSTM `c` (L, B, H); outputs `logits` (B, T, V), `h_next`, `c_next`. B and T
+    are dynamic. With the optional inputs `uniforms` (B, N) and how to sample it goes on to draw N characters after
+    `ids`, the output `drawn` (B, N).
     """
-    states = ("h",) if config.rnn == "GRU" else ("h", "c")
-    state_shape: list[str | int | None] = [config.num_layers, "B", config.hidden_dim]
-    graph = helper.make_graph(
-        _nodes(config, states),
-        "charrnn",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["B", "T"])]
-        + [helper.make_tensor_value_info(s, TensorProto.FLOAT, state_shape) for s in states],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "T", len(vocab)])]
-        + [helper.make_tensor_value_info(f"{s}_next", TensorProto.FLOAT, state_shape) for s in states],
-        _initializers(config, weights),
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-    model.producer_name, model.producer_version = "charrnn", __version__
-    helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return build_of_matrices(config, vocab, matrices_of(config, weights), metadata, precision)
 
 
-def _nodes(config: ModelConfig, states: tuple[str, ...]) -> list[onnx.NodeProto]:
-    """ids (B, T) -> (T, B) -> (T, B, E) -> L cells (T, B, H) -> (B, T, H) -> logits (B, T, V)."""
-    node = helper.make_node
-    nodes = [node("Transpose", ["ids"], ["ids_tb"], perm=[1, 0]), node("Gather", ["embedding", "ids_tb"], ["x0"])]
-    for s in states:
-        parts = [f"{s}{i}" for i in range(config.num_layers)]
-        nodes.append(node("Split", [s, "one_each"], parts, axis=0))  # L of (1, B, H)
-    # Multiply the reset gate after the recurrent product, as torch and cuDNN do.
-    extra: dict[str, Any] = {"linear_before_reset": 1} if config.rnn == "GRU" else {}
-    for i in range(config.num_layers):
-        inputs = [f"x{i}", f"W{i}", f"R{i}", f"B{i}", "", *(f"{s}{i}" for s in states)]
-        outputs = [f"y{i}", *(f"{s}{i}_next" for s in states)]
-        nodes.append(node(config.rnn, inputs, outputs, hidden_size=config.hidden_dim, **extra))  # (T, 1, B, H)
-        nodes.append(node("Squeeze", [f"y{i}", "axis_1"], [f"x{i + 1}"]))  # (T, B, H)
-    for s in states:
-        nodes.append(node("Concat", [f"{s}{i}_next" for i in range(config.num_layers)], [f"{s}_next"], axis=0))
-    nodes.append(node("Transpose", [f"x{config.num_layers}"], ["hidden"], perm=[1, 0, 2]))
-    nodes.append(node("MatMul", ["hidden", "head_weight"], ["products"]))
-    nodes.append(node("Add", ["products", "head_bias"], ["logits"]))
-    return nodes
+def build_of_matrices(
+    config: ModelConfig, vocab: Vocab, matrices: Weights, metadata: dict[str, str], precision: Precision = "fp32"
+) -> onnx.ModelProto:
+    """`build_onnx` of what `matrices_of` makes of weights, or `matrices_in` finds in a file."""
+    return _Writer(config, len(vocab), matrices, precision).model(metadata)
 
 
-def _initializers(config: ModelConfig, weights: Weights) -> list[onnx.TensorProto]:
-    order = _GATE_ORDER[config.rnn]
-    arrays: dict[str, NDArray[Any]] = {
-        "embedding": weights["embedding.weight"],  # (V, E)
-        "head_weight": weights["head.weight"].T,  # (H, V)
-        "head_bias": weights["head.bias"],  # (V,)
-        "one_each": np.ones(config.num_layers, np.int64),
-        "axis_1": np.array([1], np.int64),
-    }
+def matrices_of(config: ModelConfig, weights: Weights) -> Weights:
+    """What the graph multiplies with and adds, in float32: of `weights`, torch's state dict of a CharRNN.
+
+    `table` (V, G), the first layer's input for each symbol, or for a large vocabulary `embedding` (V, E) and `input0`
+    (E, G); `input1` ... (H, G), `recurrent0` ... (H, G), `head` (H, V), each of these with its `..._bias`.
+    """
+    found: Weights = {}
+    embedding = weights["embedding.weight"]  # (V, E)
     for i in range(config.num_layers):
         w, r, b_w, b_r = (
-            _reorder(weights[f"rnn.{name}_l{i}"], order) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            _reordered(config.rnn, weights[f"rnn.{name}_l{i}"])
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        arrays |= {f"W{i}": w[None], f"R{i}": r[None], f"B{i}": np.concatenate([b_w, b_r])[None]}
-    return [numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in arrays.items()]
+        inner = np.zeros_like(b_r)
+        if config.rnn == "GRU":  # the candidate's recurrent bias comes under the reset gate
+            inner[-config.hidden_dim :] = b_r[-config.hidden_dim :]
+        if i == 0 and len(embedding) <= _TABLE_UP_TO:
+            found["table"] = (embedding.astype(np.float64) @ w.T + (b_w + b_r - inner)).astype(np.float32)
+        else:
+            found |= {f"input{i}": w.T, f"input{i}_bias": b_w + b_r - inner}
+        found |= {f"recurrent{i}": r.T, f"recurrent{i}_bias": inner}
+    if "table" not in found:
+        found["embedding"] = embedding
+    return found | {"head": weights["head.weight"].T, "head_bias": weights["head.bias"]}
 
 
-def _reorder(stacked: NDArray[np.float32], order: tuple[int, ...]) -> NDArray[np.float32]:
-    """Gates stacked along axis 0 in torch's order, (gates * H, ...), put into ONNX's order."""
+def matrices_in(model: onnx.ModelProto) -> Weights | None:
+    """`matrices_of` read back from a float32 file; None when its weights are not float32 or not laid out so."""
+    found = {
+        t.name: numpy_helper.to_array(t)
+        for t in model.graph.initializer
+        if t.name.removesuffix("_bias").rstrip("0123456789") in ("table", "embedding", "input", "recurrent", "head")
+    }
+    whole = {"recurrent0", "head"} <= found.keys() and all(a.dtype == np.float32 for a in found.values())
+    return found if whole else None
+
+
+def _reordered(rnn: str, stacked: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Gates stacked along axis 0 in torch's order, (G, ...), put into this file's."""
+    order = _GATE_ORDER[rnn]
     gates = np.split(stacked, len(order), axis=0)
     return np.concatenate([gates[g] for g in order], axis=0)
+
+
+class _Nodes:
+    """The nodes of one graph or subgraph; every value is named after `prefix` and a number."""
+
+    def __init__(self, prefix: str) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._prefix = prefix
+
+    def many(self, kind: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
+        """Adds a node with `count` outputs, and returns their names."""
+        outputs = [f"{self._prefix}{kind}_{len(self.nodes)}_{i}" for i in range(count)]
+        self.nodes.append(helper.make_node(kind, list(inputs), outputs, **attributes))
+        return outputs
+
+    def one(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Adds a node with one output, and returns its name."""
+        return self.many(kind, inputs, 1, **attributes)[0]
+
+    def named(self, name: str, kind: str, *inputs: str, **attributes: Any) -> None:
+        """Adds a node with one output of that name."""
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+
+
+class _Writer:
+    """Writes one model. A state is a list of L * (1 or 2) values (B, H): of layer 0 h (and c), of layer 1, ..."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, matrices: Weights, precision: Precision) -> None:
+        self._rnn, self._layers, self._width = config.rnn, config.num_layers, config.hidden_dim
+        self._states = ("h",) if config.rnn == "GRU" else ("h", "c")
+        self._vocab_size, self._precision = vocab_size, precision
+        self._folded = "table" in matrices
+        gates = len(_GATE_ORDER[config.rnn])
+        self._constants: dict[str, NDArray[Any]] = {
+            "axis_0": np.array([0]),
+            "axis_1": np.array([1]),
+            "axis_2": np.array([2]),
+            "zero": np.array(0),
+            "one": np.array(1),
+            "minus_1": np.array(-1),
+            "minus_1s": np.array([-1]),
+            "minus_1_width": np.array([-1, self._width]),
+            "true": np.array(True),
+            "one_each": np.ones(self._layers, np.int64),
+            "two_widths": np.array([self._width] * 2),
+            "three_widths": np.array([self._width] * 3),
+            "switches_candidate": np.array([(gates - 1) * self._width, self._width]),
+            "all_symbols": np.array(vocab_size),
+            "zero_f64": np.array(0.0),
+            "one_f64": np.array(1.0),
+        }
+        self._products: dict[str, dict[str, Any]] = {}
+        for name, matrix in matrices.items():
+            self._store(name, matrix)
+
+    def _store(self, name: str, matrix: NDArray[np.float32]) -> None:
+        """Keeps a matrix in the file's precision: what is looked up in float16, what is multiplied with in integers."""
+        if self._precision == "fp32" or name.endswith("_bias"):
+            self._constants[name] = matrix
+        elif name in ("table", "embedding"):
+            self._constants[name] = matrix.astype(np.float16)
+        else:
+            packed = pack_columns(matrix, self._precision)
+            self._constants |= {name: packed.blocks, f"{name}_scale": packed.scales}
+            self._products[name] = {
+                "K": matrix.shape[0],
+                "N": matrix.shape[1],
+                "bits": packed.bits,
+                "block_size": packed.block_size,
+                "accuracy_level": 4,  # activations in int8 as well
+                "domain": _CONTRIB,
+            }
+
+    def _product(self, at: _Nodes, value: str, name: str) -> str:
+        """`value` (..., K) times a stored matrix (K, N), plus its bias: (..., N)."""
+        if self._precision == "fp32":
+            return at.one("Add", at.one("MatMul", value, name), f"{name}_bias")
+        return at.one("MatMulNBits", value, name, f"{name}_scale", "", "", f"{name}_bias", **self._products[name])
+
+    # ---- the network
+
+    def _inputs_of_first(self, at: _Nodes, ids: str) -> str:
+        """What the first layer's gates take from characters. ids: (...). Returns (..., G)."""
+        rows = at.one("Gather", "table" if self._folded else "embedding", ids)
+        if self._precision != "fp32":
+            rows = at.one("Cast", rows, to=TensorProto.FLOAT)
+        return rows if self._folded else self._product(at, rows, "input0")
+
+    def _cell(self, at: _Nodes, layer: int, gates: str, state: Sequence[str]) -> list[str]:
+        """One layer, one character. gates: (B, G), what the input gives. state: (h,) or (h, c), each (B, H)."""
+        recurrent = self._product(at, state[0], f"recurrent{layer}")  # (B, G)
+        if self._rnn == "LSTM":
+            switches, candidate = at.many("Split", [at.one("Add", gates, recurrent), "switches_candidate"], 2, axis=1)
+            i, f, o = at.many("Split", [at.one("Sigmoid", switches), "three_widths"], 3, axis=1)  # each (B, H)
+            kept, added = at.one("Mul", f, state[1]), at.one("Mul", i, at.one("Tanh", candidate))
+            c = at.one("Add", kept, added)
+            return [at.one("Mul", o, at.one("Tanh", c)), c]
+        switches_x, candidate_x = at.many("Split", [gates, "switches_candidate"], 2, axis=1)  # (B, 2H), (B, H)
+        switches_h, candidate_h = at.many("Split", [recurrent, "switches_candidate"], 2, axis=1)
+        switches = at.one("Sigmoid", at.one("Add", switches_x, switches_h))
+        r, z = at.many("Split", [switches, "two_widths"], 2, axis=1)  # each (B, H)
+        n = at.one("Tanh", at.one("Add", candidate_x, at.one("Mul", r, candidate_h)))
+        return [at.one("Add", n, at.one("Mul", z, at.one("Sub", state[0], n)))]
+
+    def _step(self, at: _Nodes, ids: str, state: Sequence[str]) -> tuple[str, list[str]]:
+        """One character. ids: (B,). Returns the logits (B, V), and the state after it."""
+        per_layer = len(self._states)
+        after: list[str] = []
+        gates = self._inputs_of_first(at, ids)  # (B, G)
+        for i in range(self._layers):
+            gates = self._product(at, after[-per_layer], f"input{i}") if i else gates
+            after += self._cell(at, i, gates, state[i * per_layer : (i + 1) * per_layer])
+        return self._product(at, after[-per_layer], "head"), after
+
+    def _read(self, at: _Nodes, ids: str, state: Sequence[str]) -> tuple[str, list[str]]:
+        """T characters, layer by layer. ids: (B, T). Returns the logits (B, T, V), and the state after the last."""
+        per_layer = len(self._states)
+        after: list[str] = []
+        by_time = at.one("Transpose", ids, perm=[1, 0])  # (T, B)
+        gates = self._inputs_of_first(at, at.one("Reshape", by_time, "minus_1s"))  # (T * B, G)
+        gates, hidden = self._unflattened(at, gates, by_time), ""  # (T, B, G)
+        for i in range(self._layers):
+            gates = self._product_of_all(at, hidden, by_time, f"input{i}") if i else gates
+            *last, hidden = self._scan(at, i, gates, state[i * per_layer : (i + 1) * per_layer])
+            after += last
+        logits = self._product_of_all(at, at.one("Transpose", hidden, perm=[1, 0, 2]), ids, "head")
+        return logits, after
+
+    def _product_of_all(self, at: _Nodes, values: str, ids: str, name: str) -> str:
+        """`_product` of (X, Y, K), for `ids` (X, Y), as one of (X * Y, K): it rounds as that of one character."""
+        return self._unflattened(at, self._product(at, at.one("Reshape", values, "minus_1_width"), name), ids)
+
+    def _unflattened(self, at: _Nodes, values: str, ids: str) -> str:
+        """(X * Y, K) as (X, Y, K), for `ids` (X, Y)."""
+        return at.one("Reshape", values, at.one("Concat", at.one("Shape", ids), "minus_1s", axis=0))
+
+    def _scan(self, at: _Nodes, layer: int, gates: str, state: Sequence[str]) -> list[str]:
+        """One layer over T characters. gates: (T, B, G). Returns its last state, and h at every one (T, B, H)."""
+        inner = _Nodes(f"layer{layer}_")
+        before = [f"layer{layer}_{s}" for s in self._states]
+        after = self._cell(inner, layer, f"layer{layer}_gates", before)
+        shown = inner.one("Identity", after[0])
+        body = helper.make_graph(
+            inner.nodes,
+            f"layer{layer}",
+            [_float(name, "B", None) for name in [*before, f"layer{layer}_gates"]],
+            [_float(name, "B", None) for name in [*after, shown]],
+        )
+        return at.many("Scan", [*state, gates], len(after) + 1, body=body, num_scan_inputs=1)
+
+    # ---- drawing
+
+    def _draw(self, at: _Nodes, prefix: str, logits: str, uniforms: str) -> str:
+        """Characters by charrnn.sampling's rules. logits: (B, V), uniforms: (B, k) float64. Returns (B, k) int64."""
+        wide = at.one("Cast", logits, to=TensorProto.DOUBLE)
+        shifted = at.one("Sub", wide, at.one("ReduceMax", wide, axes=[1], keepdims=1))
+        shares = at.one("Exp", at.one("Div", shifted, "temperature"))  # (B, V), the likeliest has 1
+        every, filtered = _Nodes(f"{prefix}every_"), _Nodes(f"{prefix}kept_")
+        every.named(f"{prefix}all", "Identity", shares)
+        self._filter(filtered, f"{prefix}some", logits, shares)
+        kept = at.one(
+            "If",
+            "is_filtered",
+            then_branch=helper.make_graph(filtered.nodes, "filter", [], [_double(f"{prefix}some")]),
+            else_branch=helper.make_graph(every.nodes, "all", [], [_double(f"{prefix}all")]),
+        )
+        line = at.one("CumSum", kept, "one")  # (B, V), the shares laid end to end
+        target = at.one("Mul", uniforms, at.one("Gather", line, "minus_1s", axis=1))  # (B, k)
+        # A character is the number of those whose end lies at or before the target.
+        passed = at.one("LessOrEqual", at.one("Unsqueeze", line, "axis_1"), at.one("Unsqueeze", target, "axis_2"))
+        return at.one("ReduceSum", at.one("Cast", passed, to=TensorProto.INT64), "axis_2", keepdims=0)
+
+    def _filter(self, at: _Nodes, name: str, logits: str, shares: str) -> None:
+        """What top-k, top-p and min-p leave of the shares, (B, V) as the value `name`; the rest becomes 0."""
+        _, order = at.many("TopK", [logits, "kept_symbols"], 2, axis=1)  # (B, K), the likeliest first
+        ranked = at.one("GatherElements", shares, order, axis=1)  # (B, K)
+        mass = at.one("CumSum", ranked, "one")
+        before = at.one("CumSum", ranked, "one", exclusive=1)
+        limit = at.one("Mul", at.one("Gather", mass, "minus_1s", axis=1), "top_p")  # (B, 1)
+        inside = at.one("And", at.one("Less", before, limit), at.one("GreaterOrEqual", ranked, "min_p"))
+        # With top_p 1 rounding must not drop the last ones.
+        inside = at.one("Or", inside, at.one("And", "is_whole", at.one("GreaterOrEqual", ranked, "min_p")))
+        ranked = at.one("Where", inside, ranked, "zero_f64")
+        at.named(name, "ScatterElements", at.one("Mul", shares, "zero_f64"), order, ranked, axis=1)
+
+    def _options(self, at: _Nodes) -> None:
+        """What is the same for every character of a call."""
+        limited = at.one("Greater", "top_k", "zero")
+        at.named("top_symbols", "Where", limited, at.one("Min", "top_k", "all_symbols"), "all_symbols")
+        at.named("kept_symbols", "Reshape", "top_symbols", "minus_1s")  # (1,)
+        at.named("is_whole", "GreaterOrEqual", "top_p", "one_f64")
+        few = at.one("Less", "top_symbols", "all_symbols")
+        some = at.one("Or", few, at.one("Not", "is_whole"))
+        at.named("is_filtered", "Or", some, at.one("Greater", "min_p", "zero_f64"))
+
+    def _generate(self, at: _Nodes, logits: str, state: Sequence[str]) -> tuple[str, list[str]]:
+        """Draws N characters after logits (B, T, V) and the state there. Returns (B, N), and the state before the last.
+
+        The loop stands in the main graph, and not in a branch for N above 0: two levels deep onnxruntime (1.32) leaves
+        quantised matrices unpacked, and runs 15 times slower.
+        """
+        self._options(at)
+        is_drawing = at.one("Greater", "num_drawn", "zero")
+        first, nothing = _Nodes("first_"), _Nodes("none_")
+        last = first.one("Gather", logits, "minus_1", axis=1)  # (B, V)
+        uniforms = first.one("Gather", "uniforms", "axis_0", axis=1)
+        first.named("first_id", "Identity", self._draw(first, "first_", last, uniforms))
+        rows = at.one("Shape", "ids", start=0, end=1)  # (1,)
+        none = nothing.one("Concat", rows, "axis_0", axis=0)
+        nothing.named("no_id", "ConstantOfShape", none, value=helper.make_tensor("value", TensorProto.INT64, [1], [0]))
+        id_0 = at.one(  # (B, 1), or (B, 0) for N = 0
+            "If",
+            is_drawing,
+            then_branch=helper.make_graph(first.nodes, "first", [], [_ids("first_id")]),
+            else_branch=helper.make_graph(nothing.nodes, "none", [], [_ids("no_id")]),
+        )
+        rest = at.one("Max", at.one("Sub", "num_drawn", "one"), "zero")
+        loop = at.many("Loop", [rest, "true", id_0, *state], len(state) + 2, body=self._loop_body(len(state)))
+        ids = at.one("Transpose", at.one("Squeeze", loop[-1], "axis_2"), perm=[1, 0])  # (B, N - 1)
+        # Of no iterations the loop does not know B.
+        ids = at.one("Reshape", ids, at.one("Concat", rows, at.one("Reshape", rest, "minus_1s"), axis=0), allowzero=1)
+        return at.one("Concat", id_0, ids, axis=1), loop[1:-1]
+
+    def _loop_body(self, parts: int) -> onnx.GraphProto:
+        """Feeds a character to the network and draws the next."""
+        at = _Nodes("loop_")
+        before = [f"loop_state{i}" for i in range(parts)]
+        ids = at.one("Squeeze", "loop_ids", "axis_1")  # (B,)
+        logits, after = self._step(at, ids, before)
+        column = at.one("Add", at.one("Reshape", "loop_i", "minus_1s"), "axis_1")  # the first was drawn before the loop
+        uniforms = at.one("Gather", "uniforms", column, axis=1)  # (B, 1)
+        drawn = self._draw(at, "loop_", logits, uniforms)  # (B, 1)
+        at.named("loop_goes_on", "Identity", "loop_condition")
+        shown = at.one("Identity", drawn)
+        tensor = helper.make_tensor_value_info
+        return helper.make_graph(
+            at.nodes,
+            "loop",
+            [
+                tensor("loop_i", TensorProto.INT64, []),
+                tensor("loop_condition", TensorProto.BOOL, []),
+                tensor("loop_ids", TensorProto.INT64, ["B", 1]),
+                *(_float(name, "B", self._width) for name in before),
+            ],
+            [
+                tensor("loop_goes_on", TensorProto.BOOL, []),
+                tensor(drawn, TensorProto.INT64, ["B", 1]),
+                *(_float(name, "B", self._width) for name in after),
+                tensor(shown, TensorProto.INT64, ["B", 1]),
+            ],
+        )
+
+    # ---- the file
+
+    def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The whole of it, checked."""
+        at = _Nodes("")
+        state = self._split_state(at)
+        logits, after = self._read(at, "ids", state)
+        at.named("logits", "Identity", logits)
+        at.named("num_drawn", "Gather", at.one("Shape", "uniforms", start=1, end=2), "zero")
+        drawn, after = self._generate(at, logits, after)
+        self._join_state(at, after)
+        at.named("drawn", "Identity", drawn)
+        graph = helper.make_graph(at.nodes, "charrnn", self._graph_inputs(), self._graph_outputs())
+        defaults = {
+            "uniforms": np.zeros((1, 0)),
+            "temperature": np.array(1.0),
+            "top_k": np.array(0, np.int64),
+            "top_p": np.array(1.0),
+            "min_p": np.array(0.0),
+        }
+        for name, array in {**self._constants, **defaults}.items():
+            wide = array.astype(np.int64) if array.dtype.kind == "i" else array
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(wide).reshape(array.shape), name))
+        opsets = [helper.make_opsetid("", _OPSET)]
+        if self._precision != "fp32":
+            opsets.append(helper.make_opsetid(_CONTRIB, 1))
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+        model.producer_name, model.producer_version = "charrnn", __version__
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def _split_state(self, at: _Nodes) -> list[str]:
+        """The inputs, each (L, B, H), as a list of (B, H)."""
+        parts = []
+        for s in self._states:
+            layers = at.many("Split", [s, "one_each"], self._layers, axis=0)  # each (1, B, H)
+            parts.append([at.one("Squeeze", layer, "axis_0") for layer in layers])
+        return [part for layer in zip(*parts, strict=True) for part in layer]
+
+    def _join_state(self, at: _Nodes, state: Sequence[str]) -> None:
+        for k, s in enumerate(self._states):
+            layers = [at.one("Unsqueeze", part, "axis_0") for part in state[k :: len(self._states)]]
+            at.named(f"{s}_next", "Concat", *layers, axis=0)
+
+    def _graph_inputs(self) -> list[onnx.ValueInfoProto]:
+        tensor = helper.make_tensor_value_info
+        return [
+            tensor("ids", TensorProto.INT64, ["B", "T"]),
+            *(tensor(s, TensorProto.FLOAT, [self._layers, "B", self._width]) for s in self._states),
+            tensor("uniforms", TensorProto.DOUBLE, [None, "N"]),
+            tensor("temperature", TensorProto.DOUBLE, []),
+            tensor("top_k", TensorProto.INT64, []),
+            tensor("top_p", TensorProto.DOUBLE, []),
+            tensor("min_p", TensorProto.DOUBLE, []),
+        ]
+
+    def _graph_outputs(self) -> list[onnx.ValueInfoProto]:
+        tensor = helper.make_tensor_value_info
+        return [
+            tensor("logits", TensorProto.FLOAT, ["B", "T", self._vocab_size]),
+            *(tensor(f"{s}_next", TensorProto.FLOAT, [self._layers, "B", self._width]) for s in self._states),
+            tensor("drawn", TensorProto.INT64, ["B", "N"]),
+        ]
+
+
+def _float(name: str, *shape: str | int | None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+
+
+def _double(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["B", None])
+
+
+def _ids(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT64, ["B", None])
