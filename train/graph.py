@@ -133,6 +133,7 @@ class _Writer:
             "axis_0": np.array([0]),
             "axis_1": np.array([1]),
             "axis_2": np.array([2]),
+            "far": np.array([np.iinfo(np.int64).max]),
             "zero": np.array(0),
             "one": np.array(1),
             "minus_1": np.array(-1),
@@ -249,47 +250,55 @@ class _Writer:
     # ---- drawing
 
     def _draw(self, at: _Nodes, prefix: str, logits: str, uniforms: str) -> str:
-        """Characters by charrnn.sampling's rules. logits: (B, V), uniforms: (B, k) float64. Returns (B, k) int64."""
-        wide = at.one("Cast", logits, to=TensorProto.DOUBLE)
-        shifted = at.one("Sub", wide, at.one("ReduceMax", wide, axes=[1], keepdims=1))
-        shares = at.one("Exp", at.one("Div", shifted, "temperature"))  # (B, V), the likeliest has 1
-        every, filtered = _Nodes(f"{prefix}every_"), _Nodes(f"{prefix}kept_")
-        every.named(f"{prefix}all", "Identity", shares)
-        self._filter(filtered, f"{prefix}some", logits, shares)
-        kept = at.one(
+        """Characters by charrnn.sampling's rules. logits: (B, V), uniforms: (B, 1) float64. Returns (B,) int64."""
+        every, filtered = _Nodes(f"{prefix}every_"), _Nodes(f"{prefix}filter_")
+        wide = every.one("Cast", logits, to=TensorProto.DOUBLE)
+        every.named(f"{prefix}all", "Softmax", every.one("Div", wide, "temperature"), axis=1)
+        self._filter(filtered, prefix, logits)
+        shares = at.one(  # (B, V), probabilities up to a factor
             "If",
             "is_filtered",
             then_branch=helper.make_graph(filtered.nodes, "filter", [], [_double(f"{prefix}some")]),
             else_branch=helper.make_graph(every.nodes, "all", [], [_double(f"{prefix}all")]),
         )
-        line = at.one("CumSum", kept, "one")  # (B, V), the shares laid end to end
-        target = at.one("Mul", uniforms, at.one("Gather", line, "minus_1s", axis=1))  # (B, k)
+        line = at.one("CumSum", shares, "one")  # (B, V), the shares laid end to end
+        target = at.one("Mul", uniforms, at.one("Gather", line, "minus_1s", axis=1))  # (B, 1)
         # A character is the number of those whose end lies at or before the target.
-        passed = at.one("LessOrEqual", at.one("Unsqueeze", line, "axis_1"), at.one("Unsqueeze", target, "axis_2"))
-        return at.one("ReduceSum", at.one("Cast", passed, to=TensorProto.INT64), "axis_2", keepdims=0)
+        passed = at.one("Cast", at.one("LessOrEqual", line, target), to=TensorProto.INT64)
+        return at.one("ReduceSum", passed, "axis_1", keepdims=0)
 
-    def _filter(self, at: _Nodes, name: str, logits: str, shares: str) -> None:
-        """What top-k, top-p and min-p leave of the shares, (B, V) as the value `name`; the rest becomes 0."""
-        _, order = at.many("TopK", [logits, "kept_symbols"], 2, axis=1)  # (B, K), the likeliest first
-        ranked = at.one("GatherElements", shares, order, axis=1)  # (B, K)
-        mass = at.one("CumSum", ranked, "one")
-        before = at.one("CumSum", ranked, "one", exclusive=1)
-        limit = at.one("Mul", at.one("Gather", mass, "minus_1s", axis=1), "top_p")  # (B, 1)
-        inside = at.one("And", at.one("Less", before, limit), at.one("GreaterOrEqual", ranked, "min_p"))
+    def _filter(self, at: _Nodes, prefix: str, logits: str) -> None:
+        """The shares (B, V) that top-k, top-p and min-p leave, the likeliest has 1; the rest is 0."""
+        ranked, order = at.many("TopK", [logits, "kept_symbols"], 2, axis=1)  # (B, K), the likeliest first
+        ranked = at.one("Cast", ranked, to=TensorProto.DOUBLE)
+        shifted = at.one("Sub", ranked, at.one("Gather", ranked, "axis_0", axis=1))
+        shares = at.one("Exp", at.one("Div", shifted, "temperature"))  # (B, K)
+        cut, whole = _Nodes(f"{prefix}cut_"), _Nodes(f"{prefix}whole_")
+        before = cut.one("CumSum", shares, "one", exclusive=1)
+        total = cut.one("ReduceSum", shares, "axis_1", keepdims=1)  # (B, 1)
         # With top_p 1 rounding must not drop the last ones.
-        inside = at.one("Or", inside, at.one("And", "is_whole", at.one("GreaterOrEqual", ranked, "min_p")))
-        ranked = at.one("Where", inside, ranked, "zero_f64")
-        at.named(name, "ScatterElements", at.one("Mul", shares, "zero_f64"), order, ranked, axis=1)
+        inside = cut.one("Or", cut.one("Less", before, cut.one("Mul", total, "top_p")), "is_whole")
+        inside = cut.one("And", inside, cut.one("GreaterOrEqual", shares, "min_p"))
+        cut.named(f"{prefix}few", "Where", inside, shares, "zero_f64")
+        whole.named(f"{prefix}most", "Identity", shares)
+        shares = at.one(
+            "If",
+            "is_cut",
+            then_branch=helper.make_graph(cut.nodes, "cut", [], [_double(f"{prefix}few")]),
+            else_branch=helper.make_graph(whole.nodes, "whole", [], [_double(f"{prefix}most")]),
+        )
+        at.named(f"{prefix}some", "ScatterElements", "no_shares", order, shares, axis=1)
 
-    def _options(self, at: _Nodes) -> None:
-        """What is the same for every character of a call."""
+    def _options(self, at: _Nodes, rows: str) -> None:
+        """What is the same for every character of a call. rows: (1,), B."""
         limited = at.one("Greater", "top_k", "zero")
         at.named("top_symbols", "Where", limited, at.one("Min", "top_k", "all_symbols"), "all_symbols")
         at.named("kept_symbols", "Reshape", "top_symbols", "minus_1s")  # (1,)
         at.named("is_whole", "GreaterOrEqual", "top_p", "one_f64")
-        few = at.one("Less", "top_symbols", "all_symbols")
-        some = at.one("Or", few, at.one("Not", "is_whole"))
-        at.named("is_filtered", "Or", some, at.one("Greater", "min_p", "zero_f64"))
+        at.named("is_cut", "Or", at.one("Not", "is_whole"), at.one("Greater", "min_p", "zero_f64"))
+        at.named("is_filtered", "Or", at.one("Less", "top_symbols", "all_symbols"), "is_cut")
+        shape = at.one("Concat", rows, at.one("Reshape", "all_symbols", "minus_1s"), axis=0)
+        at.named("no_shares", "Expand", "zero_f64", shape)  # (B, V)
 
     def _generate(self, at: _Nodes, logits: str, state: Sequence[str]) -> tuple[str, list[str]]:
         """Draws N characters after logits (B, T, V) and the state there. Returns (B, N), and the state before the last.
@@ -297,37 +306,37 @@ class _Writer:
         The loop stands in the main graph, and not in a branch for N above 0: two levels deep onnxruntime (1.32) leaves
         quantised matrices unpacked, and runs 15 times slower.
         """
-        self._options(at)
-        is_drawing = at.one("Greater", "num_drawn", "zero")
+        rows = at.one("Shape", "ids", start=0, end=1)  # (1,)
+        self._options(at, rows)
+        by_time = at.one("Transpose", at.one("Unsqueeze", "uniforms", "axis_2"), perm=[1, 0, 2])  # (N, B, 1)
         first, nothing = _Nodes("first_"), _Nodes("none_")
         last = first.one("Gather", logits, "minus_1", axis=1)  # (B, V)
-        uniforms = first.one("Gather", "uniforms", "axis_0", axis=1)
-        first.named("first_id", "Identity", self._draw(first, "first_", last, uniforms))
-        rows = at.one("Shape", "ids", start=0, end=1)  # (1,)
-        none = nothing.one("Concat", rows, "axis_0", axis=0)
+        first_ids = self._draw(first, "first_", last, first.one("Gather", by_time, "zero", axis=0))
+        first.named("first_id", "Unsqueeze", first_ids, "axis_0")
+        none = nothing.one("Concat", "axis_0", rows, axis=0)
         nothing.named("no_id", "ConstantOfShape", none, value=helper.make_tensor("value", TensorProto.INT64, [1], [0]))
-        id_0 = at.one(  # (B, 1), or (B, 0) for N = 0
+        id_0 = at.one(  # (1, B), or (0, B) for N = 0
             "If",
-            is_drawing,
-            then_branch=helper.make_graph(first.nodes, "first", [], [_ids("first_id")]),
-            else_branch=helper.make_graph(nothing.nodes, "none", [], [_ids("no_id")]),
+            at.one("Greater", "num_drawn", "zero"),
+            then_branch=helper.make_graph(first.nodes, "first", [], [_ids("first_id", None, "B")]),
+            else_branch=helper.make_graph(nothing.nodes, "none", [], [_ids("no_id", None, "B")]),
         )
         rest = at.one("Max", at.one("Sub", "num_drawn", "one"), "zero")
-        loop = at.many("Loop", [rest, "true", id_0, *state], len(state) + 2, body=self._loop_body(len(state)))
-        ids = at.one("Transpose", at.one("Squeeze", loop[-1], "axis_2"), perm=[1, 0])  # (B, N - 1)
+        at.named("rest_of_uniforms", "Slice", by_time, "axis_1", "far")  # (N - 1, B, 1)
+        start = at.one("Reshape", id_0, "minus_1s")  # (B,), or none for the loop that never runs
+        loop = at.many("Loop", [rest, "true", start, *state], len(state) + 2, body=self._loop_body(len(state)))
         # Of no iterations the loop does not know B.
-        ids = at.one("Reshape", ids, at.one("Concat", rows, at.one("Reshape", rest, "minus_1s"), axis=0), allowzero=1)
-        return at.one("Concat", id_0, ids, axis=1), loop[1:-1]
+        shape = at.one("Concat", at.one("Reshape", rest, "minus_1s"), rows, axis=0)
+        ids = at.one("Concat", id_0, at.one("Reshape", loop[-1], shape, allowzero=1), axis=0)  # (N, B)
+        return at.one("Transpose", ids, perm=[1, 0]), loop[1:-1]
 
     def _loop_body(self, parts: int) -> onnx.GraphProto:
         """Feeds a character to the network and draws the next."""
         at = _Nodes("loop_")
         before = [f"loop_state{i}" for i in range(parts)]
-        ids = at.one("Squeeze", "loop_ids", "axis_1")  # (B,)
-        logits, after = self._step(at, ids, before)
-        column = at.one("Add", at.one("Reshape", "loop_i", "minus_1s"), "axis_1")  # the first was drawn before the loop
-        uniforms = at.one("Gather", "uniforms", column, axis=1)  # (B, 1)
-        drawn = self._draw(at, "loop_", logits, uniforms)  # (B, 1)
+        logits, after = self._step(at, "loop_ids", before)
+        uniforms = at.one("Gather", "rest_of_uniforms", "loop_i", axis=0)  # (B, 1)
+        drawn = self._draw(at, "loop_", logits, uniforms)  # (B,)
         at.named("loop_goes_on", "Identity", "loop_condition")
         shown = at.one("Identity", drawn)
         tensor = helper.make_tensor_value_info
@@ -337,14 +346,14 @@ class _Writer:
             [
                 tensor("loop_i", TensorProto.INT64, []),
                 tensor("loop_condition", TensorProto.BOOL, []),
-                tensor("loop_ids", TensorProto.INT64, ["B", 1]),
+                _ids("loop_ids", "B"),
                 *(_float(name, "B", self._width) for name in before),
             ],
             [
                 tensor("loop_goes_on", TensorProto.BOOL, []),
-                tensor(drawn, TensorProto.INT64, ["B", 1]),
+                _ids(drawn, "B"),
                 *(_float(name, "B", self._width) for name in after),
-                tensor(shown, TensorProto.INT64, ["B", 1]),
+                _ids(shown, "B"),
             ],
         )
 
@@ -422,5 +431,5 @@ def _double(name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["B", None])
 
 
-def _ids(name: str) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.INT64, ["B", None])
+def _ids(name: str, *shape: str | int | None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT64, list(shape))
