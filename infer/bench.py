@@ -108,7 +108,7 @@ def weight_bytes(engine: "Engine") -> int:
     width, gates = model["hidden_dim"], {"GRU": 3, "LSTM": 4}[model["rnn"]]
     precision = bits.get(engine.metadata.get("charrnn.precision", "fp32"), 32)
     values = (2 * model["num_layers"] - 1) * gates * width * width + width * len(engine.vocab)
-    scales = 0 if precision == 32 else values // 32 * 4
+    scales = values // 32 * 4 if precision == 4 else 0
     return values * precision // 8 + scales
 
 

@@ -52,7 +52,9 @@ UnknownOption = Annotated[
     Unknown,
     typer.Option(help="Characters the model does not know: list them and stop, drop them, or put its replacement."),
 ]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads; one stream of a small model is fastest with 1.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; the text does not depend on them.  [default: as many as help]")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -108,7 +110,7 @@ def generate(
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt before the text.")] = True,
     unknown: UnknownOption = Unknown.ERROR,
     stats: Annotated[bool, typer.Option("--stats", help="Report seed, times and speed on standard error.")] = False,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = None,
 ) -> None:
     """Write text that goes on from a prompt.
 
@@ -121,7 +123,7 @@ def generate(
 
     raw, what = _prompt_source(prompt, prompt_file)
     timing = Timing()
-    engine = Engine(model, threads)
+    engine = Engine(model, threads, streams=num_samples)
     timing.loaded = perf_counter()
     text = decode(raw, what, engine.vocab)
     seed = fresh_seed() if seed is None else seed
@@ -171,7 +173,7 @@ def score(
     ] = Split.ALL,
     unknown: UnknownOption = Unknown.ERROR,
     as_json: JsonOption = False,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = None,
 ) -> None:
     """Measure how well a model predicts a text.
 
@@ -202,7 +204,7 @@ def bench(
     top_k: Annotated[int, typer.Option(help="As for generate.")] = 40,
     top_p: Annotated[float, typer.Option(help="As for generate.")] = 1.0,
     as_json: JsonOption = False,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = None,
 ) -> None:
     """Measure how fast a model file writes on this machine: 1, 8 and 64 streams, start, and the memory's limit."""
     from charrnn.sampling import SamplingOptions
@@ -217,14 +219,17 @@ def bench(
 @app.command()
 def ui(
     model: ModelOption = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Folder whose model files can be chosen.  [default: checkpoints, if there is one]"),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 7860,
 ) -> None:
     """Serve a page that writes text (needs: pip install 'charrnn[ui]')."""
-    from infer.engine import Engine
     from infer.ui import serve
 
-    serve(Engine(model), host, port)
+    serve(model, models, host, port)
 
 
 def _one_model(argument: Path | None, option: Path | None) -> Path | None:

@@ -31,20 +31,27 @@ _PREFILL_CHARS = 4096
 _RUN_S = 0.03
 _FIRST_RUN_CHARS = 8
 _MOST_RUN_CHARS = 128
+# See docs/performance.md.
+_BYTES_FOR_THREADS = 1_500_000
+_MOST_THREADS = 4
 
 
 class Engine:
     """A charrnn model file, loaded.
 
-    path: the model file; None is the shipped default. threads: CPU threads an operator may use; None is 1, which
-    is fastest for one stream of a small model.
+    path: the model file; None is the shipped default. threads: CPU threads an operator may use; None is as many as help
+    a model of that size to write `streams` texts at once, mostly 1. The text does not depend on it.
     draws: whether the file draws characters by itself, as those of format version 2 do.
     vocab: what it reads and writes. config, metrics, corpus: the run that made it. metadata: as in the file.
     Raises: ModelFileError when the file is missing, damaged, not charrnn's, or too new.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, threads: int | None = None) -> None:
-        file = open_model(default_model() if path is None else Path(path), 1 if threads is None else threads)
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, threads: int | None = None, streams: int = 1
+    ) -> None:
+        path = default_model() if path is None else Path(path)
+        self.threads: int = fitting_threads(path, streams) if threads is None else threads
+        file = open_model(path, self.threads)
         self.path: Path = file.path
         self.vocab: Vocab = file.vocab
         self.config: dict[str, Any] = file.config
@@ -52,7 +59,6 @@ class Engine:
         self.corpus: dict[str, Any] = file.corpus
         self.metadata: dict[str, str] = file.metadata
         self.draws: bool = file.draws
-        self.threads: int = 1 if threads is None else threads
         self._run = file.session.run
         self._states = file.states
         self._outputs = ["logits", *(f"{name}_next" for name in file.states)]
@@ -246,6 +252,13 @@ class Engine:
         if missing:
             names = listing([repr(character) for character in missing])
             raise SamplingError(f"the stop text can never be written: the model's vocabulary lacks {names}")
+
+
+def fitting_threads(path: Path, streams: int) -> int:
+    """How many threads to use for a model file: a second one helps from about 1.5 MB of weights on, or many streams."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = path.stat().st_size if path.is_file() else 0
+    return min(cores, _MOST_THREADS) if size * min(streams, 8) >= _BYTES_FOR_THREADS else 1
 
 
 def fresh_seed() -> int:

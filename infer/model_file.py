@@ -4,14 +4,17 @@ Letters: B batch, T characters read, N characters drawn, L num_layers, H hidden_
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from charrnn.errors import ConfigError, ModelFileError, VocabError
 from charrnn.vocab import Vocab
+from infer import onnx_scan
 
 FORMAT_VERSION = 2
 MAX_THREADS = 256
@@ -78,20 +81,18 @@ def open_model(path: Path, threads: int) -> ModelFile:
     """
     if not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"threads must lie between 1 and {MAX_THREADS}, not {threads}")
-    session = _open_session(path, threads)
-    metadata = dict(session.get_modelmeta().custom_metadata_map)
-    _check_version(path, metadata)
+    outline = _look_into(path)
+    metadata = outline.metadata
     missing = [key for key in _REQUIRED if key not in metadata]
     if missing:
         raise ModelFileError(f"{path}: its metadata lacks {', '.join(missing)}; export it again")
-    try:
-        vocab = Vocab.from_json(metadata["charrnn.vocab"])
-    except VocabError as error:
-        raise ModelFileError(f"{path}: charrnn.vocab is {error}") from None
+    vocab = _vocab(path, metadata["charrnn.vocab"])
     config = _json_object(path, metadata, "charrnn.config")
-    rnn, num_layers, hidden_dim = _sizes(path, config)
+    rnn, num_layers, hidden_dim = _sizes(path, config, outline.size)
+    session = _open_session(path, threads)
     draws = int(metadata["charrnn.format_version"]) >= 2
     _check_signature(path, session, _STATES[rnn], num_layers, hidden_dim, len(vocab), draws)
+    _try_out(path, session, _STATES[rnn], num_layers, hidden_dim, len(vocab), draws)
     return ModelFile(
         path,
         session,
@@ -107,13 +108,27 @@ def open_model(path: Path, threads: int) -> ModelFile:
     )
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def _look_into(path: Path) -> onnx_scan.Outline:
+    """Refuses what is no charrnn file of a known version, and what in one would be unsafe to open."""
     try:
         # Opening a pipe would wait for its writer.
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ModelFileError(f"{path} is a pipe or a device, not a model file; write it to a file first")
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+        if not 0 < size <= onnx_scan.MAX_FILE_BYTES:
+            raise _not_a_model(path, f"it has {size} bytes")
+        outline = onnx_scan.read_metadata(path)
+        _check_version(path, outline.metadata)
+        onnx_scan.check_graph(path)
+        return outline
+    except onnx_scan.DamagedError as error:
+        raise _not_a_model(path, str(error)) from None
+    except onnx_scan.UnsafeError as error:
+        raise ModelFileError(
+            f"{path} is not opened: {_brief(error)}, as no file of format version {FORMAT_VERSION} does; export it "
+            "again, or get it from a source that you trust"
+        ) from None
     except FileNotFoundError:
         raise ModelFileError(
             f"no model file {path}; leave the model out to use the shipped one, or train one with: "
@@ -125,6 +140,21 @@ def _open_session(path: Path, threads: int) -> Any:
         raise ModelFileError(f"{path} is a folder, not a model file; {remedy}") from None
     except OSError as error:
         raise ModelFileError(f"cannot read model file {path}: {error.strerror}") from None
+
+
+def _not_a_model(path: Path, reason: str) -> ModelFileError:
+    return ModelFileError(
+        f"{path} is not an ONNX model that onnxruntime {onnxruntime.__version__} can load: it is damaged, cut "
+        f"short, or another kind of file ({_brief(reason)})"
+    )
+
+
+def _brief(text: object) -> str:
+    """What a file or onnxruntime says, fit for a one-line message."""
+    return " ".join(str(text).split())[:200]
+
+
+def _open_session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     # What goes wrong is raised too; onnxruntime's own lines on stderr would only repeat it.
     options.log_severity_level = _FATAL_ONLY
@@ -132,13 +162,12 @@ def _open_session(path: Path, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Folding would run, at load, what depends on constants alone: nothing in a file of ours, anything in others.
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = " ".join(str(error).split())[:200]
-        raise ModelFileError(
-            f"{path} is not an ONNX model that onnxruntime {onnxruntime.__version__} can load: it is damaged, cut "
-            f"short, or another kind of file ({reason})"
-        ) from None
+        raise _not_a_model(path, str(error)) from None
 
 
 def _check_version(path: Path, metadata: dict[str, str]) -> None:
@@ -148,8 +177,10 @@ def _check_version(path: Path, metadata: dict[str, str]) -> None:
             f"{path} is an ONNX model but not charrnn's (its metadata has no charrnn.format_version); "
             "export one with: python -m train.export RUN"
         )
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise ModelFileError(f"{path}: charrnn.format_version is {text!r}, not a number from 1 on; export it again")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
+        raise ModelFileError(
+            f"{path}: charrnn.format_version is {_brief(repr(text))}, not a number from 1 on; export it again"
+        )
     if int(text) > FORMAT_VERSION:
         raise ModelFileError(
             f"{path} has format version {text}, and this charrnn reads up to {FORMAT_VERSION}; upgrade charrnn"
@@ -160,24 +191,53 @@ def _json_object(path: Path, metadata: dict[str, str], key: str) -> dict[str, An
     try:
         fields = json.loads(metadata.get(key, "{}"))
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: {key} is not JSON ({error}); export it again") from None
+        raise ModelFileError(f"{path}: {key} is not JSON ({_brief(error)}); export it again") from None
     if not isinstance(fields, dict):
         raise ModelFileError(f"{path}: {key} must be a JSON object, not {type(fields).__name__}; export it again")
+    if _has_half_characters(json.dumps(fields, ensure_ascii=False)):
+        raise ModelFileError(f"{path}: {key} has a lone surrogate, half of a character; export it again")
     return fields
 
 
-def _sizes(path: Path, config: dict[str, Any]) -> tuple[str, int, int]:
+def _vocab(path: Path, text: str) -> Vocab:
+    try:
+        vocab = Vocab.from_json(text)
+    except VocabError as error:
+        raise ModelFileError(f"{path}: charrnn.vocab is {_brief(error)}") from None
+    if _has_half_characters("".join(vocab.symbols)):
+        raise ModelFileError(f"{path}: charrnn.vocab has a lone surrogate, half of a character; export it again")
+    return vocab
+
+
+def _has_half_characters(text: str) -> bool:
+    """Whether it holds what JSON can spell and no terminal or file takes."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _sizes(path: Path, config: dict[str, Any], file_bytes: int) -> tuple[str, int, int]:
     """(rnn, L, H) of the config's model section."""
     model = config.get("model")
     if not isinstance(model, dict):
         raise ModelFileError(f"{path}: charrnn.config has no model section; export it again")
     rnn = model.get("rnn")
     if not isinstance(rnn, str) or rnn not in _STATES:
-        raise ModelFileError(f"{path}: charrnn.config says rnn {rnn!r}, not {' or '.join(_STATES)}; export it again")
+        raise ModelFileError(
+            f"{path}: charrnn.config says rnn {_brief(repr(rnn))}, not {' or '.join(_STATES)}; export it again"
+        )
     for name in ("num_layers", "hidden_dim"):
         if type(model.get(name)) is not int or model[name] < 1:
-            raise ModelFileError(f"{path}: charrnn.config says {name} {model.get(name)!r}, not a number from 1 on")
-    return rnn, model["num_layers"], model["hidden_dim"]
+            raise ModelFileError(
+                f"{path}: charrnn.config says {name} {_brief(repr(model.get(name)))}, not a number from 1 on; export "
+                "it again"
+            )
+    num_layers, hidden_dim = model["num_layers"], model["hidden_dim"]
+    # In the fewest bits a layer takes more than a byte for each part of its state.
+    if num_layers * hidden_dim > file_bytes:
+        raise ModelFileError(
+            f"{path}: charrnn.config says num_layers {num_layers:.0e} and hidden_dim {hidden_dim:.0e}, more than "
+            f"{file_bytes} bytes can hold; export it again"
+        )
+    return rnn, num_layers, hidden_dim
 
 
 def _check_signature(
@@ -199,9 +259,30 @@ def _check_signature(
         for name in promised | found:
             if promised.get(name) != found.get(name):
                 raise ModelFileError(
-                    f"{path}: {kind} {name} is {_spell(found.get(name))} in the graph but {_spell(promised.get(name))} "
-                    "by its metadata; export it again"
+                    f"{path}: {kind} {_brief(name)} is {_spell(found.get(name))} in the graph but "
+                    f"{_spell(promised.get(name))} by its metadata; export it again"
                 )
+
+
+def _try_out(
+    path: Path, session: Any, states: tuple[str, ...], num_layers: int, hidden_dim: int, vocab_size: int, draws: bool
+) -> None:
+    """Two characters read, and two drawn: weights that do not fit together show now and not amid a text."""
+    state = np.zeros((num_layers, 1, hidden_dim), np.float32)
+    feeds: dict[str, Any] = {"ids": np.array([[0, vocab_size - 1]]), **dict.fromkeys(states, state)}
+    drawing = {"uniforms": np.full((1, 2), 0.5), "top_p": np.array(0.9)} if draws else {}
+    names = ["logits", *(f"{name}_next" for name in states)]
+    try:
+        found = session.run(names, feeds)
+        # Of a model that gives NaN, nothing can be drawn; whoever draws is told so.
+        if draws and all(np.isfinite(part).all() for part in found):
+            found += session.run(["drawn"], feeds | drawing)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise ModelFileError(f"{path}: its graph does not run ({_brief(error)}); export it again") from None
+    shapes = [part.shape for part in found]
+    expected = [(1, 2, vocab_size), *[state.shape] * len(states), (1, 2)][: len(shapes)]
+    if shapes != expected:
+        raise ModelFileError(f"{path}: its graph gives the shapes {shapes}, not {expected}; export it again")
 
 
 def _spell(tensor: tuple[str, tuple[int | None, ...]] | None) -> str:

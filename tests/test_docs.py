@@ -219,10 +219,10 @@ def test_minimal_client_refuses_a_newer_file(tmp_path: Path, monkeypatch: pytest
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) {y = Neg(x)}'
     )
-    onnx.helper.set_model_props(proto, {"charrnn.format_version": "2"})
+    onnx.helper.set_model_props(proto, {"charrnn.format_version": "3"})
     onnx.save(proto, tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="format version 2"):
+    with pytest.raises(SystemExit, match="format version 3"):
         run_python(MODEL_FILE)
 
 
@@ -232,12 +232,17 @@ def test_specified_tensors_are_those_of_the_file(rnn: str, exported: Path) -> No
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     found = [
         [n.name, direction, n.type.removeprefix("tensor(").removesuffix(")"), [letter_of.get(d, d) for d in n.shape]]
-        for direction, nodes in (("input", session.get_inputs()), ("output", session.get_outputs()))
+        for direction, nodes in (
+            ("input", session.get_inputs()),
+            ("optional input", session.get_overridable_initializers()),
+            ("output", session.get_outputs()),
+        )
         for n in nodes
     ]
     rows = table_rows(MODEL_FILE.read_text(encoding="utf-8"), "Name")
     specified = [
-        [name, direction, kind, shape.strip("()").split(", ")]
+        # The default of uniforms is of one row, so its B has no name in the file.
+        [name, direction, kind, [d for d in shape.strip("()").split(", ") if d] if name != "uniforms" else [None, "N"]]
         for name, direction, kind, shape, cell in rows
         if cell in ("both", rnn)
     ]
@@ -246,20 +251,16 @@ def test_specified_tensors_are_those_of_the_file(rnn: str, exported: Path) -> No
 
 @each_cell
 def test_specified_weights_are_those_of_the_file(rnn: str, exported: Path) -> None:
-    numbers = sizes(exported)
+    numbers = sizes(exported) | {"G": sizes(exported)["H"] * {"GRU": 3, "LSTM": 4}[rnn]}
     shapes = {i.name: tuple(i.dims) for i in onnx.load(exported).graph.initializer}
-
-    def dimension(text: str) -> int:
-        factor, letter = re.fullmatch(r"(\d*)([A-Z]?)", text).groups()  # type: ignore[union-attr]
-        return int(factor or 1) * numbers.get(letter, 1)
-
     rows = table_rows(MODEL_FILE.read_text(encoding="utf-8"), "Weight")
-    assert len(rows) == 7
-    for name, gru, lstm in rows:
-        shape = gru if rnn == "GRU" else lstm
-        assert shapes[name] == tuple(dimension(d) for d in re.findall(r"\w+", shape)), name
-    weights = {name for name in shapes if np.prod(shapes[name]) > numbers["L"]}
-    assert weights == {name for name, *_ in rows} | {"R1", "B1"}
+    assert [name for name, *_ in rows] == ["table", "input1", "recurrent0", "head"]
+    for name, shape, _ in rows:
+        assert shapes[name] == tuple(numbers[d] for d in re.findall(r"\w+", shape)), name
+        if name != "table":
+            assert shapes[f"{name}_bias"] == shapes[name][1:]
+    weights = {name for name in shapes if np.prod(shapes[name]) > numbers["L"] * 2 and not name.endswith("_bias")}
+    assert weights == {name for name, *_ in rows} | {"recurrent1"}
 
 
 @each_cell

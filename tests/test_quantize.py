@@ -14,7 +14,7 @@ from tiny_models import CHARS, model_bytes, write_model
 from charrnn.errors import CorpusError, ExportError, ModelFileError
 from infer.engine import Engine
 from train import export
-from train.quantize import BLOCK, pack_columns
+from train.quantize import BLOCK, by_column, pack_columns
 
 matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))
 
@@ -38,6 +38,12 @@ def test_a_value_lies_within_half_a_step_of_the_exact_one(precision, matrix):
         exact, found = matrix[start : start + BLOCK], unpacked(packed, len(matrix))[start : start + BLOCK]
         limit = np.abs(exact).max(axis=0) / steps / 2
         assert (np.abs(found - exact) <= limit * 1.001 + 1e-9).all()
+
+
+@given(matrix=matrices)
+def test_by_columns_a_value_lies_within_half_a_step_too(matrix):
+    steps, scales = by_column(matrix)
+    assert (np.abs(steps * scales - matrix) <= np.abs(matrix).max(axis=0) / 127 / 2 * 1.001 + 1e-9).all()
 
 
 @pytest.mark.parametrize("rnn", ["GRU", "LSTM"])

@@ -130,8 +130,8 @@ def _both(exact: Step, engine: Engine) -> list[tuple[tuple[Any, State], tuple[An
     found = []
     for batch, length in ((1, 1), (1, 7), (3, 1), (3, 7)):
         ids = draw.integers(len(engine.vocab), size=(batch, length))
-        # States of a GRU or an LSTM lie between -1 and 1, but for c.
-        state = tuple(draw.normal(0, 0.5, part.shape).astype(np.float32) for part in engine.zero_state(batch))
+        # h lies between -1 and 1 by nature.
+        state = tuple(draw.uniform(-1, 1, part.shape).astype(np.float32) for part in engine.zero_state(batch))
         found.append((exact(ids, state), engine.step(ids, state)))
     return found
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from charrnn import __version__
 from charrnn.config import ModelConfig
 from charrnn.vocab import Vocab
-from train.quantize import Precision, pack_columns
+from train.quantize import Precision, by_column, pack_columns
 
 # An old opset and file version run in more runtimes.
 _OPSET = 17
@@ -147,8 +147,10 @@ class _Writer:
             "all_symbols": np.array(vocab_size),
             "zero_f64": np.array(0.0),
             "one_f64": np.array(1.0),
+            "state_scale": np.array(1 / 127, np.float32),
+            "state_middle": np.array(128, np.uint8),
         }
-        self._products: dict[str, dict[str, Any]] = {}
+        self._packed: dict[str, dict[str, Any]] = {}
         for name, matrix in matrices.items():
             self._store(name, matrix)
 
@@ -158,23 +160,31 @@ class _Writer:
             self._constants[name] = matrix
         elif name in ("table", "embedding"):
             self._constants[name] = matrix.astype(np.float16)
+        elif self._precision == "int8" and name != "input0":
+            steps, scales = by_column(matrix)
+            self._constants |= {name: steps, f"{name}_scale": scales}
         else:
             packed = pack_columns(matrix, self._precision)
             self._constants |= {name: packed.blocks, f"{name}_scale": packed.scales}
-            self._products[name] = {
+            self._packed[name] = {
                 "K": matrix.shape[0],
                 "N": matrix.shape[1],
                 "bits": packed.bits,
                 "block_size": packed.block_size,
                 "accuracy_level": 4,  # activations in int8 as well
-                "domain": _CONTRIB,
             }
 
     def _product(self, at: _Nodes, value: str, name: str) -> str:
         """`value` (..., K) times a stored matrix (K, N), plus its bias: (..., N)."""
         if self._precision == "fp32":
             return at.one("Add", at.one("MatMul", value, name), f"{name}_bias")
-        return at.one("MatMulNBits", value, name, f"{name}_scale", "", "", f"{name}_bias", **self._products[name])
+        if name in self._packed:
+            inputs = [value, name, f"{name}_scale", "", "", f"{name}_bias"]
+            return at.one("MatMulNBits", *inputs, **self._packed[name], domain=_CONTRIB)
+        # What a cell gives lies between -1 and 1, so that one scale fits all rows of a batch, and none sees another.
+        steps = at.one("QuantizeLinear", value, "state_scale", "state_middle")
+        inputs = [steps, name, "state_scale", f"{name}_scale", "state_middle", "", f"{name}_bias"]
+        return at.one("MatMulIntegerToFloat", *inputs, domain=_CONTRIB)
 
     # ---- the network
 
@@ -263,9 +273,9 @@ class _Writer:
         )
         line = at.one("CumSum", shares, "one")  # (B, V), the shares laid end to end
         target = at.one("Mul", uniforms, at.one("Gather", line, "minus_1s", axis=1))  # (B, 1)
-        # A character is the number of those whose end lies at or before the target.
-        passed = at.one("Cast", at.one("LessOrEqual", line, target), to=TensorProto.INT64)
-        return at.one("ReduceSum", passed, "axis_1", keepdims=0)
+        # The first character whose end lies beyond the target; of NaN it is 0, which the engine finds out later.
+        beyond = at.one("Cast", at.one("Greater", line, target), to=TensorProto.UINT8)
+        return at.one("ArgMax", beyond, axis=1, keepdims=0)
 
     def _filter(self, at: _Nodes, prefix: str, logits: str) -> None:
         """The shares (B, V) that top-k, top-p and min-p leave, the likeliest has 1; the rest is 0."""
@@ -289,16 +299,17 @@ class _Writer:
         )
         at.named(f"{prefix}some", "ScatterElements", "no_shares", order, shares, axis=1)
 
-    def _options(self, at: _Nodes, rows: str) -> None:
-        """What is the same for every character of a call. rows: (1,), B."""
+    def _options(self, at: _Nodes, last: str) -> None:
+        """What is the same for every character of a call. last: (B, V), some logits."""
         limited = at.one("Greater", "top_k", "zero")
         at.named("top_symbols", "Where", limited, at.one("Min", "top_k", "all_symbols"), "all_symbols")
         at.named("kept_symbols", "Reshape", "top_symbols", "minus_1s")  # (1,)
         at.named("is_whole", "GreaterOrEqual", "top_p", "one_f64")
         at.named("is_cut", "Or", at.one("Not", "is_whole"), at.one("Greater", "min_p", "zero_f64"))
         at.named("is_filtered", "Or", at.one("Less", "top_symbols", "all_symbols"), "is_cut")
-        shape = at.one("Concat", rows, at.one("Reshape", "all_symbols", "minus_1s"), axis=0)
-        at.named("no_shares", "Expand", "zero_f64", shape)  # (B, V)
+        # (B, V) zeros: of a shape that no one can make larger than the logits.
+        never = at.one("Greater", last, last)
+        at.named("no_shares", "Cast", never, to=TensorProto.DOUBLE)
 
     def _generate(self, at: _Nodes, logits: str, state: Sequence[str]) -> tuple[str, list[str]]:
         """Draws N characters after logits (B, T, V) and the state there. Returns (B, N), and the state before the last.
@@ -307,10 +318,10 @@ class _Writer:
         quantised matrices unpacked, and runs 15 times slower.
         """
         rows = at.one("Shape", "ids", start=0, end=1)  # (1,)
-        self._options(at, rows)
+        last = at.one("Gather", logits, "minus_1", axis=1)  # (B, V)
+        self._options(at, last)
         by_time = at.one("Transpose", at.one("Unsqueeze", "uniforms", "axis_2"), perm=[1, 0, 2])  # (N, B, 1)
         first, nothing = _Nodes("first_"), _Nodes("none_")
-        last = first.one("Gather", logits, "minus_1", axis=1)  # (B, V)
         first_ids = self._draw(first, "first_", last, first.one("Gather", by_time, "zero", axis=0))
         first.named("first_id", "Unsqueeze", first_ids, "axis_0")
         none = nothing.one("Concat", "axis_0", rows, axis=0)
@@ -377,8 +388,10 @@ class _Writer:
             "top_p": np.array(1.0),
             "min_p": np.array(0.0),
         }
-        for name, array in {**self._constants, **defaults}.items():
-            wide = array.astype(np.int64) if array.dtype.kind == "i" else array
+        used = _values_read(graph)
+        for name, array in {**{n: a for n, a in self._constants.items() if n in used}, **defaults}.items():
+            # Python's integers are of 32 bits on some systems.
+            wide = array.astype(np.int64) if array.dtype == np.int_ else array
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(wide).reshape(array.shape), name))
         opsets = [helper.make_opsetid("", _OPSET)]
         if self._precision != "fp32":
@@ -421,6 +434,17 @@ class _Writer:
             *(tensor(f"{s}_next", TensorProto.FLOAT, [self._layers, "B", self._width]) for s in self._states),
             tensor("drawn", TensorProto.INT64, ["B", "N"]),
         ]
+
+
+def _values_read(graph: onnx.GraphProto) -> set[str]:
+    """The names of all values that nodes of a graph and of those inside it take."""
+    found: set[str] = set()
+    for node in graph.node:
+        found |= set(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found |= _values_read(attribute.g)
+    return found
 
 
 def _float(name: str, *shape: str | int | None) -> onnx.ValueInfoProto:

@@ -1,6 +1,6 @@
-"""Weights in 8 or 4 bits, as onnxruntime's MatMulNBits takes them.
+"""Weights in 8 or 4 bits, as onnxruntime's MatMulIntegerToFloat and MatMulNBits take them.
 
-Symmetric, a scale a column and block. Source of the layout: MatMulNBits in onnxruntime's ContribOperators.md.
+Symmetric around 0. Source of the layouts: onnxruntime's ContribOperators.md.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,13 @@ class Packed:
     scales: NDArray[np.float32]
     bits: int
     block_size: int
+
+
+def by_column(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Rounds a matrix (K, N) to steps (K, N) of -127 to 127 and scales (N,): a value is about step * scale."""
+    scales = np.abs(matrix).max(axis=0) / 127  # (N,)
+    steps = np.divide(matrix, scales, out=np.zeros_like(matrix), where=scales > 0)
+    return np.rint(steps).astype(np.int8), scales.astype(np.float32)
 
 
 def pack_columns(matrix: NDArray[np.float32], precision: Precision, block_size: int = BLOCK) -> Packed:
