@@ -64,14 +64,14 @@ def operator_session(model: CharRNN) -> onnxruntime.InferenceSession:
     m = model.config
     gates, states = {"GRU": (3, ["h"]), "LSTM": (4, ["h", "c"])}[m.rnn]
     width, draw = m.hidden_dim, np.random.default_rng(0)
-    arrays = {"embedding": (_SYMBOLS, m.embedding_dim), "head": (width, _SYMBOLS)}
+    arrays: dict[str, tuple[int, ...]] = {"embedding": (_SYMBOLS, m.embedding_dim), "head": (width, _SYMBOLS)}
     nodes = [helper.make_node("Gather", ["embedding", "ids"], ["x0"])]
     for i in range(m.num_layers):
         arrays[f"W{i}"] = (1, gates * width, m.embedding_dim if i == 0 else width)
         arrays |= {f"R{i}": (1, gates * width, width), f"B{i}": (1, 2 * gates * width)}
         inputs = [f"x{i}", f"W{i}", f"R{i}", f"B{i}", "", *(f"{s}{i}" for s in states)]
         outputs = [f"y{i}", *(f"{s}{i}_next" for s in states)]
-        extra = {"linear_before_reset": 1} if m.rnn == "GRU" else {}
+        extra: dict[str, Any] = {"linear_before_reset": 1} if m.rnn == "GRU" else {}
         nodes.append(helper.make_node(m.rnn, inputs, outputs, hidden_size=width, **extra))
         nodes.append(helper.make_node("Squeeze", [f"y{i}", "axis"], [f"x{i + 1}"]))
     nodes.append(helper.make_node("MatMul", [f"x{m.num_layers}", "head"], ["logits"]))

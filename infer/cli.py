@@ -206,7 +206,10 @@ def bench(
     as_json: JsonOption = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Measure how fast a model file writes on this machine: 1, 8 and 64 streams, start, and the memory's limit."""
+    """Measure how fast a model file writes.
+
+    Start, first text, characters a second of 1, 8 and 64 streams, and what the machine's memory would allow.
+    """
     from charrnn.sampling import SamplingOptions
     from infer import bench as benchmark
     from infer.engine import Engine

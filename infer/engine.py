@@ -4,6 +4,7 @@ Letters: B batch, T characters in a call, L num_layers, H hidden_dim, V vocabula
 draw.
 """
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -257,7 +258,9 @@ class Engine:
 def fitting_threads(path: Path, streams: int) -> int:
     """How many threads to use for a model file: a second one helps from about 1.5 MB of weights on, or many streams."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    size = path.stat().st_size if path.is_file() else 0
+    size = 0
+    with contextlib.suppress(OSError):  # opening it will say why
+        size = path.stat().st_size
     return min(cores, _MOST_THREADS) if size * min(streams, 8) >= _BYTES_FOR_THREADS else 1
 
 

@@ -163,8 +163,13 @@ def _open_session(path: Path, threads: int) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     try:
         # Folding would run, at load, what depends on constants alone: nothing in a file of ours, anything in others.
+        # Falling back would print to stdout, and try the same again.
         return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"],
+            enable_fallback=False,
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise _not_a_model(path, str(error)) from None
@@ -234,8 +239,8 @@ def _sizes(path: Path, config: dict[str, Any], file_bytes: int) -> tuple[str, in
     # In the fewest bits a layer takes more than a byte for each part of its state.
     if num_layers * hidden_dim > file_bytes:
         raise ModelFileError(
-            f"{path}: charrnn.config says num_layers {num_layers:.0e} and hidden_dim {hidden_dim:.0e}, more than "
-            f"{file_bytes} bytes can hold; export it again"
+            f"{path}: charrnn.config says num_layers {_brief(num_layers)} and hidden_dim {_brief(hidden_dim)}, more "
+            f"than {file_bytes} bytes can hold; export it again"
         )
     return rnn, num_layers, hidden_dim
 
@@ -267,20 +272,20 @@ def _check_signature(
 def _try_out(
     path: Path, session: Any, states: tuple[str, ...], num_layers: int, hidden_dim: int, vocab_size: int, draws: bool
 ) -> None:
-    """Two characters read, and two drawn: weights that do not fit together show now and not amid a text."""
-    state = np.zeros((num_layers, 1, hidden_dim), np.float32)
-    feeds: dict[str, Any] = {"ids": np.array([[0, vocab_size - 1]]), **dict.fromkeys(states, state)}
-    drawing = {"uniforms": np.full((1, 2), 0.5), "top_p": np.array(0.9)} if draws else {}
+    """Characters read and drawn, in two rows: weights that do not fit together show now and not amid a text."""
+    state = np.zeros((num_layers, 2, hidden_dim), np.float32)
+    feeds: dict[str, Any] = {"ids": np.array([[0, vocab_size - 1]] * 2), **dict.fromkeys(states, state)}
+    drawing = feeds | {"ids": np.zeros((2, 1), np.int64), "uniforms": np.full((2, 4), 0.5), "top_p": np.array(0.9)}
     names = ["logits", *(f"{name}_next" for name in states)]
     try:
         found = session.run(names, feeds)
         # Of a model that gives NaN, nothing can be drawn; whoever draws is told so.
         if draws and all(np.isfinite(part).all() for part in found):
-            found += session.run(["drawn"], feeds | drawing)
+            found += session.run(["drawn"], drawing)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise ModelFileError(f"{path}: its graph does not run ({_brief(error)}); export it again") from None
     shapes = [part.shape for part in found]
-    expected = [(1, 2, vocab_size), *[state.shape] * len(states), (1, 2)][: len(shapes)]
+    expected = [(2, 2, vocab_size), *[state.shape] * len(states), (2, 4)][: len(shapes)]
     if shapes != expected:
         raise ModelFileError(f"{path}: its graph gives the shapes {shapes}, not {expected}; export it again")
 

@@ -27,7 +27,7 @@ _MAX_RANK = 8
 # What train/graph.py writes, and for files of version 1 has written; tests/test_hostile_files.py compares.
 _OPERATORS = {
     *("Add", "And", "ArgMax", "Cast", "Concat", "ConstantOfShape", "CumSum", "Div", "Exp", "Gather", "Greater"),
-    *("GreaterOrEqual", "GRU", "Identity", "If", "Less", "LessOrEqual", "Loop", "LSTM", "MatMul", "Max", "Min", "Mul"),
+    *("GreaterOrEqual", "GRU", "Identity", "If", "Less", "Loop", "LSTM", "MatMul", "Max", "Min", "Mul"),
     *("Not", "Or", "QuantizeLinear", "ReduceSum", "Reshape", "Scan", "ScatterElements", "Shape", "Sigmoid", "Slice"),
     *("Softmax", "Split", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where"),
 }

@@ -1,81 +1,68 @@
-"""The Gradio page: a prompt, the sampling options, and text that streams in. Bound to loopback unless asked."""
+"""The Gradio page of `infer ui`. Bound to loopback unless asked; it loads nothing from elsewhere and sends nothing."""
 
+import importlib.util
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any
 
-from charrnn.errors import CharRNNError, ConfigError
+from charrnn.errors import ConfigError
+from infer.page_models import Models
 
-if TYPE_CHECKING:
-    from infer.engine import Engine
-
-MOST_CHARS = 5000
-MOST_PROMPT_CHARS = 2000
-_QUEUE = 16
-# Pieces sent to the page at once: one by one they would cost more to send than to compute.
-_PIECES = 12
+# Requests that may wait for their turn; one more is refused.
+MOST_WAITING = 16
+# Nothing is ever uploaded, but Gradio would take it.
+_MAX_UPLOAD = "1mb"
 
 
-def stream(
-    engine: "Engine", prompt: str, length: float, temperature: float, top_k: float, top_p: float, seed: float
-) -> Iterator[str]:
-    """The prompt and the growing text after it. Raises: CharRNNError as Engine.generate does."""
-    text, waiting = prompt, 0
-    options: dict[str, Any] = {"temperature": float(temperature), "top_k": int(top_k), "top_p": float(top_p)}
-    for piece in engine.generate(prompt, length=int(length), seed=int(seed), **options):
-        text += piece
-        waiting += 1
-        if waiting == _PIECES:
-            yield text
-            waiting = 0
-    yield text
+def build_page(models: Models) -> Any:
+    """The page over these models, as a Gradio Blocks; `launch_options` complete it.
 
-
-def build_page(engine: "Engine") -> Any:
-    """The page for one model, as a Gradio Blocks. Raises: ConfigError when Gradio is not installed."""
+    Raises: ConfigError when Gradio is not installed; ModelFileError when the first model is damaged.
+    """
     # Read when Gradio is imported; nothing is sent anywhere.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError:
-        raise ConfigError("the page needs Gradio, which is not installed: pip install 'charrnn[ui]'") from None
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError("the page needs Gradio, which is not installed: pip install 'charrnn[ui]'")
+    import gradio
 
-    def write(*values: Any) -> Iterator[str]:
-        try:
-            yield from stream(engine, *values)
-        except CharRNNError as error:
-            raise gradio.Error(str(error)) from None
+    from infer.page_tabs import lay_out
 
-    start = "ROMEO:" if not engine.vocab.unknown_in("ROMEO:") else ""
     with gradio.Blocks(title="charrnn", analytics_enabled=False) as page:
-        gradio.Markdown(f"# charrnn\n`{engine.path.name}`")
-        with gradio.Row():
-            with gradio.Column(scale=1, min_width=280):
-                inputs = [
-                    gradio.Textbox(start, label="Prompt", lines=3, max_length=MOST_PROMPT_CHARS),
-                    gradio.Slider(1, MOST_CHARS, 500, step=1, label="Length (characters)"),
-                    gradio.Slider(0, 2, 0.8, step=0.05, label="Temperature (0 = always the likeliest)"),
-                    gradio.Slider(0, len(engine.vocab), 0, step=1, label="Top-k (0 = all)"),
-                    gradio.Slider(0.01, 1, 1, step=0.01, label="Top-p (1 = all)"),
-                    gradio.Number(1, label="Seed", precision=0, minimum=0),
-                ]
-                with gradio.Row():
-                    go = gradio.Button("Write", variant="primary")
-                    stop = gradio.Button("Stop")
-            with gradio.Column(scale=2, min_width=320):
-                text = gradio.Textbox(label="Text", lines=24, max_lines=24, interactive=False)
-        running = go.click(write, inputs, text)
-        stop.click(None, cancels=[running])
-    page.queue(max_size=_QUEUE, default_concurrency_limit=1)
+        lay_out(page, models)
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
     return page
 
 
-def serve(engine: "Engine", host: str, port: int) -> None:
-    """Serves the page until it is interrupted. Raises: ConfigError when the port is taken."""
-    page = build_page(engine)
+def launch_options() -> dict[str, Any]:
+    """What every launch of the page needs besides its address: theme, style sheet, script, and no sharing."""
+    from infer import page_style
+
+    return {
+        "theme": page_style.theme(),
+        "css": page_style.CSS,
+        "head": page_style.HEAD,
+        "share": False,
+        "ssr_mode": False,
+        "max_file_size": _MAX_UPLOAD,
+    }
+
+
+def serve(model: str | os.PathLike[str] | None, folder: Path | None, host: str, port: int) -> None:
+    """Serves the page until it is interrupted.
+
+    model: the first one; None is the shipped model. folder: whose *.onnx files can be chosen as well; None is
+    `checkpoints` below the current folder, if there is one.
+    Raises: ConfigError when Gradio is missing, the folder is none, or the port is taken; ModelFileError.
+    """
+    page = build_page(Models(model, folder))
     try:
-        page.launch(server_name=host, server_port=port, share=False, quiet=False)
+        _, url, _ = page.launch(
+            server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_options()
+        )
     except OSError as error:
         raise ConfigError(
             f"cannot serve on {host}:{port}: {' '.join(str(error).split())}; choose another --port"
         ) from None
+    print(f"the page is at {url} (Ctrl-C ends it)", file=sys.stderr)
+    page.block_thread()

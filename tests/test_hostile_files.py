@@ -1,0 +1,421 @@
+"""Files that somebody made or damaged so as to harm whoever opens them: refused with one line, whatever they hold.
+
+Those that might end the process or fill its memory are opened in a process of their own that may use little of it.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from format_1 import format_1
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from tiny_models import CHARS, metadata, model_bytes, run_config
+
+from charrnn.errors import ModelFileError
+from charrnn.vocab import Vocab
+from infer import Engine, onnx_scan
+
+CELLS = ("GRU", "LSTM")
+WHOLE = {f"{rnn} {precision}": model_bytes(rnn=rnn, precision=precision, num_layers=1)
+         for rnn, precision in itertools.product(CELLS, ("fp32", "int8", "int4"))}  # fmt: skip
+WHOLE |= {f"{rnn} version 1": format_1(rnn=rnn, num_layers=1) for rnn in CELLS}
+LIMIT = 3 * 2**30  # bytes of address space; numpy and onnxruntime take under 1 GiB of it
+FUZZ = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+def refusal(path: Path) -> str | None:
+    """What is said of a file that is refused; None of one that is opened. Any other exception is a failure."""
+    try:
+        Engine(path)
+    except ModelFileError as error:
+        message = str(error)
+    else:
+        return None
+    one_line = len(message.splitlines()) == 1 and len(message) < 1000 and str(path) in message
+    message.encode()  # nothing that a terminal cannot show
+    return message if one_line else pytest.fail(f"not one line that names the file: {message!r}")
+
+
+def refused(path: Path) -> str:
+    message = refusal(path)
+    assert message is not None, "the file was opened"
+    return message
+
+
+def changed(change, whole=WHOLE["GRU fp32"]) -> bytes:
+    model = onnx.load_from_string(whole)
+    change(model)
+    return model.SerializeToString()
+
+
+def weights(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+# ---- what a file asks for
+
+
+def point_outside(place, offset=None):
+    def change(model):
+        tensor = weights(model, "head_bias")
+        size = len(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=place)
+        tensor.external_data.add(key="length", value=str(size))
+        if offset is not None:
+            tensor.external_data.add(key="offset", value=offset)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        point_outside("../../../../../../etc/passwd"),
+        point_outside("/etc/passwd"),
+        point_outside("sibling.bin"),
+        point_outside("*/_ORT_MEM_ADDR_/*", "4096"),
+        lambda model: setattr(weights(model, "head_bias"), "data_location", TensorProto.EXTERNAL),
+    ],
+    ids=["relative", "absolute", "sibling", "memory address", "nowhere"],
+)
+def test_weights_outside_the_file_are_refused(tmp_path, change):
+    (tmp_path / "sibling.bin").write_bytes(bytes(1 << 16))
+    (tmp_path / "m.onnx").write_bytes(changed(change))
+    assert "lie in another file" in refused(tmp_path / "m.onnx")
+
+
+def reshape(name, *dims):
+    return lambda model: weights(model, name).dims.__setitem__(slice(None), dims)
+
+
+def empty(name, *dims):
+    def change(model):
+        weights(model, name).dims[:] = dims
+        weights(model, name).ClearField("raw_data")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        empty("head_bias", 2**40),
+        empty("head_bias", 2**62, 2**62),
+        empty("head", 1 << 20, 1 << 20),
+        reshape("head_bias", 2**40),
+        reshape("head_bias", -1),
+        reshape("head_bias", -17, -2),
+        reshape("head_bias", 35),
+        reshape("head_bias", *[1] * 100),
+        lambda model: setattr(weights(model, "head_bias"), "data_type", TensorProto.STRING),
+        lambda model: setattr(weights(model, "head_bias"), "data_type", TensorProto.DOUBLE),
+        lambda model: weights(model, "all_symbols").CopyFrom(numpy_helper.from_array(np.array(2**33), "all_symbols")),
+    ],
+)
+def test_sizes_that_the_file_does_not_hold_are_refused_before_anything_is_allocated(tmp_path, change):
+    (tmp_path / "m.onnx").write_bytes(changed(change))
+    assert "is not opened" in refused(tmp_path / "m.onnx")
+
+
+def with_node(operator, inputs, domain="", **attributes):
+    def change(model):
+        model.graph.node.append(helper.make_node(operator, inputs, ["extra"], domain=domain, **attributes))
+        if domain not in {opset.domain for opset in model.opset_import}:
+            model.opset_import.append(helper.make_opsetid(domain, 1))
+
+    return change
+
+
+def sparse(model):
+    values = helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])
+    indices = helper.make_tensor("i", TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2**40]))
+
+
+def with_function(model):
+    model.functions.append(helper.make_function("own", "f", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], []))
+
+
+def nested(depth):
+    def change(model):
+        graph = helper.make_graph([], "g", [], [])
+        for _ in range(depth):
+            node = helper.make_node(
+                "If", ["true"], [], then_branch=graph, else_branch=helper.make_graph([], "e", [], [])
+            )
+            graph = helper.make_graph([node], "g", [], [])
+        model.graph.node.extend(graph.node)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (with_node("Expand", ["zero_f64", "all_symbols"]), "'Expand'"),
+        (with_node("RandomNormal", [], shape=[1 << 20, 1 << 20]), "'RandomNormal'"),
+        (with_node("Constant", [], value_ints=[1, 2]), "'Constant'"),
+        (with_node("Range", ["zero", "all_symbols", "one"]), "'Range'"),
+        (with_node("Tile", ["head", "axis_0"]), "'Tile'"),
+        (with_node("Mine", ["ids"], "evil.corp"), "'evil.corp Mine'"),
+        (with_node("EPContext", ["ids"], "com.microsoft"), "'com.microsoft EPContext'"),
+        (with_node("Relu\n" * 1000, ["ids"]), "operator"),
+        (with_node("ConstantOfShape", ["minus_1_width"]), "ConstantOfShape"),
+        (with_node("ConstantOfShape", ["two_widths"], value=helper.make_tensor("v", 1, [2], [0, 0])), "one element"),
+        (sparse, "sparse"),
+        (with_function, "functions of its own"),
+        (nested(9), "deep"),
+    ],
+)
+def test_operators_and_parts_that_no_charrnn_file_has_are_refused(tmp_path, change, named):
+    (tmp_path / "m.onnx").write_bytes(changed(change))
+    assert named in refused(tmp_path / "m.onnx")
+
+
+def operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:
+    inner = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return {(node.domain, node.op_type) for node in graph.node}.union(*map(operators, inner))
+
+
+def test_the_operators_allowed_are_those_that_files_have():
+    large = Vocab.of_chars(map(chr, range(0x4E00, 0x4E00 + 700)))
+    files = [*WHOLE.values(), *(model_bytes(precision=p) for p in ("fp32", "int8"))]
+    files += [model_bytes(large, rnn=r, precision=p) for r, p in itertools.product(CELLS, ("fp32", "int8", "int4"))]
+    found = set().union(*(operators(onnx.load_from_string(file).graph) for file in files))
+    allowed = {("", name) for name in onnx_scan._OPERATORS}
+    allowed |= {("com.microsoft", name) for name in onnx_scan._CONTRIB_OPERATORS}
+    assert found == allowed
+
+
+# ---- what its metadata says
+
+GIANT = {"model": {"rnn": "GRU", "num_layers": 1, "hidden_dim": 2**40}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("config", json.dumps(GIANT), "more than .* bytes can hold"),
+        ("config", json.dumps(GIANT).replace(str(2**40), "9" * 4000), "more than|hidden_dim"),
+        ("config", json.dumps({"model": {"rnn": "G" * 10**6}}), "rnn"),
+        ("config", '{"model":' * 100_000, "not JSON"),
+        ("config", json.dumps({**GIANT, "note": "\ud800"}), "surrogate"),
+        ("metrics", '{"a":' * 2000 + "1" + "}" * 2000, "not JSON"),
+        ("metrics", json.dumps({"a": "\udfff"}), "surrogate"),
+        ("corpus", "9" * 10**5, "not JSON"),
+        ("corpus", "x" * (17 * 2**20), "more than 16 MiB"),
+        ("vocab", "x" * 10**7, "not a vocabulary"),
+        ("vocab", json.dumps({"kind": "x\n" * 10**6}), "kind"),
+        ("vocab", json.dumps({"kind": "chars", "symbols": ["\ud800", "a"]}), "surrogate"),
+        ("vocab", "[" * 100_000, "not a vocabulary"),
+        ("format_version", "9" * 5000, "format_version is"),
+        ("format_version", "\u0662", "format_version is"),
+    ],
+)
+def test_metadata_that_is_huge_nested_or_no_text_is_refused(tmp_path, key, value, named):
+    (tmp_path / "m.onnx").write_bytes(model_bytes(changed={key: value}))
+    assert re.search(named, refused(tmp_path / "m.onnx"))
+
+
+def test_metadata_that_is_not_utf8_or_there_twice_is_refused(tmp_path):
+    whole = WHOLE["GRU fp32"]
+    (tmp_path / "m.onnx").write_bytes(whole.replace(b'"kind": "chars"', b'"kind": "\xff\xfears"'))
+    assert "not UTF-8" in refused(tmp_path / "m.onnx")
+    twice = changed(lambda model: model.metadata_props.add(key="charrnn.config", value="{}"))
+    (tmp_path / "m.onnx").write_bytes(twice)
+    assert "twice" in refused(tmp_path / "m.onnx")
+
+
+def test_a_giant_file_is_refused_unread(tmp_path):
+    with (tmp_path / "m.onnx").open("wb") as file:
+        file.write(WHOLE["GRU fp32"])
+        file.truncate(20 * 10**9)  # sparse: it takes no room
+    assert "20000000000 bytes" in refused(tmp_path / "m.onnx")
+
+
+def test_a_graph_that_two_pieces_are_merged_into_is_refused(tmp_path):
+    """protobuf puts a message together that comes in two; a check of either would miss what they make together."""
+    (tmp_path / "m.onnx").write_bytes(
+        WHOLE["GRU fp32"] + onnx.ModelProto(graph=onnx.GraphProto(name="x")).SerializeToString()
+    )
+    assert "there 2 times" in refused(tmp_path / "m.onnx")
+
+
+# ---- weights that do not fit
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_weights_of_wrong_shapes_are_refused_at_once(tmp_path, kind):
+    """Of every weight in turn, one column too few; what no shape depends on may load, and then writes."""
+    loaded = []
+    for i, tensor in enumerate(onnx.load_from_string(WHOLE[kind]).graph.initializer):
+        array = numpy_helper.to_array(tensor)
+        if array.ndim and array.shape[-1] > 1:
+            narrow = numpy_helper.from_array(np.ascontiguousarray(array[..., :-1]), tensor.name)
+            (tmp_path / "m.onnx").write_bytes(
+                changed(lambda model, i=i, narrow=narrow: model.graph.initializer[i].CopyFrom(narrow), WHOLE[kind])
+            )
+            if refusal(tmp_path / "m.onnx") is None:
+                loaded.append(tensor.name)
+    unused = {"two_widths", "three_widths"}
+    assert set(loaded) <= unused
+
+
+@pytest.mark.parametrize("name", ["ids", "h", "uniforms", "top_k"])
+def test_inputs_of_another_type_are_refused(tmp_path, name):
+    def change(model):
+        value = next(v for v in model.graph.input if v.name == name)
+        value.type.tensor_type.elem_type = TensorProto.INT32
+
+    (tmp_path / "m.onnx").write_bytes(changed(change))
+    refused(tmp_path / "m.onnx")
+
+
+# ---- fuzz
+
+OPEN_ALL = f"""
+import resource, sys
+from pathlib import Path
+import numpy as np
+from charrnn.errors import CharRNNError
+from infer import Engine
+resource.setrlimit(resource.RLIMIT_AS, ({LIMIT}, {LIMIT}))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    print(path.name, end=" ", flush=True)
+    try:
+        engine = Engine(path)
+    except CharRNNError as error:
+        assert len(str(error).splitlines()) == 1, error
+        print("refused")
+        continue
+    try:
+        text = "".join(engine.generate("", 12, seed=1))
+        print("writes")
+    except Exception as error:
+        print("fails", error, file=sys.stderr)
+        print("fails")
+"""
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    """What becomes of each file in a folder, opened and made to write with little memory."""
+    command = [sys.executable, "-c", OPEN_ALL, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stdout.splitlines()[-1] + done.stderr[-2000:]
+    # onnxruntime's own words on stdout would get into the text.
+    assert all(len(line.split()) == 2 for line in done.stdout.splitlines()), done.stdout
+    found = dict(line.split(" ") for line in done.stdout.splitlines())
+    # Trying a graph out at load cannot show every number that is wrong in it.
+    assert sum(outcome == "fails" for outcome in found.values()) <= len(found) / 50, done.stderr[-2000:]
+    return found
+
+
+def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Bytes of which some are flipped, cut out, doubled, made extreme, or replaced by others of theirs."""
+    data = bytearray(whole)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(max(len(data) - 1, 1)))
+        size = int(rng.choice([1, 2, 8, 100]))
+        match rng.integers(5):
+            case 0:
+                data[at : at + 1] = bytes(byte ^ 1 << int(rng.integers(8)) for byte in data[at : at + 1])
+            case 1:
+                del data[at : at + size]
+            case 2:
+                data[at:at] = data[at : at + size]
+            case 3:
+                data[at : at + size] = bytes(rng.choice([0, 127, 255], size).astype(np.uint8))
+            case 4:
+                other = int(rng.integers(max(len(data), 1)))
+                data[at : at + size] = data[other : other + size]
+    return bytes(data)
+
+
+def outside_of_weights(whole: bytes) -> list[tuple[int, int]]:
+    """Where the bytes are that are no weights: of a whole file, all but the long runs of raw data."""
+    spans, start = [], 0
+    for tensor in onnx.load_from_string(whole).graph.initializer:
+        at = whole.find(tensor.raw_data, start) if len(tensor.raw_data) > 100 else -1
+        if at >= 0:
+            spans.append((start, at))
+            start = at + len(tensor.raw_data)
+    return [*spans, (start, len(whole))]
+
+
+def test_damaged_files_are_refused_or_write_and_never_end_the_process(tmp_path):
+    rng = np.random.default_rng(1)
+    for kind, whole in WHOLE.items():
+        spans = [span for span in outside_of_weights(whole) if span[1] > span[0]]
+        for i in range(40):
+            start, end = spans[rng.integers(len(spans))]
+            data = whole[:start] + damaged(whole[start:end], rng) + whole[end:]
+            (tmp_path / f"{kind.replace(' ', '-')}-{i}.onnx").write_bytes(data)
+    found = outcomes(tmp_path)
+    assert len(found) == 40 * len(WHOLE)
+    assert sum(outcome == "refused" for outcome in found.values()) > len(found) / 3
+
+
+def attributes(graph: onnx.GraphProto) -> list[onnx.AttributeProto]:
+    own = [a for node in graph.node for a in node.attribute]
+    return own + [a for outer in own if outer.type == onnx.AttributeProto.GRAPH for a in attributes(outer.g)]
+
+
+def test_extreme_numbers_in_graph_and_weights_never_end_the_process(tmp_path):
+    extremes = [-(2**63), -1, 0, 1, 7, 1 << 20, 1 << 33, 2**63 - 1]
+    rng, count = np.random.default_rng(2), 0
+    for kind, whole in WHOLE.items():
+        model = onnx.load_from_string(whole)
+        numbers = [i for i, a in enumerate(attributes(model.graph)) if a.type == onnx.AttributeProto.INT]
+        constants = [i for i, t in enumerate(model.graph.initializer) if t.data_type == TensorProto.INT64]
+        for i in [*rng.choice(numbers, 12), *(-1 - c for c in constants)] if numbers else []:
+            changed_model = onnx.load_from_string(whole)
+            if i >= 0:
+                attributes(changed_model.graph)[i].i = int(rng.choice(extremes))
+            else:
+                tensor = changed_model.graph.initializer[-1 - i]
+                array = np.full(tuple(tensor.dims), rng.choice(extremes))
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            (tmp_path / f"{kind.replace(' ', '-')}-{i}.onnx").write_bytes(changed_model.SerializeToString())
+    count = len(list(tmp_path.iterdir()))
+    assert count > 100
+    assert len(outcomes(tmp_path)) == count
+
+
+@FUZZ
+@given(st.binary(max_size=400), st.integers(0, 2**32))
+def test_random_bytes_alone_or_in_a_file_are_refused_or_harmless(tmp_path_factory, noise, place):
+    folder, whole = tmp_path_factory.getbasetemp(), WHOLE["LSTM int8"]
+    (folder / "noise.onnx").write_bytes(noise)
+    refused(folder / "noise.onnx")
+    at = whole.rindex(b"charrnn.format_version") + place % 600
+    (folder / "noise.onnx").write_bytes(whole[:at] + noise + whole[at + len(noise) :])
+    refusal(folder / "noise.onnx")
+
+
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("GRU"),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["model", "rnn", "num_layers", "hidden_dim", "kind", "symbols"]), inner)
+    ),
+)
+
+
+@FUZZ
+@given(st.sampled_from(["vocab", "config", "metrics", "corpus"]), any_json)
+def test_metadata_of_any_json_is_refused_or_harmless(tmp_path_factory, key, value):
+    path = tmp_path_factory.getbasetemp() / "json.onnx"
+    fields = metadata(run_config(num_layers=1), CHARS, {key: json.dumps(value)})
+    path.write_bytes(changed(lambda model: (model.ClearField("metadata_props"), helper.set_model_props(model, fields))))
+    assert refusal(path) is not None or key in ("metrics", "corpus")
