@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn import sampling
-from charrnn.errors import SamplingError, listing
+from charrnn.errors import ModelFileError, SamplingError, listing
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Unknown, Vocab
 from infer.model_file import default_model, open_model
@@ -75,7 +75,8 @@ class Engine:
 
         ids: (B, T) integers in [0, V), B and T at least 1. state: each (L, B, H).
         Returns: logits (B, T, V), those at t being of the character after t, and the state after the last one.
-        Raises: ValueError for ids of another shape or range.
+        Raises: ValueError for ids of another shape or range, or a state of another shape; ModelFileError for a graph
+        that does not run.
         """
         ids = np.ascontiguousarray(ids, np.int64)  # (B, T)
         if ids.ndim != 2 or not ids.size:
@@ -83,8 +84,23 @@ class Engine:
         # As unsigned numbers the negative ids, which onnxruntime would count from the end, are too large as well.
         if ids.view(np.uint64).max() >= len(self.vocab):
             raise ValueError(f"ids must lie in [0, {len(self.vocab)}); found {ids.min()} to {ids.max()}")
-        logits, *state_next = self._run(self._outputs, {"ids": ids, **dict(zip(self._states, state, strict=True))})
+        logits, *state_next = self._call(self._outputs, {"ids": ids, **self._state_feeds(state, len(ids))})
         return logits, tuple(state_next)
+
+    def _state_feeds(self, state: State, batch: int) -> dict[str, NDArray[np.float32]]:
+        num_layers, hidden_dim = self._state_shape
+        shapes = [part.shape for part in state]
+        if shapes != [(num_layers, batch, hidden_dim)] * len(self._states):
+            raise ValueError(f"the state must be {len(self._states)} x {(num_layers, batch, hidden_dim)}, not {shapes}")
+        return dict(zip(self._states, state, strict=True))
+
+    def _call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
+        """Runs the session. Raises: ModelFileError when a graph that loaded cannot be run after all."""
+        try:
+            return self._run(outputs, feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            reason = " ".join(str(error).split())[:200]
+            raise ModelFileError(f"{self.path}: its graph does not run ({reason}); export it again") from None
 
     def prefill(self, ids: NDArray[Any]) -> tuple[Logits, State]:
         """Reads a prompt from the zero state. ids: (N,), N at least 1. Returns: logits (1, V) after it, the state."""
@@ -105,11 +121,11 @@ class Engine:
         must be without a repetition penalty, which the graph does not know.
         """
         greedy = options.temperature == 0
-        feeds = {"ids": ids, "uniforms": uniforms, **dict(zip(self._states, state, strict=True))}
+        feeds = {"ids": ids, "uniforms": uniforms, **self._state_feeds(state, len(ids))}
         feeds["temperature"] = np.array(1.0 if greedy else options.temperature)
         feeds["top_k"] = np.array(1 if greedy else options.top_k, np.int64)
         feeds["top_p"], feeds["min_p"] = np.array(float(options.top_p)), np.array(float(options.min_p))
-        logits, *state_next, drawn = self._run([*self._outputs, "drawn"], feeds)
+        logits, *state_next, drawn = self._call([*self._outputs, "drawn"], feeds)
         if not (np.isfinite(logits).all() and all(np.isfinite(part).all() for part in state_next)):
             raise sampling.not_finite()
         return drawn, tuple(state_next)
