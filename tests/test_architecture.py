@@ -53,7 +53,7 @@ def test_charrnns_modules_import_only_what_lies_before_them(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "infer").glob("*.py")), ids=lambda p: p.stem)
 def test_infer_stands_on_four_light_modules_and_never_on_training(path):
     names = imported(path)
-    own = {"ui": {"gradio"}}.get(path.stem, set()) | {"onnxruntime"}
+    own = {"onnxruntime", "gradio"} if path.stem in ("ui", "page_style", "page_tabs") else {"onnxruntime"}
     assert not {n.split(".")[0] for n in names} & (HEAVY - own | {"train", "rich"})
     assert of_package(names, "charrnn") & set(ALLOWED) <= {"errors", "vocab", "sampling", "windows"}
 

@@ -9,34 +9,28 @@ from onnx import numpy_helper
 
 from charrnn.config import ModelConfig
 from charrnn.errors import ExportError
-from infer.engine import Engine
 from train.graph import Weights, matrices_in, matrices_of
 
 # Where torch's gates lie in ONNX's own GRU and LSTM, which format version 1 used. ONNX: z, r, h and i, o, f, c.
 _GATES_IN_FORMAT_1 = {"GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
 
 
-def matrices_of_file(engine: Engine) -> tuple[ModelConfig, Weights]:
-    """A float32 model file's shape and `train.graph.matrices_of` it.
+def matrices_of_file(path: Path, config: ModelConfig, metadata: dict[str, str]) -> Weights:
+    """`train.graph.matrices_of` a float32 model file, which infer has checked.
 
-    engine: of the file, which is thereby checked. Raises: ExportError for a file whose weights are already rounded.
+    Raises: ExportError for a file whose weights are already rounded.
     """
-    model = onnx.load(engine.path, load_external_data=False)
-    config = ModelConfig.model_validate(engine.config["model"])
+    model = onnx.load(path, load_external_data=False)
     matrices = matrices_in(model)
-    if matrices is None and engine.metadata["charrnn.format_version"] == "1":
+    if matrices is None and metadata["charrnn.format_version"] == "1":
         matrices = matrices_of(config, _weights_of_format_1(config, model))
     if matrices is None:
+        precision = metadata.get("charrnn.precision", "fp32")
         raise ExportError(
-            f"{engine.path} is {precision_of(engine)}: its weights cannot be had back whole; export from the run, a "
-            "checkpoint or a float32 model file"
+            f"{path} is {precision}: its weights cannot be had back whole; export from the run, a checkpoint or a "
+            "float32 model file"
         )
-    return config, matrices
-
-
-def precision_of(engine: Engine) -> str:
-    """fp32, int8 or int4."""
-    return engine.metadata.get("charrnn.precision", "fp32")
+    return matrices
 
 
 def _weights_of_format_1(config: ModelConfig, model: onnx.ModelProto) -> Weights:

@@ -208,7 +208,9 @@ def export(source: Path, out: Path | None, precision: Precision, data: str | Non
     if is_model_file(source):
         engine = Engine(source)
         exact: Step = engine.step
-        (shape, matrices), vocab, name = matrices_of_file(engine), engine.vocab, f"{source.stem}-{{}}.onnx"
+        shape = ModelConfig.model_validate(engine.config["model"])
+        matrices, vocab = matrices_of_file(source, shape, engine.metadata), engine.vocab
+        name = f"{source.stem}-{{}}.onnx"
         metadata = engine.metadata | {"charrnn.format_version": str(FORMAT_VERSION), "charrnn.precision": "fp32"}
         run_dir = source.parent
     else:
