@@ -135,3 +135,9 @@ def test_another_text_than_the_models_is_refused(tmp_path, monkeypatch):
 def test_a_model_file_that_is_absent_is_refused(tmp_path):
     with pytest.raises(ModelFileError, match="no model file"):
         export.export(tmp_path / "absent.onnx", None, "int8", None)
+
+
+def test_a_file_that_records_no_metrics_is_rounded_too(tmp_path):
+    path = write_model(tmp_path / "m.onnx", changed={"metrics": None})
+    out, _, _ = export.export(path, None, "int8", None)
+    assert Engine(out).metrics == {}

@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,8 +55,12 @@ def export_model(model: CharRNN, vocab: Vocab, metadata: dict[str, str], out: Pa
 
     Raises: ExportError, leaving no file, when the difference reaches `PARITY_TOLERANCE` or the disk refuses.
     """
-    weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
-    return write_checked(build_onnx(model.config, vocab, weights, metadata), step_of(model), out)
+    return write_checked(build_onnx(model.config, vocab, weights_of(model), metadata), step_of(model), out)
+
+
+def weights_of(model: CharRNN) -> Weights:
+    """A network's state dict as arrays."""
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
 
 
 def write_checked(
@@ -192,11 +197,48 @@ def without_folders(source: str) -> str:
 
 def validation_ids(data: str, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
     """The validation split of a text, (N,), as a run with this config has it. Raises: CorpusError."""
-    fields = {"data": config["data"] | {"source": data, "cache_dir": RunConfig().data.cache_dir}}
-    corpus = prepare(RunConfig.model_validate(fields).data, progress=True)
+    recorded = config.get("data", {})
+    fields = {name: recorded[name] for name in ("split", "vocab") if name in recorded}
+    corpus = prepare(RunConfig.model_validate({"data": fields | {"source": data}}).data, progress=True)
     if corpus.vocab != vocab:
         raise CorpusError(f"{data} has other characters than the text that the model was trained on; give that text")
     return np.asarray(corpus.val)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A model as it is before rounding. matrices: as train.graph.matrices_of has them. home: where its files lie."""
+
+    step: Step
+    shape: ModelConfig
+    vocab: Vocab
+    matrices: Weights
+    metadata: dict[str, str]
+    home: Path
+
+
+def exact_model(source: Path) -> Exact:
+    """What a run, a checkpoint or a float32 model file holds. Raises: CheckpointError, ModelFileError, ExportError."""
+    if is_model_file(source):
+        engine = Engine(source)
+        told = engine.config["model"]
+        shape = ModelConfig(rnn=told["rnn"], num_layers=told["num_layers"], hidden_dim=told["hidden_dim"])
+        metadata = {"charrnn.metrics": "{}"} | engine.metadata
+        metadata |= {"charrnn.format_version": str(FORMAT_VERSION), "charrnn.precision": "fp32"}
+        matrices = matrices_of_file(source, shape, engine.metadata)
+        return Exact(engine.step, shape, engine.vocab, matrices, metadata, source.parent)
+    checkpoint = load_for_inference(source)
+    model = model_of(checkpoint)
+    matrices = matrices_of(model.config, weights_of(model))
+    home = source if (source / "best").is_dir() else source.parent
+    return Exact(step_of(model), model.config, checkpoint.vocab, matrices, metadata_of(checkpoint), home)
+
+
+def default_name(source: Path, precision: Precision) -> str:
+    """What the file is called when nobody says: model.onnx, model-int8.onnx, or after the model file it is made of."""
+    if is_model_file(source):
+        return f"{source.stem}-{precision}.onnx"
+    return "model.onnx" if precision == "fp32" else f"model-{precision}.onnx"
 
 
 def export(source: Path, out: Path | None, precision: Precision, data: str | None) -> tuple[Path, float, str]:
@@ -205,51 +247,19 @@ def export(source: Path, out: Path | None, precision: Precision, data: str | Non
     data: the training text, on which to measure the loss of the file. Returns the file, its difference from the exact
     model, and a line on what it is. Raises: CharRNNError.
     """
-    if is_model_file(source):
-        engine = Engine(source)
-        exact: Step = engine.step
-        shape = ModelConfig.model_validate(engine.config["model"])
-        matrices, vocab = matrices_of_file(source, shape, engine.metadata), engine.vocab
-        name = f"{source.stem}-{{}}.onnx"
-        metadata = engine.metadata | {"charrnn.format_version": str(FORMAT_VERSION), "charrnn.precision": "fp32"}
-        run_dir = source.parent
-    else:
-        checkpoint = load_for_inference(source)
-        model = model_of(checkpoint)
-        exact, shape, vocab, name = (
-            step_of(model),
-            model.config,
-            checkpoint.vocab,
-            "model.onnx" if precision == "fp32" else "model-{}.onnx",
-        )
-        matrices = matrices_of(shape, {k: t.detach().float().cpu().numpy() for k, t in model.state_dict().items()})
-        metadata = metadata_of(checkpoint)
-        run_dir = source if (source / "best").is_dir() else source.parent
-    out = out or run_dir / name.format(precision)
-    ids = validation_ids(data, json.loads(metadata["charrnn.config"]), vocab) if data else None
-    return out, *_write(shape, vocab, matrices, metadata, exact, out, precision, ids)
-
-
-def _write(
-    shape: ModelConfig,
-    vocab: Vocab,
-    matrices: Weights,
-    metadata: dict[str, str],
-    exact: Step,
-    out: Path,
-    precision: Precision,
-    ids: NDArray[Any] | None,
-) -> tuple[float, str]:
-    proto = build_of_matrices(shape, vocab, matrices, rounded(metadata, precision), precision)
-    difference = write_checked(proto, exact, out, precision, ids)
-    engine = Engine(out)
-    size = out.stat().st_size / 2**20
-    what = f"{size:.2f} MiB, {precision}, step {engine.metrics.get('step', 'unknown')}"
+    exact = exact_model(source)
+    out = out or exact.home / default_name(source, precision)
+    ids = validation_ids(data, json.loads(exact.metadata["charrnn.config"]), exact.vocab) if data else None
+    metadata = rounded(exact.metadata, precision)
+    proto = build_of_matrices(exact.shape, exact.vocab, exact.matrices, metadata, precision)
+    difference = write_checked(proto, exact.step, out, precision, ids)
+    metrics = Engine(out).metrics
+    what = f"{out.stat().st_size / 2**20:.2f} MiB, {precision}, step {metrics.get('step', 'unknown')}"
     if precision == "fp32":
-        return difference, f"{what}, largest difference from torch {difference:.1e}"
-    losses = [f"{p} {engine.metrics[f'val/{p}/loss']:.4f}" for p in ("stream", "windows") if ids is not None]
+        return out, difference, f"{what}, largest difference from torch {difference:.1e}"
+    losses = [f"{p} {metrics[f'val/{p}/loss']:.4f}" for p in ("stream", "windows") if ids is not None]
     measured = f"validation loss {', '.join(losses)} nats/char" if losses else "its loss not measured: give --data TEXT"
-    return difference, f"{what}, predictions {difference:.1e} nats from the exact ones; {measured}"
+    return out, difference, f"{what}, predictions {difference:.1e} nats from the exact ones; {measured}"
 
 
 def command(
