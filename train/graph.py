@@ -1,9 +1,9 @@
 """CharRNN's ONNX graph, written out operator by operator; docs/model-file.md specifies the result.
 
 It is not traced: torch's dynamo exporter wrote silently wrong GRUs up to onnxscript 0.7.1 (pytorch#189225), and
-defaults to external data. The cells are written out too, rather than left to ONNX's GRU and LSTM, of which there are none
-in int8: every precision has the same graph, and the first layer's product with the embedding becomes a table. Letters: B
-batch, T seq_len, N characters to draw, E, H, L, V as in docs/how-it-works.md, G = 3H for GRU and 4H for LSTM.
+defaults to external data. The cells are written out too, rather than left to ONNX's GRU and LSTM, of which there are
+none in int8: every precision has the same graph, and the first layer's product with the embedding becomes a table.
+Letters: B batch, T seq_len, N characters to draw; E, H, L, V as in docs/how-it-works.md; G 3H for GRU, 4H for LSTM.
 """
 
 from collections.abc import Sequence
