@@ -19,7 +19,7 @@ from charrnn import sampling
 from charrnn.errors import ModelFileError, SamplingError, listing
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Unknown, Vocab
-from infer.model_file import default_model, open_model
+from infer.model_file import brief, default_model, open_model
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -99,8 +99,7 @@ class Engine:
         try:
             return self._run(outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            reason = " ".join(str(error).split())[:200]
-            raise ModelFileError(f"{self.path}: its graph does not run ({reason}); export it again") from None
+            raise ModelFileError(f"{self.path}: its graph does not run ({brief(error)}); export it again") from None
 
     def prefill(self, ids: NDArray[Any]) -> tuple[Logits, State]:
         """Reads a prompt from the zero state. ids: (N,), N at least 1. Returns: logits (1, V) after it, the state."""

@@ -126,7 +126,7 @@ def _look_into(path: Path) -> onnx_scan.Outline:
         raise _not_a_model(path, str(error)) from None
     except onnx_scan.UnsafeError as error:
         raise ModelFileError(
-            f"{path} is not opened: {_brief(error)}, as no file of format version {FORMAT_VERSION} does; export it "
+            f"{path} is not opened: {brief(error)}, as no file of format version {FORMAT_VERSION} does; export it "
             "again, or get it from a source that you trust"
         ) from None
     except FileNotFoundError:
@@ -145,11 +145,11 @@ def _look_into(path: Path) -> onnx_scan.Outline:
 def _not_a_model(path: Path, reason: str) -> ModelFileError:
     return ModelFileError(
         f"{path} is not an ONNX model that onnxruntime {onnxruntime.__version__} can load: it is damaged, cut "
-        f"short, or another kind of file ({_brief(reason)})"
+        f"short, or another kind of file ({brief(reason)})"
     )
 
 
-def _brief(text: object) -> str:
+def brief(text: object) -> str:
     """What a file or onnxruntime says, fit for a one-line message."""
     return " ".join(str(text).split())[:200]
 
@@ -184,7 +184,7 @@ def _check_version(path: Path, metadata: dict[str, str]) -> None:
         )
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
         raise ModelFileError(
-            f"{path}: charrnn.format_version is {_brief(repr(text))}, not a number from 1 on; export it again"
+            f"{path}: charrnn.format_version is {brief(repr(text))}, not a number from 1 on; export it again"
         )
     if int(text) > FORMAT_VERSION:
         raise ModelFileError(
@@ -196,7 +196,7 @@ def _json_object(path: Path, metadata: dict[str, str], key: str) -> dict[str, An
     try:
         fields = json.loads(metadata.get(key, "{}"))
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: {key} is not JSON ({_brief(error)}); export it again") from None
+        raise ModelFileError(f"{path}: {key} is not JSON ({brief(error)}); export it again") from None
     if not isinstance(fields, dict):
         raise ModelFileError(f"{path}: {key} must be a JSON object, not {type(fields).__name__}; export it again")
     if _has_half_characters(json.dumps(fields, ensure_ascii=False)):
@@ -208,7 +208,7 @@ def _vocab(path: Path, text: str) -> Vocab:
     try:
         vocab = Vocab.from_json(text)
     except VocabError as error:
-        raise ModelFileError(f"{path}: charrnn.vocab is {_brief(error)}") from None
+        raise ModelFileError(f"{path}: charrnn.vocab is {brief(error)}") from None
     if _has_half_characters("".join(vocab.symbols)):
         raise ModelFileError(f"{path}: charrnn.vocab has a lone surrogate, half of a character; export it again")
     return vocab
@@ -227,19 +227,19 @@ def _sizes(path: Path, config: dict[str, Any], file_bytes: int) -> tuple[str, in
     rnn = model.get("rnn")
     if not isinstance(rnn, str) or rnn not in _STATES:
         raise ModelFileError(
-            f"{path}: charrnn.config says rnn {_brief(repr(rnn))}, not {' or '.join(_STATES)}; export it again"
+            f"{path}: charrnn.config says rnn {brief(repr(rnn))}, not {' or '.join(_STATES)}; export it again"
         )
     for name in ("num_layers", "hidden_dim"):
         if type(model.get(name)) is not int or model[name] < 1:
             raise ModelFileError(
-                f"{path}: charrnn.config says {name} {_brief(repr(model.get(name)))}, not a number from 1 on; export "
+                f"{path}: charrnn.config says {name} {brief(repr(model.get(name)))}, not a number from 1 on; export "
                 "it again"
             )
     num_layers, hidden_dim = model["num_layers"], model["hidden_dim"]
     # In the fewest bits a layer takes more than a byte for each part of its state.
     if num_layers * hidden_dim > file_bytes:
         raise ModelFileError(
-            f"{path}: charrnn.config says num_layers {_brief(num_layers)} and hidden_dim {_brief(hidden_dim)}, more "
+            f"{path}: charrnn.config says num_layers {brief(num_layers)} and hidden_dim {brief(hidden_dim)}, more "
             f"than {file_bytes} bytes can hold; export it again"
         )
     return rnn, num_layers, hidden_dim
@@ -264,7 +264,7 @@ def _check_signature(
         for name in promised | found:
             if promised.get(name) != found.get(name):
                 raise ModelFileError(
-                    f"{path}: {kind} {_brief(name)} is {_spell(found.get(name))} in the graph but "
+                    f"{path}: {kind} {brief(name)} is {_spell(found.get(name))} in the graph but "
                     f"{_spell(promised.get(name))} by its metadata; export it again"
                 )
 
@@ -283,7 +283,7 @@ def _try_out(
         if draws and all(np.isfinite(part).all() for part in found):
             found += session.run(["drawn"], drawing)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise ModelFileError(f"{path}: its graph does not run ({_brief(error)}); export it again") from None
+        raise ModelFileError(f"{path}: its graph does not run ({brief(error)}); export it again") from None
     shapes = [part.shape for part in found]
     expected = [(2, 2, vocab_size), *[state.shape] * len(states), (2, 4)][: len(shapes)]
     if shapes != expected:

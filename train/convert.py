@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from charrnn.config import ModelConfig
 from charrnn.errors import ExportError
-from train.graph import Weights, matrices_in, matrices_of
+from train.graph import Weights, matrices_in, matrices_of, reordered
 
 # Where torch's gates lie in ONNX's own GRU and LSTM, which format version 1 used. ONNX: z, r, h and i, o, f, c.
 _GATES_IN_FORMAT_1 = {"GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
@@ -42,16 +41,11 @@ def _weights_of_format_1(config: ModelConfig, model: onnx.ModelProto) -> Weights
         "head.bias": found["head_bias"],
     }
     order = _GATES_IN_FORMAT_1[config.rnn]
-
-    def in_torch_order(stacked: NDArray[np.float32]) -> NDArray[np.float32]:
-        gates = np.split(stacked, len(order), axis=0)
-        return np.concatenate([gates[g] for g in order], axis=0)
-
     for i in range(config.num_layers):
         biases = np.split(found[f"B{i}"][0], 2)
         parts = {"weight_ih": found[f"W{i}"][0], "weight_hh": found[f"R{i}"][0]}
         parts |= {"bias_ih": biases[0], "bias_hh": biases[1]}
-        weights |= {f"rnn.{name}_l{i}": in_torch_order(part) for name, part in parts.items()}
+        weights |= {f"rnn.{name}_l{i}": reordered(part, order) for name, part in parts.items()}
     return weights
 
 

@@ -63,7 +63,7 @@ def matrices_of(config: ModelConfig, weights: Weights) -> Weights:
     embedding = weights["embedding.weight"]  # (V, E)
     for i in range(config.num_layers):
         w, r, b_w, b_r = (
-            _reordered(config.rnn, weights[f"rnn.{name}_l{i}"])
+            reordered(weights[f"rnn.{name}_l{i}"], _GATE_ORDER[config.rnn])
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         inner = np.zeros_like(b_r)
@@ -90,9 +90,8 @@ def matrices_in(model: onnx.ModelProto) -> Weights | None:
     return found if whole else None
 
 
-def _reordered(rnn: str, stacked: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gates stacked along axis 0 in torch's order, (G, ...), put into this file's."""
-    order = _GATE_ORDER[rnn]
+def reordered(stacked: NDArray[np.float32], order: Sequence[int]) -> NDArray[np.float32]:
+    """Gates stacked along axis 0, (G, ...), put into another order."""
     gates = np.split(stacked, len(order), axis=0)
     return np.concatenate([gates[g] for g in order], axis=0)
 
