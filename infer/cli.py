@@ -1,8 +1,11 @@
 """The `infer` command line. What runs a model is imported inside the commands, so that help appears at once."""
 
+import contextlib
+import errno
 import io
 import itertools
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -18,6 +21,9 @@ from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_FAULT, CharRNN
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+
+# What a disk without space, a broken one, and (on Windows) a pipe without a reader answer to a write.
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF} | ({errno.EINVAL} if os.name == "nt" else set())
 
 app = typer.Typer(
     help="Write text with a charrnn model file, look into one, or measure one on a text.",
@@ -141,8 +147,7 @@ def generate(
         pieces = (f"--- sample {i} (seed {seed + i - 1}) ---\n{lead}{t}\n" for i, t in enumerate(texts, 1))
     _warn_of_unknown(engine.vocab.unknown_in(text), unknown)
     for piece in pieces if stream else ["".join(pieces)]:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        _print(piece)
     if stats:
         typer.echo(timing.report(seed), err=True)
 
@@ -161,7 +166,7 @@ def info(
 
     engine = Engine(_one_model(model_file, model))
     facts = model_facts(engine)
-    typer.echo(json.dumps(facts) if as_json else describe_model(facts))
+    _print((json.dumps(facts) if as_json else describe_model(facts)) + "\n")
 
 
 @app.command()
@@ -190,7 +195,7 @@ def score(
     scores = scoring.score(engine, text.ids)
     _warn_of_unknown(text.unknown, unknown)
     facts = score_facts(str(model), file, split.value, text, scores)
-    typer.echo(json.dumps(facts) if as_json else describe_scores(facts))
+    _print((json.dumps(facts) if as_json else describe_scores(facts)) + "\n")
 
 
 @app.command()
@@ -216,7 +221,7 @@ def bench(
 
     engine = Engine(_one_model(model_file, model), threads)
     report = benchmark.bench(engine, rounds, SamplingOptions(temperature, top_k, top_p))
-    typer.echo(json.dumps(report) if as_json else benchmark.table(report))
+    _print((json.dumps(report) if as_json else benchmark.table(report)) + "\n")
 
 
 @app.command()
@@ -233,6 +238,14 @@ def ui(
     from infer.ui import serve
 
     serve(model, models, host, port)
+
+
+def _print(text: str) -> None:
+    """Writes to standard output at once. Raises: ConfigError when that is closed; OSError when it takes nothing more."""
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed; open it, or send it to a file")
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _one_model(argument: Path | None, option: Path | None) -> Path | None:
@@ -272,9 +285,22 @@ def run(arguments: list[str]) -> int:
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "infer"
         return _fail(f"{error.format_message().rstrip('.')}; see: {command} --help")
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRORS:
+            raise
+        _abandon_output()
+        return _fail(f"cannot write to standard output: {error.strerror}")
+    except MemoryError:
+        return _fail("there is not enough memory for this; ask for fewer or shorter texts, or give it a shorter one")
     if code == EXIT_INTERRUPTED:
         typer.echo(err=True)
     return int(code or EXIT_DONE)
+
+
+def _abandon_output() -> None:
+    """What is left unwritten is dropped: Python would try to write it once more when it ends, and complain."""
+    with contextlib.suppress(io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:
@@ -288,9 +314,9 @@ def main() -> None:
         # A reader that stops reading (infer ... | head) ends us quietly, as it ends every other program.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
-        # The texts are UTF-8 whatever the locale says.
+        # The texts are UTF-8 with \n for a line end, whatever the locale and the system say.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -33,6 +33,16 @@ def paper(prompt: str, text: str) -> str:
     return f"<span class='prompt'>{escape(prompt)}</span>{escape(text)}"
 
 
+def waiting() -> str:
+    """What stands in the place of the figures until the first of them."""
+    return hint("waiting for its turn")
+
+
+def not_written() -> str:
+    """What stands there when a text was never begun."""
+    return hint("stopped, or refused, before it was begun")
+
+
 def figures(written: Written) -> str:
     """Characters, speed and seed, on one line."""
     parts = [f"{len(written.text):,} chars", f"{written.chars_per_s:,.0f} chars/s", f"seed {written.seed}"]
@@ -48,7 +58,8 @@ def legend() -> str:
 def surprises(characters: list[Read], vocab: Vocab) -> str:
     """A text with every character on the colour of its surprise; its candidates are in `data-tip` for the script."""
     if not characters:
-        return hint("Type a text: every character gets the colour of its surprise.")
+        empty = "Type or paste a text above: every character gets the colour of its surprise."
+        return f'<p class="mean">No text yet.</p><div class="reading">{hint(empty)}</div>'
     total = sum(character.bits for character in characters)
     mean = f"<b>{total / len(characters):.3f} bits/char</b> over {len(characters):,} characters"
     if vocab.kind == "bytes":

@@ -17,7 +17,6 @@ CSS = """
 .gradio-container { max-width: 1180px !important; width: 100% !important; margin: 0 auto !important; }
 .html-container { padding: 0 !important; }
 .dark input[type=range] { --neutral-200: #475569; }
-body.dark { background: var(--body-background-fill); }
 footer { display: none !important; }
 
 input[type=range]::-webkit-slider-thumb { border: 1px solid var(--faint) !important; }
@@ -33,6 +32,7 @@ input[type=range]::-moz-range-thumb { border: 1px solid var(--faint) !important;
 .hint, .figures, .problem, .mean, .keys, .legend { margin: 0; font-size: .9rem; line-height: 1.5; color: var(--faint); }
 .mean b { color: var(--written); }
 .problem { color: var(--wrong); font-weight: 500; overflow-wrap: anywhere; }
+button[role=tab][aria-selected=true] { color: var(--bar-after) !important; }
 .figures { display: flex; flex-wrap: wrap; gap: 2px 20px; font-variant-numeric: tabular-nums; }
 
 .panes { display: grid !important; gap: 16px; align-items: start;
@@ -52,13 +52,14 @@ input[type=range]::-moz-range-thumb { border: 1px solid var(--faint) !important;
   display: flex; flex-direction: column-reverse; }
 #paper > * { margin-bottom: auto; width: 100%; }
 #paper .prompt { color: var(--bar-after); font-weight: 600; }
-#written-line { min-height: 28px; flex-wrap: nowrap; }
+#written-line { min-height: 28px; flex-wrap: nowrap; align-items: center; }
 
 .reading { margin-top: 12px; padding: 16px 20px; min-height: 200px; line-height: 1.9;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 12px; }
 .reading i { font-style: normal; padding: 2px 0; border-radius: 2px; cursor: help; }
 .reading i:hover, .reading i:focus { outline: 2px solid var(--bar-after); outline-offset: 0; }
-.reading u { text-decoration: none; opacity: .45; }
+.reading u { text-decoration: none; font-size: .8em; }
+.reading .hint { font-family: var(--font); }
 .legend { display: flex; flex-wrap: wrap; align-items: center; gap: 2px; }
 .legend span { margin-right: 8px; }
 .legend i { font-style: normal; min-width: 28px; text-align: center; border-radius: 3px; color: var(--written);
@@ -83,7 +84,7 @@ input[type=range]::-moz-range-thumb { border: 1px solid var(--faint) !important;
 .bars li > span { text-align: right; }
 .bars li > span:nth-child(3) { color: var(--faint); }
 .bars li.cut { color: var(--faint); }
-.bars li.cut b { opacity: .6; }
+.bars li.cut b { font-weight: 400; }
 .pair i { display: block; height: 6px; min-width: 1px; border-radius: 0 3px 3px 0; margin: 1px 0; }
 li.cut .after { min-width: 0; }
 .before { background: var(--bar-before); }
@@ -95,6 +96,8 @@ li.cut .after { min-width: 0; }
 @media (max-width: 768px) {
   .panes { grid-template-columns: minmax(0, 1fr); grid-template-rows: none;
     grid-template-areas: "asked" "shown" "options"; }
+  /* What the sliders do should be in sight while they are moved. */
+  .panes.sliders-first { grid-template-areas: "asked" "options" "shown"; }
   #paper { height: 340px; min-height: 340px; padding: 12px; }
   .reading, .bars { padding: 12px; }
   .legend i { min-width: 22px; }
@@ -106,6 +109,12 @@ li.cut .after { min-width: 0; }
 # the candidates of the character under the pointer or in focus; the arrow keys go from character to character.
 HEAD = """<style>
 .gradio-container .fillable { max-width: none !important; padding: 16px 24px !important; }
+html:has(body.dark), body.dark { background: var(--body-background-fill, #0b0f19); }
+/* Gradio leaves some of its fields without a sign of the focus. */
+:is(button, input, textarea):focus-visible, #model:focus-within {
+  outline: 2px solid #4f46e5 !important; outline-offset: 2px; }
+.dark :is(button, input, textarea):focus-visible, .dark #model:focus-within { outline-color: #a5b4fc !important; }
+#model input:focus-visible { outline: none !important; }
 @media (max-width: 768px) { .gradio-container .fillable { padding: 8px 14px !important; } }
 </style>
 <script>
@@ -163,10 +172,32 @@ RESTORE_THEME = """() => {
     document.body.classList.toggle('dark', chosen === 'dark');
   }
 }"""
-# navigator.clipboard is missing where the page is served to others without TLS.
-COPY = """() => {
-  getSelection().selectAllChildren(document.querySelector('#paper'));
-  document.execCommand('copy');
+# navigator.clipboard is missing where the page is served to others without TLS, and may be forbidden.
+COPY = """async () => {
+  const prompt = document.querySelector('#paper .prompt'), button = document.querySelector('#copy');
+  const byHand = () => {
+    const range = document.createRange();
+    range.setStartBefore(prompt);
+    range.setEndAfter(prompt.nextSibling || prompt);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    return document.execCommand('copy');
+  };
+  let said = 'No text yet';
+  if (prompt) {
+    const text = prompt.textContent + (prompt.nextSibling ? prompt.nextSibling.textContent : '');
+    const done = navigator.clipboard ? await navigator.clipboard.writeText(text).then(() => true, byHand) : byHand();
+    said = done ? 'Copied' : 'Not copied';
+  }
+  button.textContent = said;
+  setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+}"""
+# A button that can no longer be pressed lets go of the focus; the keyboard goes on with the other one.
+FOCUS_STOP = "() => document.querySelector('#stop').focus({ preventScroll: true })"
+FOCUS_WRITE = """() => {
+  if ([document.body, document.querySelector('#stop')].includes(document.activeElement)) {
+    document.querySelector('#go').focus({ preventScroll: true });
+  }
 }"""
 
 _FONTS = ("Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Liberation Sans", "Arial", "sans-serif")
@@ -201,6 +232,13 @@ def theme() -> Any:
         input_shadow_dark="none",
         input_border_color="*neutral_200",
         body_background_fill="*neutral_50",
+        # Gradio's own are too pale to read on white.
+        block_info_text_color="*neutral_500",
+        body_text_color_subdued="*neutral_500",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+        input_border_color_focus="*primary_600",
+        input_border_color_focus_dark="*primary_300",
     )

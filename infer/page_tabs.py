@@ -1,5 +1,6 @@
 """The page's parts in Gradio: the models' chooser and the three tabs. What happens in them is computed in page_text."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +10,11 @@ from charrnn.errors import CharRNNError
 from charrnn.vocab import Vocab
 from infer import page_html, page_style
 from infer.page_models import Models
-from infer.page_text import MOST_CHARS, MOST_PROMPT_CHARS, next_character, read, stream
+from infer.page_text import MOST_CHARS, next_character, read, stream
 
 _EXAMPLE = "But, soft! what light through yonder window breaks?\nIt is the east, and Juliet is the sun."
 # Above it top-k cuts next to nothing from a vocabulary of characters.
 _MOST_TOP_K = 100
-_SEED_DIGITS = 20
 
 
 def lay_out(page: gradio.Blocks, models: Models) -> None:
@@ -66,33 +66,30 @@ def _choosing(models: Models, model: Any, about: Any) -> None:
     model.input(choose, [model, usable], [model, usable, about], show_progress="hidden")
 
 
+def _slider(least: float, most: float, value: float, step: float, label: str, info: str, elem_id: str) -> Any:
+    """A slider that hands on what its field holds: NaN while it is empty.
+
+    Gradio's own would stop such a request with words of its own, and an empty field with a traceback; what is computed
+    from the numbers judges them, and says so on the page.
+    """
+    slider = gradio.Slider(least, most, value, step=step, label=label, info=info, elem_id=elem_id)
+    slider.preprocess = lambda number: float(number) if isinstance(number, int | float) else math.nan
+    return slider
+
+
 def _sampling_sliders(tab: str) -> list[Any]:
     """Temperature, top-k and top-p, as elements TAB-temperature and so on."""
     return [
-        gradio.Slider(
-            0, 2, 0.8, step=0.05, label="Temperature", info="0 always takes the likeliest", elem_id=f"{tab}-temperature"
-        ),
-        gradio.Slider(
-            0, _MOST_TOP_K, 0, step=1, label="Top-k", info="draw among the k likeliest; 0 = all", elem_id=f"{tab}-top-k"
-        ),
-        gradio.Slider(
-            0.01,
-            1,
-            1,
-            step=0.01,
-            label="Top-p",
-            info="draw among those that hold this share; 1 = all",
-            elem_id=f"{tab}-top-p",
-        ),
+        _slider(0, 2, 0.8, 0.05, "Temperature", "0 always takes the likeliest", f"{tab}-temperature"),
+        _slider(0, _MOST_TOP_K, 0, 1, "Top-k", "draw among the k likeliest; 0 = all", f"{tab}-top-k"),
+        _slider(0.01, 1, 1, 0.01, "Top-p", "draw among those with this share; 1 = all", f"{tab}-top-p"),
     ]
 
 
 def _write_tab(models: Models, model: Any, prompt_text: str) -> None:
     with gradio.Row(elem_classes="panes"):
         with gradio.Column(elem_classes="asked"):
-            prompt = gradio.Textbox(
-                prompt_text, label="Prompt", lines=3, max_lines=3, max_length=MOST_PROMPT_CHARS, elem_id="prompt"
-            )
+            prompt = gradio.Textbox(prompt_text, label="Prompt", lines=3, max_lines=3, elem_id="prompt")
             with gradio.Row():
                 go = gradio.Button("Write", variant="primary", min_width=80, elem_id="go")
                 stop = gradio.Button("Stop", variant="stop", min_width=80, interactive=False, elem_id="stop")
@@ -100,21 +97,11 @@ def _write_tab(models: Models, model: Any, prompt_text: str) -> None:
             text = gradio.HTML(page_html.hint("Press Write, and the text appears here."), elem_id="paper")
             with gradio.Row(elem_id="written-line"):
                 figures = gradio.HTML(elem_id="figures")
-                copy = gradio.Button("Copy", size="sm", scale=0, min_width=80)
+                copy = gradio.Button("Copy", size="sm", scale=0, min_width=100, elem_id="copy")
         with gradio.Column(elem_classes="options"):
-            length = gradio.Slider(
-                1,
-                MOST_CHARS,
-                500,
-                step=1,
-                label="Length",
-                info="characters, or bytes",
-                elem_id="length",
-            )
+            length = _slider(1, MOST_CHARS, 500, 1, "Length", "characters, or bytes", "length")
             sliders = _sampling_sliders("write")
-            seed = gradio.Textbox(
-                "", label="Seed", info="empty = a new one each time", max_length=_SEED_DIGITS, elem_id="seed"
-            )
+            seed = gradio.Textbox("", label="Seed", info="empty = a new one each time", elem_id="seed")
 
     def write(name: str, prompt: str, *options: Any) -> Iterator[tuple[Any, str]]:
         try:
@@ -123,20 +110,28 @@ def _write_tab(models: Models, model: Any, prompt_text: str) -> None:
         except CharRNNError as error:
             yield gradio.skip(), page_html.problem(str(error))
 
-    def buttons(running: bool) -> tuple[Any, Any]:
-        return gradio.Button(interactive=not running), gradio.Button(interactive=running)
+    def begin() -> tuple[Any, Any, str]:
+        # One text is written at a time, so this stands there until those of others are done.
+        return gradio.Button(interactive=False), gradio.Button(interactive=True), page_html.waiting()
 
-    started = go.click(lambda: buttons(True), None, [go, stop], queue=False, show_progress="hidden")
+    def end(shown: str) -> tuple[Any, Any, Any]:
+        given_up = page_html.not_written() if shown == page_html.waiting() else gradio.skip()
+        return gradio.Button(interactive=True), gradio.Button(interactive=False), given_up
+
+    plain: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    started = go.click(begin, None, [go, stop, figures], **plain)
+    started.then(None, js=page_style.FOCUS_STOP)
     running = started.then(
         write, [model, prompt, length, *sliders, seed], [text, figures], show_progress="hidden", concurrency_limit=1
     )
-    running.then(lambda: buttons(False), None, [go, stop], queue=False, show_progress="hidden")
-    stop.click(lambda: buttons(False), None, [go, stop], cancels=[running], queue=False, show_progress="hidden")
+    stopped = stop.click(end, figures, [go, stop, figures], cancels=[running], **plain)
+    for over in (running.then(end, figures, [go, stop, figures], **plain), stopped):
+        over.then(None, js=page_style.FOCUS_WRITE)
     copy.click(None, js=page_style.COPY)
 
 
 def _read_tab(models: Models, model: Any, example: str, page: Any) -> None:
-    text = gradio.Textbox(example, label="Text", lines=4, max_lines=4, max_length=MOST_PROMPT_CHARS, elem_id="text")
+    text = gradio.Textbox(example, label="Text", lines=4, max_lines=4, elem_id="text")
     gradio.HTML(page_html.legend())
     shown = gradio.HTML(elem_id="surprise", min_height=260)
 
@@ -151,24 +146,19 @@ def _read_tab(models: Models, model: Any, example: str, page: Any) -> None:
 
 
 def _next_tab(models: Models, model: Any, prompt_text: str, page: Any) -> None:
-    with gradio.Row(elem_classes="panes"):
+    with gradio.Row(elem_classes=["panes", "sliders-first"]):
         with gradio.Column(elem_classes="asked"):
-            prompt = gradio.Textbox(
-                prompt_text,
-                label="After this text",
-                lines=3,
-                max_lines=3,
-                max_length=MOST_PROMPT_CHARS,
-                elem_id="after",
-            )
+            prompt = gradio.Textbox(prompt_text, label="After this text", lines=3, max_lines=3, elem_id="after")
         with gradio.Column(elem_classes="options"):
             sliders = _sampling_sliders("next")
         with gradio.Column(elem_classes="shown"):
             shown = gradio.HTML(elem_id="odds", min_height=660)
 
-    def odds(name: str, *values: Any) -> str:
+    def odds(name: str, prompt: str, *numbers: float) -> Any:
+        if any(map(math.isnan, numbers)):
+            return gradio.skip()  # until the number that is being typed is there
         try:
-            return page_html.bars(next_character(models.engine(name), *values))
+            return page_html.bars(next_character(models.engine(name), prompt, *numbers))
         except CharRNNError as error:
             return page_html.problem(str(error))
 

@@ -3,6 +3,7 @@
 Letters: T characters of a text, V vocabulary size.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,6 +18,7 @@ from infer.engine import Engine, fresh_seed
 
 MOST_CHARS = 5000
 MOST_PROMPT_CHARS = 2000
+MOST_SEED_DIGITS = 20
 CANDIDATES = 5
 SHOWN = 25
 # The least time between two states sent to the page: what is faster than the eye only costs.
@@ -90,15 +92,15 @@ def stream(
     Raises: SamplingError for an option out of range, VocabError for a prompt that the model cannot read.
     """
     check_text(engine.vocab, prompt)
-    if not 1 <= length <= MOST_CHARS:
+    if not 1 <= _number(length, "length") <= MOST_CHARS:
         raise SamplingError(f"the length must be 1 to {MOST_CHARS} characters, not {length:g}")
     chosen = _seed(seed)
     pieces = engine.generate(
         prompt,
         length=_whole(length, "length"),
-        temperature=float(temperature),
+        temperature=_number(temperature, "temperature"),
         top_k=_whole(top_k, "top-k"),
-        top_p=float(top_p),
+        top_p=_number(top_p, "top-p"),
         seed=chosen,
     )
     text, seconds, sent = "", 0.0, clock()
@@ -157,7 +159,8 @@ def next_character(engine: Engine, prompt: str, temperature: float, top_k: float
     ids = engine.vocab.encode(prompt)
     logits = engine.prefill(ids if len(ids) else np.array([engine.vocab.start_id]))[0][0]  # (V,)
     before = probabilities(logits)  # (V,)
-    after = probabilities(logits, float(temperature), _whole(top_k, "top-k"), float(top_p))  # (V,)
+    options = _number(temperature, "temperature"), _whole(top_k, "top-k"), _number(top_p, "top-p")
+    after = probabilities(logits, *options)  # (V,)
     names = symbol_names(engine.vocab)
     order = np.argsort(-before, kind="stable")
     rest = order[SHOWN:]
@@ -202,12 +205,23 @@ def _seed(text: str) -> int:
     if not text.strip():
         return fresh_seed()
     if not text.strip().isdecimal():
-        raise SamplingError(f"the seed must be a whole number of 0 or more, not {text!r}; leave it empty for a new one")
+        raise SamplingError(
+            f"the seed must be a whole number of 0 or more, not {text[:40]!r}; leave it empty for a new one"
+        )
+    if len(text.strip()) > MOST_SEED_DIGITS:
+        raise SamplingError(f"the seed has {len(text.strip())} digits; this page takes {MOST_SEED_DIGITS} at most")
     return int(text)
 
 
+def _number(value: float, what: str) -> float:
+    """value: NaN for a field without a number."""
+    if not math.isfinite(value):
+        raise SamplingError(f"the {what} has no number; type one, or move the slider")
+    return float(value)
+
+
 def _whole(value: float, what: str) -> int:
-    if value != int(value):
+    if _number(value, what) != int(value):
         raise SamplingError(f"the {what} must be a whole number, not {value:g}")
     return int(value)
 

@@ -11,6 +11,8 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 def read_bytes(source: str, what: str) -> bytes:
     """The bytes of a file, or of standard input for `-`. what: its name in messages. Raises: CorpusError."""
+    if source == "-" and sys.stdin is None:
+        raise CorpusError(f"cannot read {what} from standard input: it is closed; name a file instead")
     try:
         return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:

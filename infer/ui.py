@@ -1,8 +1,11 @@
 """The Gradio page of `infer ui`. Bound to loopback unless asked; it loads nothing from elsewhere and sends nothing."""
 
+import contextlib
 import importlib.util
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,7 @@ def serve(model: str | os.PathLike[str] | None, folder: Path | None, host: str, 
     Raises: ConfigError when Gradio is missing, the folder is none, or the port is taken; ModelFileError.
     """
     page = build_page(Models(model, folder))
+    _check_address(host, port)
     try:
         _, url, _ = page.launch(
             server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_options()
@@ -65,4 +69,24 @@ def serve(model: str | os.PathLike[str] | None, folder: Path | None, host: str, 
             f"cannot serve on {host}:{port}: {' '.join(str(error).split())}; choose another --port"
         ) from None
     print(f"the page is at {url} (Ctrl-C ends it)", file=sys.stderr)
-    page.block_thread()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(1)  # a wait without an end could not be interrupted on Windows
+    page.close(verbose=False)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ConfigError for an address that cannot be served on: Gradio would only speak of its port."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            if os.name == "posix":  # as servers do there: a port whose last server has just ended is free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"cannot serve on {host}: {error.strerror}; choose another --host, such as 127.0.0.1"
+        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -430,6 +431,61 @@ def test_a_reader_that_stops_reading_ends_it_quietly(shell, model):
     assert process.wait(60) == -signal.SIGPIPE
 
 
+WITHOUT_SIGPIPE = "import signal; del signal.SIGPIPE; from infer.cli import main; main()"
+
+
+@pytest.mark.parametrize("command", [["generate", "-n", "100000000"], ["--help"]], ids=lambda c: c[0])
+def test_where_there_is_no_sigpipe_a_reader_that_stops_reading_ends_it_quietly_too(shell, model, command):
+    command = [*command, "-m", model] if command[0] == "generate" else command
+    process = shell(*command, program=("-c", WITHOUT_SIGPIPE))
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", [["generate", "-n", "5"], ["info", "--json"], ["--help"]], ids=lambda c: c[0])
+def test_a_full_disk_is_one_line_and_exit_code_2(shell, model, command):
+    command = command if command == ["--help"] else [*command, "-m", model]
+    with Path("/dev/full").open("wb") as full:
+        process = shell(*command, stdout=full)
+        said = process.stderr.read().decode()
+    assert (process.wait(60), said) == (2, "error: cannot write to standard output: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="redirects by sh")
+@pytest.mark.parametrize(
+    ("redirect", "said"),
+    [("<&-", "cannot read prompt from standard input: it is closed"), (">&-", "standard output is closed")],
+)
+def test_a_closed_stream_is_one_line_and_exit_code_2(model, redirect, said):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m infer.cli generate -m "$1" -p - -n 5 {redirect}', sys.executable, model],
+        input=None if redirect == "<&-" else "a",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert_fault(SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr), said)
+
+
+def test_more_texts_than_memory_holds_are_one_line_and_exit_code_2(cli, model, monkeypatch):
+    def generate_batch(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Engine, "generate_batch", generate_batch)
+    assert_fault(cli("generate", "-m", model, "--num-samples", "3"), "not enough memory .*ask for fewer")
+
+
+def test_other_faults_of_the_system_are_not_taken_for_those_of_the_output(cli, model, monkeypatch):
+    def generate(*args, **kwargs):
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    with pytest.raises(PermissionError):
+        cli("generate", "-m", model)
+
+
 def test_a_prompt_and_a_text_can_come_from_standard_input(shell, cli, model, faulty):
     result = finish(
         shell("generate", "-m", model, "-p", "-", "-n", "30", "--seed", "1", stdin=subprocess.PIPE), "ROME\n"
@@ -451,9 +507,90 @@ def test_output_is_utf8_whatever_the_locale(shell, folder, locale):
     assert result.out == "".join(Engine(path).generate("", 40, temperature=0.8, seed=1)) + "\n"
 
 
-def test_completion_still_works(shell):
-    env = {"_INFER_COMPLETE": "complete_bash", "COMP_WORDS": "infer gen", "COMP_CWORD": "1"}
-    assert "generate" in finish(shell(env=env)).out
+def test_output_has_the_same_bytes_on_a_windows_console(shell, folder):
+    """There standard output is in a code page such as cp1252 at first, and turns \\n into \\r\\n."""
+    path = write_model(folder / "wide.onnx", Vocab.of_chars("\n\u2026世é"))
+    program = (
+        "import io, sys; from infer.cli import main\n"
+        "for name in ('stdout', 'stderr'):\n"
+        "    buffer = getattr(sys, name).detach()\n"
+        "    setattr(sys, name, io.TextIOWrapper(buffer, encoding='cp1252', newline='\\r\\n'))\n"
+        "main()"
+    )
+    process = shell("generate", "-m", path, "-n", "60", "--seed", "1", program=("-c", program))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    text = "".join(Engine(path).generate("", 60, temperature=0.8, seed=1)) + "\n"
+    assert {"\n", "\u2026", "世"} <= set(text)
+    assert out == text.encode()
+    said = finish(shell("generate", "-m", path, "-p", "\u2019", program=("-c", program)))
+    assert (said.code, said.err.count("\r")) == (2, 0)
+    assert "'\u2019'" in said.err
+
+
+# Shell completion, by the protocol of the scripts that `infer --show-completion` prints.
+
+ASKING = {  # what each shell's script hands over, for a line and the number of its last word
+    "bash": lambda line, word: {"COMP_WORDS": line, "COMP_CWORD": str(word)},
+    "zsh": lambda line, word: {"_TYPER_COMPLETE_ARGS": line},
+    "fish": lambda line, word: {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+SCRIPTS = {
+    "bash": ["complete -o default -F _infer_completion infer", "_INFER_COMPLETE=complete_bash"],
+    "zsh": ["#compdef infer", "_INFER_COMPLETE=complete_zsh"],
+    "fish": ["complete --command infer", "_INFER_COMPLETE=complete_fish"],
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_for_a_shell_is_shown_and_installed(shell, tmp_path, name):
+    environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
+    # As the installed program does, whose name the scripts bear.
+    shown = finish(shell("--show-completion", name, env=environment))
+    assert (shown.code, shown.err) == (0, "")
+    assert [part for part in SCRIPTS[name] if part not in shown.out] == []
+    assert finish(shell("--install-completion", name, env=environment)).code == 0
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert [part for part in SCRIPTS[name] if part not in written] == []
+
+
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize(
+    ("line", "word", "found"),
+    [
+        ("infer gen", 1, ["generate"]),
+        ("infer generate --te", 2, ["--temp", "--temperature"]),
+        ("infer generate --unknown ", 3, ["error", "skip", "replace"]),
+        ("infer score --spl", 2, ["--split"]),
+    ],
+)
+def test_commands_options_and_choices_are_completed(shell, name, line, word, found):
+    result = finish(shell(env={"_INFER_COMPLETE": f"complete_{name}"} | ASKING[name](line, word)))
+    assert (result.code, result.err) == (0, "")
+    assert [value for value in found if value not in result.out] == []
+    assert "top" not in result.out
+
+
+@pytest.mark.parametrize("line", ["infer generate -m sh", "infer info sh", "infer score sh", "infer ui --models sh"])
+def test_model_files_are_left_to_the_shells_own_completion_of_files(shell, line):
+    """bash falls back on it where there is no answer (-o default), zsh is told so, fish by an exit code."""
+    asked = {name: ASKING[name](line, len(line.split()) - 1) for name in ASKING}
+    asked["fish"]["_TYPER_COMPLETE_FISH_ACTION"] = "is-args"
+    results = {name: finish(shell(env={"_INFER_COMPLETE": f"complete_{name}"} | asked[name])) for name in asked}
+    assert results["bash"].out.strip() == ""
+    assert results["zsh"].out.strip() == "_files"
+    assert results["fish"].code == 1
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+def test_the_script_works_in_bash(shell, tmp_path):
+    (tmp_path / "infer").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m infer.cli "$@"\n')
+    (tmp_path / "infer").chmod(0o755)
+    shown = finish(shell("--show-completion", "bash", env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}))
+    asks = 'COMP_WORDS=(infer generate --top) COMP_CWORD=2; _infer_completion infer; echo "${COMPREPLY[@]}"'
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", f"{shown.out}\n{asks}"], capture_output=True, text=True, env=environment)
+    assert (done.stdout.split(), done.stderr) == (["--top-k", "--top-p"], "")
 
 
 class Screen(io.StringIO):
