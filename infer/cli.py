@@ -241,7 +241,7 @@ def ui(
 
 
 def _print(text: str) -> None:
-    """Writes to standard output at once. Raises: ConfigError when that is closed; OSError when it takes nothing more."""
+    """Writes to standard output at once. Raises: ConfigError when that is closed; OSError when it takes no more."""
     if sys.stdout is None:
         raise ConfigError("standard output is closed; open it, or send it to a file")
     sys.stdout.write(text)

@@ -8,6 +8,8 @@ from infer.page_text import Distribution, Odds, Read, Written, symbol_names, vis
 
 # Surprise in bits above which the colour grows no stronger.
 MOST_LEVEL = 8
+# What stands in the place of a text's figures until its turn comes.
+WAITING = "waiting for its turn"
 
 
 def problem(message: str) -> str:
@@ -33,14 +35,14 @@ def paper(prompt: str, text: str) -> str:
     return f"<span class='prompt'>{escape(prompt)}</span>{escape(text)}"
 
 
-def waiting() -> str:
-    """What stands in the place of the figures until the first of them."""
-    return hint("waiting for its turn")
+def stopped_waiting() -> str:
+    """What is said of a text that was stopped before its turn came."""
+    return hint("stopped before it was begun")
 
 
-def not_written() -> str:
-    """What stands there when a text was never begun."""
-    return hint("stopped, or refused, before it was begun")
+def busy() -> str:
+    """What is said when a request was not answered: the queue was full, or its answer failed."""
+    return problem("The page could not answer: too many requests are waiting. Try again in a moment.")
 
 
 def figures(written: Written) -> str:

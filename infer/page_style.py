@@ -111,10 +111,11 @@ HEAD = """<style>
 .gradio-container .fillable { max-width: none !important; padding: 16px 24px !important; }
 html:has(body.dark), body.dark { background: var(--body-background-fill, #0b0f19); }
 /* Gradio leaves some of its fields without a sign of the focus. */
-:is(button, input, textarea):focus-visible, #model:focus-within {
-  outline: 2px solid #4f46e5 !important; outline-offset: 2px; }
-.dark :is(button, input, textarea):focus-visible, .dark #model:focus-within { outline-color: #a5b4fc !important; }
-#model input:focus-visible { outline: none !important; }
+html body .gradio-container :is(button, input, textarea):focus-visible,
+html body .gradio-container #model:focus-within { outline: 2px solid #4f46e5 !important; outline-offset: 2px; }
+html body.dark .gradio-container :is(button, input, textarea):focus-visible,
+html body.dark .gradio-container #model:focus-within { outline-color: #a5b4fc !important; }
+html body .gradio-container #model input:focus-visible { outline: none !important; }
 @media (max-width: 768px) { .gradio-container .fillable { padding: 8px 14px !important; } }
 </style>
 <script>
@@ -192,6 +193,11 @@ COPY = """async () => {
   button.textContent = said;
   setTimeout(() => { button.textContent = 'Copy'; }, 1500);
 }"""
+# A text that is stopped ends as one that failed does, for Gradio.
+STARTING = "() => { window.charrnnStopped = false; }"
+STOPPING = "() => { window.charrnnStopped = true; return document.querySelector('#figures .hint')?.innerText ?? ''; }"
+FAILED = """() => window.charrnnStopped
+  ? document.querySelector('#figures .hint')?.innerText ?? '' : null"""
 # A button that can no longer be pressed lets go of the focus; the keyboard goes on with the other one.
 FOCUS_STOP = "() => document.querySelector('#stop').focus({ preventScroll: true })"
 FOCUS_WRITE = """() => {

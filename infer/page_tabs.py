@@ -15,6 +15,8 @@ from infer.page_text import MOST_CHARS, next_character, read, stream
 _EXAMPLE = "But, soft! what light through yonder window breaks?\nIt is the east, and Juliet is the sun."
 # Above it top-k cuts next to nothing from a vocabulary of characters.
 _MOST_TOP_K = 100
+# For what happens at once: it does not wait in the queue, and nothing turns meanwhile.
+_AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
 
 def lay_out(page: gradio.Blocks, models: Models) -> None:
@@ -63,7 +65,8 @@ def _choosing(models: Models, model: Any, about: Any) -> None:
         except CharRNNError as error:
             return before, before, page_html.problem(f"{error}; still using {before}")
 
-    model.input(choose, [model, usable], [model, usable, about], show_progress="hidden")
+    chosen = model.input(choose, [model, usable], [model, usable, about], show_progress="hidden")
+    chosen.failure(lambda before: (before, page_html.busy()), usable, [model, about], **_AT_ONCE)
 
 
 def _slider(least: float, most: float, value: float, step: float, label: str, info: str, elem_id: str) -> Any:
@@ -72,7 +75,7 @@ def _slider(least: float, most: float, value: float, step: float, label: str, in
     Gradio's own would stop such a request with words of its own, and an empty field with a traceback; what is computed
     from the numbers judges them, and says so on the page.
     """
-    slider = gradio.Slider(least, most, value, step=step, label=label, info=info, elem_id=elem_id)
+    slider: Any = gradio.Slider(least, most, value, step=step, label=label, info=info, elem_id=elem_id)
     slider.preprocess = lambda number: float(number) if isinstance(number, int | float) else math.nan
     return slider
 
@@ -110,22 +113,28 @@ def _write_tab(models: Models, model: Any, prompt_text: str) -> None:
         except CharRNNError as error:
             yield gradio.skip(), page_html.problem(str(error))
 
-    def begin() -> tuple[Any, Any, str]:
-        # One text is written at a time, so this stands there until those of others are done.
-        return gradio.Button(interactive=False), gradio.Button(interactive=True), page_html.waiting()
+    def buttons(running: bool) -> tuple[Any, Any]:
+        return gradio.Button(interactive=not running), gradio.Button(interactive=running)
 
-    def end(shown: str) -> tuple[Any, Any, Any]:
-        given_up = page_html.not_written() if shown == page_html.waiting() else gradio.skip()
-        return gradio.Button(interactive=True), gradio.Button(interactive=False), given_up
+    def end(shown: str | None) -> tuple[Any, Any, Any]:
+        # None: it failed without having been stopped.
+        told = {page_html.WAITING: page_html.stopped_waiting(), None: page_html.busy()}
+        return *buttons(False), told.get(shown, gradio.skip())
 
-    plain: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    started = go.click(begin, None, [go, stop, figures], **plain)
+    line = [go, stop, figures]
+    # One text is written at a time; until those of others are done, the line says that this one waits.
+    started = go.click(
+        lambda: (*buttons(True), page_html.hint(page_html.WAITING)), None, line, js=page_style.STARTING, **_AT_ONCE
+    )
     started.then(None, js=page_style.FOCUS_STOP)
     running = started.then(
         write, [model, prompt, length, *sliders, seed], [text, figures], show_progress="hidden", concurrency_limit=1
     )
-    stopped = stop.click(end, figures, [go, stop, figures], cancels=[running], **plain)
-    for over in (running.then(end, figures, [go, stop, figures], **plain), stopped):
+    for over in (
+        running.success(lambda: buttons(False), None, [go, stop], **_AT_ONCE),
+        running.failure(end, figures, line, js=page_style.FAILED, **_AT_ONCE),
+        stop.click(end, figures, line, cancels=[running], js=page_style.STOPPING, **_AT_ONCE),
+    ):
         over.then(None, js=page_style.FOCUS_WRITE)
     copy.click(None, js=page_style.COPY)
 
@@ -168,4 +177,5 @@ def _next_tab(models: Models, model: Any, prompt_text: str, page: Any) -> None:
 
 def _whenever(changes: list[Any], compute: Any, inputs: list[Any], shown: Any) -> None:
     """Shows what is computed from the inputs after each change; of changes in quick succession, after the last."""
-    gradio.on(changes, compute, inputs, shown, trigger_mode="always_last", show_progress="hidden")
+    event = gradio.on(changes, compute, inputs, shown, trigger_mode="always_last", show_progress="hidden")
+    event.failure(page_html.busy, None, shown, **_AT_ONCE)

@@ -84,9 +84,7 @@ def _check_address(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except socket.gaierror as error:
-        raise ConfigError(
-            f"cannot serve on {host}: {error.strerror}; choose another --host, such as 127.0.0.1"
-        ) from None
+        raise ConfigError(f"cannot serve on {host!r}: {error.strerror}; choose another --host") from None
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None

@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,14 +27,15 @@ if not (CHROMIUM and DRIVER):
     pytest.skip("chromium or chromedriver is not on the path", allow_module_level=True)
 
 from selenium.common.exceptions import TimeoutException  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from infer.page_models import Models  # noqa: E402
-from infer.ui import build_page, launch_options  # noqa: E402
+from infer.ui import MOST_WAITING, build_page, launch_options  # noqa: E402
 
-PATIENCE_S = 10
+PATIENCE_S = 20
 PARTS = (
     "#go",
     "#prompt textarea",
@@ -57,6 +60,42 @@ window.places = new Set();
   })));
   requestAnimationFrame(look);
 })();
+"""
+
+# How far the Layout Instability API finds that things have moved by themselves (0: not at all).
+SHIFTS = """
+window.shifted = 0;
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) {
+    if (entry.hadRecentInput) continue;
+    window.shifted += entry.value;
+    window.shifts = [window.shifts, entry.sources.map((s) => `${s.node?.nodeName} ${s.node?.id} ${s.node?.className}`)];
+  }
+}).observe({ type: 'layout-shift' });
+"""
+
+# Every text that can be seen and used, whose contrast with what lies behind it is below WCAG 2's AA.
+PALE = """
+const linear = (x) => x <= 10.31475 ? x / 255 / 12.92 : ((x / 255 + .055) / 1.055) ** 2.4;
+const luminance = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+const parts = (colour) => { const p = colour.match(/[\\d.]+/g).map(Number); return p.length < 4 ? [...p, 1] : p; };
+const over = (top, below) => below.map((x, i) => top[i] * top[3] + x * (1 - top[3]));
+const line = (element) => element ? [...line(element.parentElement), element] : [];
+return [...document.querySelectorAll('body *')].flatMap((element) => {
+  const says = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const box = element.getBoundingClientRect(), styles = line(element).map((e) => getComputedStyle(e));
+  const opacity = styles.reduce((product, style) => product * style.opacity, 1);
+  if (!(says || element.matches('input, textarea')) || element.closest(':disabled')) return [];
+  if (!opacity || box.width < 2 || box.height < 2) return [];
+  if (!element.checkVisibility({ visibilityProperty: true })) return [];
+  const ground = styles.reduce((colour, style) => over(parts(style.backgroundColor), colour), [255, 255, 255]);
+  const own = parts(styles.at(-1).color), size = parseFloat(styles.at(-1).fontSize);
+  own[3] *= opacity;
+  const [dark, light] = [luminance(ground), luminance(over(own, ground))].sort((a, b) => a - b);
+  const large = size >= 24 || (size >= 18.66 && styles.at(-1).fontWeight >= 700);
+  const ratio = (light + .05) / (dark + .05);
+  return ratio < (large ? 3 : 4.5) ? [`${element.className} ${element.innerText} ${ratio.toFixed(2)}`] : [];
+});
 """
 
 
@@ -257,11 +296,13 @@ def test_nothing_moves_while_text_streams(browser, url, shots, size):
     page.put("#seed textarea, #seed input", "1")
     page.js("scrollTo(0, 0)")
     page.js(WATCH)
+    page.js(SHIFTS)
     page.click("#go")
     page.until(lambda: 0 < page.chars() < length)
     page.shot(f"streaming-{'phone' if size is PHONE else 'desk'}")
     page.until(lambda: page.chars() == length)
     assert page.js("return [...window.places]") == [page.js("return [...window.places].at(-1)")]
+    assert page.js("return window.shifted") < 0.001, page.js("return window.shifts")
     scrolled = page.js(
         "const p = document.querySelector('#paper'); return [p.scrollHeight - p.clientHeight, p.scrollTop]"
     )
@@ -275,13 +316,14 @@ def test_nothing_moves_while_text_streams(browser, url, shots, size):
         ("#prompt textarea", "caf\u00e9", "does not know 'é'"),
         ("#seed textarea, #seed input", "-3", "seed must be a whole number"),
         ("#seed textarea, #seed input", "two", "seed must be a whole number"),
+        ("#seed textarea, #seed input", "9" * 30, "30 digits; this page takes 20 at most"),
     ],
 )
 def test_a_wrong_input_is_refused_in_plain_words_on_the_page(page, field, value, said):
     page.put(field, value)
     page.click("#go")
     page.until(lambda: said in page.text("#figures .problem"))
-    page.shot(f"refused-{value.strip('-').encode('ascii', 'ignore').decode()}")
+    page.shot(f"refused-{value.strip('-').encode('ascii', 'ignore').decode()[:5]}")
     page.until(lambda: page.js("return !document.querySelector('#go').disabled"))
 
 
@@ -290,6 +332,206 @@ def test_a_length_beyond_the_limit_is_not_written(page):
     page.until(lambda: page.chars() == 5000 and not page.js("return document.querySelector('#go').disabled"))
     assert page.js("return document.querySelector('#length input[type=number]').value") == "5000"
     page.shot("too-long")
+
+
+@pytest.mark.parametrize(
+    ("tab", "field", "answer"),
+    [
+        ("Write", "#prompt textarea", "#figures .problem"),
+        ("What it expects", "#text textarea", "#surprise .problem"),
+        ("Next character", "#after textarea", "#odds .problem"),
+    ],
+)
+def test_a_text_beyond_the_limit_is_refused_whole_and_not_cut(page, tab, field, answer):
+    page.tab(tab)
+    pasted = "a" * 2001  # pasted, as nobody types it
+    page.browser.find_element(By.CSS_SELECTOR, field).send_keys(Keys.CONTROL, "a")
+    page.browser.execute_cdp_cmd("Input.insertText", {"text": pasted})
+    if tab == "Write":
+        page.click("#go")
+    page.until(lambda: "2,001 characters; this page reads 2,000 at most" in page.text(answer))
+    assert page.js("return document.querySelector(arguments[0]).value.length", field) == 2001
+
+
+@pytest.mark.parametrize("name", ["temperature", "top-k", "top-p"])
+def test_an_emptied_number_field_changes_nothing_until_there_is_a_number(page, name):
+    page.tab("Next character")
+    page.until(lambda: len(page.all(".bars li")) == 26)
+    page.browser.get_log("browser")
+    shown = page.text("#odds")
+    field = page.browser.find_element(By.CSS_SELECTOR, f"#next-{name} input[type=number]")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.DELETE)
+    page.tab("Write")  # the field keeps no number, and its request has been answered when this text is there
+    page.tab("Next character")
+    page.put("#after textarea", "a")
+    page.put(f"#next-{name} input[type=number]", "1")
+    page.until(lambda: page.text("#odds") != shown)
+    assert page.all("#odds .problem") == page.all(".toast-body") == []
+    assert "Error" not in page.text("#odds")
+    assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.parametrize("clipboard", ["navigator.clipboard", "none, as without TLS", "forbidden"])
+def test_copy_takes_the_prompt_and_the_text_and_says_so(page, clipboard):
+    page.browser.execute_cdp_cmd(
+        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    )
+    page.js("window.clips = navigator.clipboard")
+    page.browser.execute_async_script("clips.writeText('before').then(arguments[0])")
+    if clipboard.startswith("none"):
+        page.js("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    elif clipboard == "forbidden":
+        page.js("Object.defineProperty(navigator, 'clipboard', { value: { writeText: () => Promise.reject() } })")
+
+    def copied() -> str:
+        return page.browser.execute_async_script("clips.readText().then(arguments[0])")
+
+    page.click("#copy")
+    page.until(lambda: page.text("#copy") == "No text yet")
+    assert copied() == "before"
+    page.until(lambda: page.text("#copy") == "Copy")
+    page.put("#prompt textarea", "EEE ")
+    page.write(200, seed="3")
+    page.until(lambda: page.chars() == 200)
+    page.click("#copy")
+    page.until(lambda: page.text("#copy") == "Copied")
+    lines = page.js("return document.querySelector('#paper .prompt').nextSibling.data")
+    assert "\n" in lines
+    assert copied() == f"EEE {lines}"
+    page.until(lambda: page.text("#copy") == "Copy")
+
+
+def post(url: str, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"{url}gradio_api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+        return json.load(response)
+
+
+def test_a_text_waits_for_its_turn_and_a_full_queue_says_so(browser, shots, folder):
+    """On a page of its own, that others keep busy: one writes a long text, the others wait in line behind it."""
+    blocks = build_page(Models(folder / "slow.onnx", folder))
+    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
+    page = Page(browser, url, shots).open()
+    write = next(number for number, function in blocks.fns.items() if function.name == "write")
+    asked = []
+
+    def ask() -> None:
+        who = {"fn_index": write, "session_hash": f"client{len(asked)}"}
+        event = post(url, "queue/join", who | {"data": ["slow.onnx", "a", 5000, 0.8, 0, 1, "1"]})
+        asked.append(who | event)
+
+    def ask_until(number: int) -> None:
+        while len(asked) < number:
+            ask()
+
+    try:
+        ask()
+        page.write(40)
+        page.until(lambda: page.text("#figures .hint") == "waiting for its turn")
+        page.shot("waiting")
+        page.click("#stop")
+        page.until(lambda: page.text("#figures .hint") == "stopped before it was begun")
+        with pytest.raises(HTTPError, match="503"):
+            ask_until(2 * MOST_WAITING)
+        assert MOST_WAITING <= len(asked) <= MOST_WAITING + 2
+        page.click("#go")
+        page.until(lambda: "too many requests are waiting" in page.text("#figures .problem"))
+        page.until(lambda: page.js("return !document.querySelector('#go').disabled"))
+        assert page.js("return document.querySelector('#stop').disabled")
+        page.shot("queue-full")
+        for client in reversed(asked):
+            post(url, "cancel", client)
+        page.js("document.querySelector('.toast-close')?.click()")
+        page.click("#go")
+        page.until(lambda: page.chars() == 40)
+    finally:
+        for client in reversed(asked):
+            post(url, "cancel", client)
+        blocks.close()
+
+
+def test_the_keyboard_alone_writes_and_stops(page):
+    page.choose("slow.onnx")
+    page.until(lambda: "3 × 768" in page.text("#about"))
+    page.put("#length input[type=number]", "5000")
+
+    def press(key: str) -> None:
+        ActionChains(page.browser).send_keys(key).perform()
+
+    def focused() -> str:
+        return page.js("return document.activeElement.id || document.activeElement.parentElement.closest('[id]').id")
+
+    page.browser.find_element(By.CSS_SELECTOR, "#prompt textarea").click()
+    press(Keys.TAB)
+    assert focused() == "go"
+    press(Keys.ENTER)
+    page.until(lambda: focused() == "stop" and page.chars() > 20)
+    press(Keys.ENTER)
+    page.until(lambda: focused() == "go")
+    assert page.chars() < 5000
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_has_the_focus_has_an_outline(browser, url, shots, theme):
+    page = Page(browser, url, shots).open(theme)
+    outlined, without = set(), []
+    for _ in range(40):
+        ActionChains(page.browser).send_keys(Keys.TAB).perform()
+        name, width = page.js(
+            "const e = document.activeElement; const holder = e.closest('#model') ?? e;"
+            "const style = getComputedStyle(holder);"
+            "const shown = style.outlineStyle !== 'none' ? parseFloat(style.outlineWidth) : 0;"
+            "return [e.tagName + (e.closest('[id]')?.id ?? ''), shown];"
+        )
+        if not name.startswith("BODY"):
+            outlined.add(name)
+            without += [name] if width < 2 else []
+    assert len(outlined) >= 10
+    assert without == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_every_text_is_readable_in_both_themes(browser, url, shots, theme, size):
+    page = Page(browser, url, shots).open(theme, size)
+    # Colours that fade in are not the ones to judge.
+    page.js("document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important; }</style>')")
+    where = f"{theme}-{'phone' if size is PHONE else 'desk'}"
+    assert page.js(PALE) == []
+    page.put("#seed textarea, #seed input", "wrong")
+    page.click("#go")
+    page.until(lambda: page.text("#figures .problem"))
+    assert page.js(PALE) == []
+    page.write(100)
+    page.until(lambda: page.chars() == 100)
+    assert page.js(PALE) == []
+    page.tab("What it expects")
+    page.until(lambda: page.text(".reading .hint"))
+    page.shot(f"empty-{where}")
+    assert page.js(PALE) == []
+    page.put("#text textarea", "the king\nEEE moor" * 9)
+    page.until(lambda: page.text("#surprise b"))
+    assert page.js(PALE) == []
+    page.tab("Next character")
+    page.put("#next-top-k input[type=number]", "3")
+    page.until(lambda: page.text("#odds .mean b").startswith("3 of"))
+    page.js("scrollTo(0, 0)")
+    page.shot(f"next-{where}")
+    assert page.js(PALE) == []
+
+
+def test_on_a_phone_the_bars_begin_below_their_sliders_and_in_sight(browser, url, shots):
+    page = Page(browser, url, shots).open(size=PHONE)
+    page.tab("Next character")
+    page.until(lambda: len(page.all(".bars li")) == 26)
+    bottom, top = page.js(
+        "return [document.querySelector('#next-top-p').getBoundingClientRect().bottom,"
+        " document.querySelectorAll('.bars li')[4].getBoundingClientRect().bottom]"
+    )
+    assert bottom < top < PHONE["height"]
 
 
 def test_a_damaged_model_is_refused_and_the_one_before_goes_on(page):
@@ -323,6 +565,40 @@ def test_every_character_shows_its_surprise_and_its_candidates(page):
     page.shot("surprise-light")
     page.browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     page.until(lambda: page.text("#tip").startswith("o"))
+    page.browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.until(lambda: page.js("return getComputedStyle(document.querySelector('#tip')).display") == "none")
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_the_mouse_shows_the_candidates_of_what_it_is_over(browser, url, shots, size):
+    page = Page(browser, url, shots).open(size=size)
+    page.tab("What it expects")
+    page.put("#text textarea", "the romeo " * 12 + "\nthe x")
+    page.until(lambda: len(page.all(".reading i")) == 126)
+    page.js("document.querySelector('.reading').scrollIntoView({ block: 'end' })")
+
+    def shown() -> bool:
+        return page.js("return getComputedStyle(document.querySelector('#tip') ?? document.head).display") == "block"
+
+    assert not shown()
+    for i in (0, 20, 125):
+        mark = page.all(".reading i")[i]
+        ActionChains(page.browser).move_to_element(mark).perform()
+        page.until(lambda mark=mark: page.text("#tip").split("\n")[0] == mark.text.strip())
+        assert shown()
+        tip, over, width, height = page.js(
+            "const box = (e) => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };"
+            "return [box(document.querySelector('#tip')), box(arguments[0]), innerWidth, innerHeight]",
+            mark,
+        )
+        assert tip[0] >= 0
+        assert tip[1] >= 0
+        assert tip[2] <= width
+        assert tip[3] <= height
+        assert tip[3] <= over[1] + 1 or tip[1] >= over[3] - 1, "the candidates should not lie over their character"
+    page.shot(f"hover-{'phone' if size is PHONE else 'desk'}")
+    ActionChains(page.browser).move_to_element(page.all(".legend span")[0]).perform()
+    page.until(lambda: not shown())
 
 
 def test_text_from_outside_is_never_markup(page):
