@@ -83,7 +83,7 @@ button[role=tab][aria-selected=true] { color: var(--bar-after) !important; }
 .bars b { font-family: var(--font-mono); white-space: nowrap; text-align: right; }
 .bars li > span { text-align: right; }
 .bars li > span:nth-child(3) { color: var(--faint); }
-.bars li.cut { color: var(--faint); }
+.bars li.cut :is(b, span) { color: var(--faint) !important; }
 .bars li.cut b { font-weight: 400; }
 .pair i { display: block; height: 6px; min-width: 1px; border-radius: 0 3px 3px 0; margin: 1px 0; }
 li.cut .after { min-width: 0; }
@@ -116,6 +116,7 @@ html body .gradio-container #model:focus-within { outline: 2px solid #4f46e5 !im
 html body.dark .gradio-container :is(button, input, textarea):focus-visible,
 html body.dark .gradio-container #model:focus-within { outline-color: #a5b4fc !important; }
 html body .gradio-container #model input:focus-visible { outline: none !important; }
+html body .gradio-container button.reset-button:focus-visible { outline-offset: -2px; }
 @media (max-width: 768px) { .gradio-container .fillable { padding: 8px 14px !important; } }
 </style>
 <script>
