@@ -256,6 +256,30 @@ def test_a_larger_min_p_keeps_no_more(logits, one, other, o):
     assert (few <= many).all()
 
 
+@given(finite_logits, st.integers(1, 15), st.integers(1, 15), options)
+def test_a_larger_top_k_keeps_no_fewer(logits, one, other, o):
+    few, many = (probabilities(logits, o.temperature, k, 1.0) > 0 for k in sorted((one, other)))
+    assert (few <= many).all()
+    assert (many <= (probabilities(logits, o.temperature) > 0)).all()
+
+
+@given(finite_logits, st.floats(0, 1, exclude_min=True), st.floats(0, 1, exclude_min=True), options)
+def test_a_larger_top_p_keeps_no_fewer(logits, one, other, o):
+    few, many = (probabilities(logits, o.temperature, o.top_k, p) > 0 for p in sorted((one, other)))
+    assert (few <= many).all()
+
+
+@given(finite_logits, st.lists(st.one_of(st.just(0.0), st.floats(0.01, 100), st.floats(5e-324, 1e300)), min_size=2))
+def test_a_higher_temperature_makes_the_likeliest_no_likelier_and_the_text_no_surer(logits, temperatures):
+    cooler, warmer = (probabilities(logits, t) for t in (min(temperatures), max(temperatures)))
+    assert (warmer.max(axis=-1) <= cooler.max(axis=-1) * (1 + 1e-12)).all()
+
+    def entropy(p):
+        return -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
+
+    assert (entropy(warmer) >= entropy(cooler) - 1e-9).all()
+
+
 row_with_seen = st.integers(2, 9).flatmap(
     lambda n: st.tuples(
         hnp.arrays(np.float64, n, elements=st.floats(-1e3, 1e3)),

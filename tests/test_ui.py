@@ -83,6 +83,12 @@ def test_an_empty_seed_is_a_new_one_each_time(engine):
         ({"length": MOST_CHARS + 1}, SamplingError, "not 5001"),
         ({"length": 1.5}, SamplingError, "length must be a whole number"),
         ({"top_k": 0.5}, SamplingError, "top-k must be a whole number"),
+        ({"length": math.nan}, SamplingError, "the length has no number; type one"),
+        ({"temperature": math.nan}, SamplingError, "the temperature has no number"),
+        ({"top_k": math.inf}, SamplingError, "the top-k has no number"),
+        ({"top_p": math.nan}, SamplingError, "the top-p has no number"),
+        ({"seed": "1" * 5000}, SamplingError, "5000 digits; this page takes 20 at most"),
+        ({"seed": "x" * 5000}, SamplingError, "not 'x{40}'; leave"),
         ({"top_p": 2}, SamplingError, "top_p"),
         ({"seed": "-1"}, SamplingError, "seed must be a whole number"),
         ({"seed": "one"}, SamplingError, "seed must be a whole number"),
@@ -217,6 +223,32 @@ def test_the_page_sends_nothing_and_its_queue_has_an_end(model):
     assert page._queue.max_size == MOST_WAITING
     labels = {block.label for block in page.blocks.values() if getattr(block, "label", None)}
     assert {"Prompt", "Length", "Temperature", "Top-k", "Top-p", "Seed", "Model"} <= labels
+
+
+def test_what_a_slider_sends_is_a_number_or_none_and_never_stops_the_request(model):
+    pytest.importorskip("gradio", reason="the extra ui is not installed")
+    sliders = [block for block in build_page(Models(model)).blocks.values() if block.get_block_name() == "slider"]
+    assert len(sliders) == 7
+    for slider in sliders:
+        assert slider.preprocess(3) == 3
+        assert slider.preprocess(10**9) == 10**9
+        assert math.isnan(slider.preprocess(None))
+        assert math.isnan(slider.preprocess("three"))
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.7", "..", ""])
+def test_an_address_that_cannot_be_served_on_is_one_line(model, host, monkeypatch):
+    pytest.importorskip("gradio", reason="the extra ui is not installed")
+    resolve = socket.getaddrinfo
+
+    def resolve_here(name, *args, **kwargs):  # without a network's name servers
+        if name == "nowhere.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(name, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+    with pytest.raises(ConfigError, match=r"^cannot serve on .*; choose another --[^\n]*host$"):
+        serve(model, None, host, 7871)
 
 
 def test_a_port_that_is_taken_is_named(model):
