@@ -248,6 +248,10 @@ def test_min_p_keeps_those_at_least_so_likely_as_that_share_of_the_likeliest(log
     assert ((p > 0) == (likely & (whole > 0)))[~near].all()
 
 
+def test_a_share_of_exactly_min_p_is_kept():
+    np.testing.assert_array_equal(probabilities(np.array([0.0, -1.0, 0.0]), min_p=1.0), [0.5, 0, 0.5])
+
+
 @given(finite_logits, st.floats(0, 1), st.floats(0, 1), options)
 def test_a_larger_min_p_keeps_no_more(logits, one, other, o):
     few, many = (
