@@ -82,6 +82,28 @@ def test_generate_prints_the_prompt_and_then_the_text_of_the_api(cli, model):
     assert (result.code, result.out, result.err) == (0, f"ROME{text}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (["--min-p", "0.2"], {"min_p": 0.2}),
+        (["--repetition-penalty", "3"], {"repetition_penalty": 3.0}),
+        (
+            ["--repetition-penalty", "3", "--repetition-window", "2"],
+            {"repetition_penalty": 3.0, "repetition_window": 2},
+        ),
+        (["--greedy"], {"temperature": 0.0}),
+        (["--temp", "0"], {"temperature": 0.0}),
+        (["--threads", "2"], {}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_option_of_the_drawing_has_its_effect(cli, model, given, options):
+    plain = {"temperature": 0.8, "seed": 3}
+    text = "".join(Engine(model).generate("ROME", 80, **plain | options))
+    assert cli("generate", "-m", model, "-p", "ROME", "-n", 80, "--seed", 3, *given).out == f"ROME{text}\n"
+    assert not options or text != "".join(Engine(model).generate("ROME", 80, **plain))
+
+
 def test_defaults_are_500_characters_at_temperature_0_8(cli, model):
     text = "".join(Engine(model).generate("ROME", 500, temperature=0.8, seed=3))
     assert cli("generate", "-m", model, "-p", "ROME", "--seed", 3).out == f"ROME{text}\n"
