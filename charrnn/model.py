@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
+from charrnn.gru import pays, run_gru
 
 State = tuple[Tensor, ...]
 
@@ -46,7 +47,7 @@ class CharRNN(nn.Module):
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """torch takes and gives a bare tensor for a GRU and a pair for an LSTM; here both are tuples."""
         if len(state) == 1:
-            hidden, h = self.rnn(x, state[0])
+            hidden, h = run_gru(cast(nn.GRU, self.rnn), x, state[0]) if pays(x) else self.rnn(x, state[0])
             return hidden, (h,)
         hidden, pair = self.rnn(x, state)
         return hidden, cast(State, pair)

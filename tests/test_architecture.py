@@ -22,7 +22,8 @@ ALLOWED = {
     "datasets": {"errors", "storage", "download", "originals"},
     "sources": {"errors", "storage", "download", "originals", "datasets"},
     "corpus": {"errors", "vocab", "config", "windows", "storage", "sources"},
-    "model": {"config"},
+    "gru": set(),
+    "model": {"config", "gru"},
     "checkpoint": {"errors", "vocab", "config", "model"},
 }
 
