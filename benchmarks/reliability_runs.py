@@ -43,7 +43,7 @@ FOREIGN_STEP = 1000
 _LIMIT_S = 240.0
 _RANKS_LIMIT_S = 30.0
 _POLL_S = 0.002
-_UNTIMED = ("time_s", "train/chars_per_s")
+_UNTIMED = ("time_s", "train/chars_per_s", "train/gflops", "train/mfu")
 _LAUNCHERS_OWN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "WANDB_API_KEY", "CHARRNN_DATA_MIRROR", INJECT)
 
 # Each start after a restart needs a store of its own (docs/launch.md).

@@ -95,7 +95,9 @@ class TrainConfig(Section):
 
     epochs: float = Field(20, ge=0, description="passes over the training split; 0 = no such limit")
     max_steps: int = Field(0, ge=0, description="updates; 0 = no such limit")
-    time_limit: Duration = Field(0.0, ge=0, description="seconds, or 90s, 2m, 1h30m, evaluation included; 0 = no limit")
+    time_limit: Duration = Field(
+        0.0, ge=0, description="seconds, or 90s, 2m, 1h30m, without the last evaluation; 0 = no limit"
+    )
     accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
     seed: int = Field(1, ge=0, description="start of every random choice")
     mixed_precision: Precision = Field(

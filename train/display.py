@@ -116,6 +116,7 @@ class Display:
             f"loss {values['train/loss']:.4f}",
             f"{values['train/bpc']:.3f} bits/char",
             f"{values['train/chars_per_s']:,.0f} chars/s",
+            *([f"mfu {values['train/mfu']:.0%}"] if "train/mfu" in values else []),
             f"lr {values['train/lr']:.2e}",
         ]
 

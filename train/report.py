@@ -55,8 +55,9 @@ def length_line(trainer: "Trainer") -> str:
     return f"{steps} or {clock}, whichever ends first" if steps and clock else steps or clock
 
 
-def pace_line(trainer: "Trainer", chars_per_s: float) -> str:
-    """How long the run will take at the speed just measured; on a CPU with hours ahead, the way to a quick one."""
+def pace_line(trainer: "Trainer", figures: dict[str, float]) -> str:
+    """How fast the device works, and how long the run will take so; with hours of CPU ahead, the way to a quick one."""
+    chars_per_s, gflops = figures["train/chars_per_s"], figures["train/gflops"]
     chars = trainer.config.data.batch_size * trainer.config.data.seq_len
     left = float("inf")
     if trainer.total_steps:
@@ -64,7 +65,10 @@ def pace_line(trainer: "Trainer", chars_per_s: float) -> str:
     limit = trainer.config.train.time_limit
     if limit:
         left = min(left, limit - trainer.progress.elapsed_s)
-    line = f"pace      {chars_per_s:,.0f} characters/s: about {format_duration(left)} to go"
+    share = f", {figures['train/mfu']:.0%} of the peak" if "train/mfu" in figures else ""
+    line = (
+        f"pace      {chars_per_s:,.0f} characters/s ({gflops:,.0f} GFLOP/s{share}): about {format_duration(left)} to go"
+    )
     if trainer.device.type == "cpu" and left > _LONG_ON_CPU_S:
         line += "; for a model in minutes on a CPU: --config configs/cpu-quick.yaml"
     return line

@@ -14,7 +14,9 @@ from charrnn.corpus import Corpus, prepare
 from charrnn.errors import CheckpointError
 from train.batches import window_plan
 from train.export import export_checkpoint
+from train.flops import peak_flops
 from train.lock import only_run_in
+from train.memory import keep_freed_memory
 from train.processes import check_processes, make_accelerator, set_threads
 from train.ranks import Ranks
 from train.recorder import Recorder
@@ -34,6 +36,8 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
     accelerator = make_accelerator(config.train)
     check_processes(config, accelerator.num_processes)
     threads = set_threads(config.train.threads)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     ranks = Ranks(accelerator)
     with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
         corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_main))
@@ -45,8 +49,18 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
         recorder = ranks.together(lambda: open_recorder(config, corpus, run_dir, start, accelerator))
         held.callback(recorder.close)
         signals = StopSignals(watchdog.hurry)
+        peak = peak_flops(accelerator.device, accelerator.mixed_precision) if ranks.is_main else None
         trainer = Trainer(
-            config, corpus, start, accelerator, run_dir, recorder, ranks=ranks, signals=signals, beat=watchdog.beat
+            config,
+            corpus,
+            start,
+            accelerator,
+            run_dir,
+            recorder,
+            ranks=ranks,
+            signals=signals,
+            beat=watchdog.beat,
+            peak_flops=peak and peak * ranks.count,
         )
         recorder.lines(opening_lines(trainer, threads, start))
         with signals.watched():

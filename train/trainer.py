@@ -20,9 +20,10 @@ from train.batches import IdSource, check_inside, total_steps, window_plan
 from train.evaluate import evaluate, sample_text
 from train.faults import out_of_memory
 from train.figures import Figures
+from train.flops import flops_per_char
 from train.optimizer import lr_at, make_optimizer
 from train.processes import compress_gradients
-from train.progress import Progress
+from train.progress import Pace, Progress
 from train.ranks import Notice, Ranks, check_same_batch
 from train.recorder import Recorder
 from train.report import pace_line
@@ -48,8 +49,12 @@ class Trainer:
         ranks: Ranks | None = None,
         signals: StopSignals | None = None,
         beat: Callable[..., None] = lambda *_: None,
+        peak_flops: float | None = None,
     ) -> None:
-        """clock: seconds. signals: asked between updates whether to stop. beat: told that the main thread goes on."""
+        """clock: seconds. signals: asked between updates whether to stop. beat: told that the main thread goes on.
+
+        peak_flops: FLOP/s that all the run's devices do at best; None when that is not known.
+        """
         self.config, self.corpus, self.vocab = config, corpus, start.vocab
         self.accelerator, self.run_dir, self.recorder, self.clock = accelerator, run_dir, recorder, clock
         self.ranks, self.signals, self.beat = ranks or Ranks(accelerator), signals or StopSignals(), beat
@@ -73,7 +78,9 @@ class Trainer:
         )
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
-        self.progress = Progress()
+        self.progress, self._pace = Progress(), Pace()
+        self._decayed = True
+        self.flops_per_char, self._peak_flops = flops_per_char(config.model, len(self.vocab)), peak_flops
         self.metrics: dict[str, float] = {}
         self.stopped_by = 0
         self._figures = Figures(accelerator, run_dir)
@@ -173,6 +180,7 @@ class Trainer:
         check_same_batch(agreed, self.progress.step + 1)
         self.stopped_by = agreed.stop
         self.progress.elapsed_s = agreed.elapsed_s
+        self._pace.update_begins(agreed.elapsed_s, evaluated=self.progress.evaluated_step == self.progress.step)
         return not (self.stopped_by or self._done())
 
     def log(self) -> None:
@@ -183,13 +191,19 @@ class Trainer:
             return
         now = self.clock()
         chars = updates * self.config.data.batch_size * self.config.data.seq_len
-        figures["train/chars_per_s"] = chars / max(now - self._logged_at, 1e-9)
+        per_s = chars / max(now - self._logged_at, 1e-9)
+        figures |= {"train/chars_per_s": per_s, **self._compute_figures(per_s)}
         self._logged_at = now
         self.metrics |= figures
         if not self._pace_said:
             self._pace_said = True
-            self.recorder.message(pace_line(self, figures["train/chars_per_s"]))
+            self.recorder.message(pace_line(self, figures))
         self._record({**figures})
+
+    def _compute_figures(self, chars_per_s: float) -> dict[str, float]:
+        """GFLOP/s of all devices, and their share of the peak (model FLOPs utilisation) where that is known."""
+        flops = chars_per_s * self.flops_per_char
+        return {"train/gflops": flops / 1e9, **({"train/mfu": flops / self._peak_flops} if self._peak_flops else {})}
 
     def evaluate(self) -> None:
         """Both protocols on the validation split, and a sample. The best so far is written by the next `save`."""
@@ -254,7 +268,9 @@ class Trainer:
             raise
 
     def _set_lr(self) -> float:
-        lr = lr_at(self.progress.step, self.config.optim, self.progress.decay(self.config, self.total_steps))
+        decay = self.progress.decay(self.config, self.total_steps, self._pace.step_s)
+        lr = lr_at(self.progress.step, self.config.optim, decay)
+        self._decayed = decay >= 1
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -268,7 +284,7 @@ class Trainer:
         return self._resumed_s + self.clock() - self._started
 
     def _done(self) -> bool:
-        return self.progress.done(self.config, self.total_steps)
+        return self.progress.done(self.config, self.total_steps, decayed=self._decayed)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0
