@@ -1,0 +1,33 @@
+"""The plain loop that the trainer is compared with does the same work, and trains."""
+
+import itertools
+
+import pytest
+import torch
+from reference_loop import Network, SlidingWindows, losses
+
+from charrnn.config import ModelConfig
+from charrnn.model import CharRNN
+
+
+@pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
+def test_the_reference_has_the_models_parameters_and_computes_its_logits(rnn):
+    config = ModelConfig(rnn=rnn, embedding_dim=6, hidden_dim=9)
+    model, reference = CharRNN(config, 11), Network(config, 11)
+    reference.load_state_dict(model.state_dict())
+    ids = torch.randint(0, 11, (3, 5))
+    torch.testing.assert_close(reference(ids), model(ids, model.zero_state(3))[0])
+
+
+def test_windows_are_a_text_and_the_same_text_one_character_on():
+    windows = SlidingWindows(torch.arange(10), 4)
+    assert len(windows) == 6
+    assert [part.tolist() for part in windows[5]] == [[5, 6, 7, 8], [6, 7, 8, 9]]
+
+
+def test_the_reference_learns():
+    torch.manual_seed(0)
+    text = torch.arange(200) % 5
+    config = ModelConfig(embedding_dim=8, hidden_dim=16, num_layers=1)
+    curve = list(itertools.islice(losses(config, text, 5, 16, 8), 60))
+    assert curve[-1] < curve[0] / 2
