@@ -145,6 +145,8 @@ class _Writer:
             "all_symbols": np.array(vocab_size),
             "zero_f64": np.array(0.0),
             "one_f64": np.array(1.0),
+            "least_temperature": np.array(1e-200),
+            "minus_infinity": np.array(-np.inf, np.float32),
             "state_scale": np.array(1 / 127, np.float32),
             "state_middle": np.array(128, np.uint8),
         }
@@ -259,43 +261,46 @@ class _Writer:
 
     def _draw(self, at: _Nodes, prefix: str, logits: str, uniforms: str) -> str:
         """Characters by charrnn.sampling's rules. logits: (B, V), uniforms: (B, 1) float64. Returns (B,) int64."""
-        every, filtered = _Nodes(f"{prefix}every_"), _Nodes(f"{prefix}filter_")
-        wide = every.one("Cast", logits, to=TensorProto.DOUBLE)
-        every.named(f"{prefix}all", "Softmax", every.one("Div", wide, "temperature"), axis=1)
-        self._filter(filtered, prefix, logits)
-        shares = at.one(  # (B, V), probabilities up to a factor
+        limited, others = _Nodes(f"{prefix}limited_"), _Nodes(f"{prefix}others_")
+        values, order = limited.many("TopK", [logits, "kept_symbols"], 2, axis=1, sorted=0)  # (B, K)
+        limited.named(f"{prefix}largest", "ScatterElements", "nothing", order, values, axis=1)
+        cut, every = _Nodes(f"{prefix}cut_"), _Nodes(f"{prefix}every_")
+        self._cut(cut, prefix, logits)
+        every.named(f"{prefix}all", "Identity", logits)
+        others.named(
+            f"{prefix}left",
             "If",
-            "is_filtered",
-            then_branch=helper.make_graph(filtered.nodes, "filter", [], [_double(f"{prefix}some")]),
-            else_branch=helper.make_graph(every.nodes, "all", [], [_double(f"{prefix}all")]),
+            "is_cut",
+            then_branch=helper.make_graph(cut.nodes, "cut", [], [_float(f"{prefix}few", "B", None)]),
+            else_branch=helper.make_graph(every.nodes, "all", [], [_float(f"{prefix}all", "B", None)]),
         )
+        kept = at.one(  # (B, V), -inf for what is not kept; top-k alone, which is asked for most, takes one If
+            "If",
+            "is_only_limited",
+            then_branch=helper.make_graph(limited.nodes, "limited", [], [_float(f"{prefix}largest", "B", None)]),
+            else_branch=helper.make_graph(others.nodes, "others", [], [_float(f"{prefix}left", "B", None)]),
+        )
+        wide = at.one("Cast", kept, to=TensorProto.DOUBLE)
+        shares = at.one("Softmax", at.one("Div", wide, "safe_temperature"), axis=1)
         line = at.one("CumSum", shares, "one")  # (B, V), the shares laid end to end
         target = at.one("Mul", uniforms, at.one("Gather", line, "minus_1s", axis=1))  # (B, 1)
         # The first character whose end lies beyond the target; of NaN it is 0, which the engine finds out later.
         beyond = at.one("Cast", at.one("Greater", line, target), to=TensorProto.UINT8)
         return at.one("ArgMax", beyond, axis=1, keepdims=0)
 
-    def _filter(self, at: _Nodes, prefix: str, logits: str) -> None:
-        """The shares (B, V) that top-k, top-p and min-p leave, the likeliest has 1; the rest is 0."""
+    def _cut(self, at: _Nodes, prefix: str, logits: str) -> None:
+        """The logits (B, V) that top-k, top-p and min-p leave; the rest is -inf."""
         ranked, order = at.many("TopK", [logits, "kept_symbols"], 2, axis=1)  # (B, K), the likeliest first
-        ranked = at.one("Cast", ranked, to=TensorProto.DOUBLE)
-        shifted = at.one("Sub", ranked, at.one("Gather", ranked, "axis_0", axis=1))
-        shares = at.one("Exp", at.one("Div", shifted, "temperature"))  # (B, K)
-        cut, whole = _Nodes(f"{prefix}cut_"), _Nodes(f"{prefix}whole_")
-        before = cut.one("CumSum", shares, "one", exclusive=1)
-        total = cut.one("ReduceSum", shares, "axis_1", keepdims=1)  # (B, 1)
+        wide = at.one("Cast", ranked, to=TensorProto.DOUBLE)
+        shifted = at.one("Sub", wide, at.one("Gather", wide, "axis_0", axis=1))
+        shares = at.one("Exp", at.one("Div", shifted, "temperature"))  # (B, K), the likeliest has 1
+        before = at.one("CumSum", shares, "one", exclusive=1)
+        total = at.one("ReduceSum", shares, "axis_1", keepdims=1)  # (B, 1)
         # With top_p 1 rounding must not drop the last ones.
-        inside = cut.one("Or", cut.one("Less", before, cut.one("Mul", total, "top_p")), "is_whole")
-        inside = cut.one("And", inside, cut.one("GreaterOrEqual", shares, "min_p"))
-        cut.named(f"{prefix}few", "Where", inside, shares, "zero_f64")
-        whole.named(f"{prefix}most", "Identity", shares)
-        shares = at.one(
-            "If",
-            "is_cut",
-            then_branch=helper.make_graph(cut.nodes, "cut", [], [_double(f"{prefix}few")]),
-            else_branch=helper.make_graph(whole.nodes, "whole", [], [_double(f"{prefix}most")]),
-        )
-        at.named(f"{prefix}some", "ScatterElements", "no_shares", order, shares, axis=1)
+        inside = at.one("Or", at.one("Less", before, at.one("Mul", total, "top_p")), "is_whole")
+        inside = at.one("And", inside, at.one("GreaterOrEqual", shares, "min_p"))
+        values = at.one("Where", inside, ranked, "minus_infinity")
+        at.named(f"{prefix}few", "ScatterElements", "nothing", order, values, axis=1)
 
     def _options(self, at: _Nodes, last: str) -> None:
         """What is the same for every character of a call. last: (B, V), some logits."""
@@ -304,10 +309,12 @@ class _Writer:
         at.named("kept_symbols", "Reshape", "top_symbols", "minus_1s")  # (1,)
         at.named("is_whole", "GreaterOrEqual", "top_p", "one_f64")
         at.named("is_cut", "Or", at.one("Not", "is_whole"), at.one("Greater", "min_p", "zero_f64"))
-        at.named("is_filtered", "Or", at.one("Less", "top_symbols", "all_symbols"), "is_cut")
-        # (B, V) zeros: of a shape that no one can make larger than the logits.
-        never = at.one("Greater", last, last)
-        at.named("no_shares", "Cast", never, to=TensorProto.DOUBLE)
+        is_limited = at.one("Less", "top_symbols", "all_symbols")
+        at.named("is_only_limited", "And", is_limited, at.one("Not", "is_cut"))
+        # Logits are float32: divided by this they stay finite, and the shares are those of any smaller temperature.
+        at.named("safe_temperature", "Max", "temperature", "least_temperature")
+        # (B, V) of -inf: of a shape that no one can make larger than the logits.
+        at.named("nothing", "Where", at.one("Greater", last, last), last, "minus_infinity")
 
     def _generate(self, at: _Nodes, logits: str, state: Sequence[str]) -> tuple[str, list[str]]:
         """Draws N characters after logits (B, T, V) and the state there. Returns (B, N), and the state before the last.
