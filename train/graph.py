@@ -101,6 +101,8 @@ class _Nodes:
 
     def __init__(self, prefix: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        # A state -> the same in 8 bits.
+        self.steps: dict[str, str] = {}
         self._prefix = prefix
 
     def many(self, kind: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
@@ -149,20 +151,24 @@ class _Writer:
             "minus_infinity": np.array(-np.inf, np.float32),
             "state_scale": np.array(1 / 127, np.float32),
             "state_middle": np.array(128, np.uint8),
+            "no_scale": np.array(1, np.float32),
         }
         self._packed: dict[str, dict[str, Any]] = {}
         for name, matrix in matrices.items():
-            self._store(name, matrix)
+            if not name.endswith("_bias"):
+                self._store(name, matrix, matrices.get(f"{name}_bias"))
 
-    def _store(self, name: str, matrix: NDArray[np.float32]) -> None:
+    def _store(self, name: str, matrix: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
         """Keeps a matrix in the file's precision: what is looked up in float16, what is multiplied with in integers."""
-        if self._precision == "fp32" or name.endswith("_bias"):
+        if bias is not None:
+            self._constants[f"{name}_bias"] = bias
+        if self._precision == "fp32":
             self._constants[name] = matrix
         elif name in ("table", "embedding"):
             self._constants[name] = matrix.astype(np.float16)
         elif self._precision == "int8" and name != "input0":
-            steps, scales = by_column(matrix)
-            self._constants |= {name: steps, f"{name}_scale": scales}
+            rounded = by_column(matrix, bias)
+            self._constants |= {name: rounded.steps, f"{name}_scale": rounded.scales, f"{name}_bias": rounded.bias}
         else:
             packed = pack_columns(matrix, self._precision)
             self._constants |= {name: packed.blocks, f"{name}_scale": packed.scales}
@@ -181,10 +187,18 @@ class _Writer:
         if name in self._packed:
             inputs = [value, name, f"{name}_scale", "", "", f"{name}_bias"]
             return at.one("MatMulNBits", *inputs, **self._packed[name], domain=_CONTRIB)
-        # What a cell gives lies between -1 and 1, so that one scale fits all rows of a batch, and none sees another.
-        steps = at.one("QuantizeLinear", value, "state_scale", "state_middle")
-        inputs = [steps, name, "state_scale", f"{name}_scale", "state_middle", "", f"{name}_bias"]
-        return at.one("MatMulIntegerToFloat", *inputs, domain=_CONTRIB)
+        # Given a scale a column, onnxruntime (1.32) spends as long on them as on the whole product of one row.
+        inputs = [self._steps(at, value), name, "state_scale", "no_scale", "state_middle", "", f"{name}_bias"]
+        return at.one("Mul", at.one("MatMulIntegerToFloat", *inputs, domain=_CONTRIB), f"{name}_scale")
+
+    def _steps(self, at: _Nodes, state: str) -> str:
+        """What a cell gives, (..., H), in 8 bits, made once for all products of a graph that take it.
+
+        It lies between -1 and 1, so that one scale fits all rows of a batch, and none sees another.
+        """
+        if state not in at.steps:
+            at.steps[state] = at.one("QuantizeLinear", state, "state_scale", "state_middle")
+        return at.steps[state]
 
     # ---- the network
 
@@ -340,16 +354,25 @@ class _Writer:
         rest = at.one("Max", at.one("Sub", "num_drawn", "one"), "zero")
         at.named("rest_of_uniforms", "Slice", by_time, "axis_1", "far")  # (N - 1, B, 1)
         start = at.one("Reshape", id_0, "minus_1s")  # (B,), or none for the loop that never runs
-        loop = at.many("Loop", [rest, "true", start, *state], len(state) + 2, body=self._loop_body(len(state)))
+        steps = self._steps_of_layers(at, state)
+        carried = [start, *state, *steps]
+        loop = at.many("Loop", [rest, "true", *carried], len(carried) + 1, body=self._loop_body(len(state), len(steps)))
         # Of no iterations the loop does not know B.
         shape = at.one("Concat", at.one("Reshape", rest, "minus_1s"), rows, axis=0)
         ids = at.one("Concat", id_0, at.one("Reshape", loop[-1], shape, allowzero=1), axis=0)  # (N, B)
-        return at.one("Transpose", ids, perm=[1, 0]), loop[1:-1]
+        return at.one("Transpose", ids, perm=[1, 0]), loop[1 : len(state) + 1]
 
-    def _loop_body(self, parts: int) -> onnx.GraphProto:
+    def _steps_of_layers(self, at: _Nodes, state: Sequence[str]) -> list[str]:
+        """Every layer's h in 8 bits, (B, H), which the loop hands on so as to make them once; none in other files."""
+        hidden = state[:: len(self._states)] if self._precision == "int8" else []
+        return [self._steps(at, h) for h in hidden]
+
+    def _loop_body(self, parts: int, num_steps: int) -> onnx.GraphProto:
         """Feeds a character to the network and draws the next."""
         at = _Nodes("loop_")
         before = [f"loop_state{i}" for i in range(parts)]
+        steps = [f"loop_steps{i}" for i in range(num_steps)]
+        at.steps = dict(zip(before[:: len(self._states)], steps, strict=False))
         logits, after = self._step(at, "loop_ids", before)
         uniforms = at.one("Gather", "rest_of_uniforms", "loop_i", axis=0)  # (B, 1)
         drawn = self._draw(at, "loop_", logits, uniforms)  # (B,)
@@ -364,11 +387,13 @@ class _Writer:
                 tensor("loop_condition", TensorProto.BOOL, []),
                 _ids("loop_ids", "B"),
                 *(_float(name, "B", self._width) for name in before),
+                *(tensor(name, TensorProto.UINT8, ["B", self._width]) for name in steps),
             ],
             [
                 tensor("loop_goes_on", TensorProto.BOOL, []),
                 _ids(drawn, "B"),
                 *(_float(name, "B", self._width) for name in after),
+                *(tensor(name, TensorProto.UINT8, ["B", self._width]) for name in self._steps_of_layers(at, after)),
                 _ids(shown, "B"),
             ],
         )

@@ -28,11 +28,26 @@ class Packed:
     block_size: int
 
 
-def by_column(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Rounds a matrix (K, N) to steps (K, N) of -127 to 127 and scales (N,): a value is about step * scale."""
-    scales = np.abs(matrix).max(axis=0) / 127  # (N,)
-    steps = np.divide(matrix, scales, out=np.zeros_like(matrix), where=scales > 0)
-    return np.rint(steps).astype(np.int8), scales.astype(np.float32)
+@dataclass(frozen=True)
+class Columns:
+    """A matrix (K, N) and the bias (N,) of its products in 8 bits, by column.
+
+    steps: (K, N) int8; scales: (N,) float32, above 0; bias: (N,) float32. A value of the matrix is step * scale, and
+    one of the bias is bias * scale.
+    """
+
+    steps: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+def by_column(matrix: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Columns:
+    """Rounds a matrix (K, N) to steps of -127 to 127. bias: (N,), kept in float32; None is zeros."""
+    bias = np.zeros(matrix.shape[1], np.float32) if bias is None else bias
+    # A column far below its bias is nothing beside it, and must not take the bias out of float32's range.
+    scales = np.maximum(np.abs(matrix).max(axis=0) / 127, np.abs(bias) * np.float32(1e-15))  # (N,)
+    scales = np.where(scales > np.finfo(np.float32).tiny, scales, 1).astype(np.float32)
+    return Columns(np.rint(matrix / scales).astype(np.int8), scales, (bias / scales).astype(np.float32))
 
 
 def pack_columns(matrix: NDArray[np.float32], precision: Precision, block_size: int = BLOCK) -> Packed:
