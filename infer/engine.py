@@ -19,6 +19,7 @@ from charrnn import sampling
 from charrnn.errors import ModelFileError, SamplingError, listing
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Unknown, Vocab
+from infer.limits import told
 from infer.model_file import brief, default_model, open_model
 
 Logits = NDArray[np.float32]
@@ -99,7 +100,9 @@ class Engine:
         try:
             return self._run(outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise ModelFileError(f"{self.path}: its graph does not run ({brief(error)}); export it again") from None
+            raise ModelFileError(
+                f"{self.path}: its graph does not run ({brief(told(error))}); export it again"
+            ) from None
 
     def prefill(self, ids: NDArray[Any]) -> tuple[Logits, State]:
         """Reads a prompt from the zero state. ids: (N,), N at least 1. Returns: logits (1, V) after it, the state."""

@@ -14,7 +14,7 @@ import onnxruntime
 
 from charrnn.errors import ConfigError, ModelFileError, VocabError
 from charrnn.vocab import Vocab
-from infer import onnx_scan
+from infer import limits, onnx_scan
 
 FORMAT_VERSION = 2
 MAX_THREADS = 256
@@ -162,15 +162,7 @@ def _open_session(path: Path, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     try:
-        # Folding would run, at load, what depends on constants alone: nothing in a file of ours, anything in others.
-        # Falling back would print to stdout, and try the same again.
-        return onnxruntime.InferenceSession(
-            str(path),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["ConstantFolding"],
-            enable_fallback=False,
-        )
+        return limits.open_session(path, options)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise _not_a_model(path, str(error)) from None
 
@@ -278,12 +270,12 @@ def _try_out(
     drawing = feeds | {"ids": np.zeros((2, 1), np.int64), "uniforms": np.full((2, 4), 0.5), "top_p": np.array(0.9)}
     names = ["logits", *(f"{name}_next" for name in states)]
     try:
-        found = session.run(names, feeds)
+        found = limits.run_briefly(session, names, feeds)
         # Of a model that gives NaN, nothing can be drawn; whoever draws is told so.
         if draws and all(np.isfinite(part).all() for part in found):
-            found += session.run(["drawn"], drawing)
+            found += limits.run_briefly(session, ["drawn"], drawing)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise ModelFileError(f"{path}: its graph does not run ({brief(error)}); export it again") from None
+        raise ModelFileError(f"{path}: its graph does not run ({brief(limits.told(error))}); export it again") from None
     shapes = [part.shape for part in found]
     expected = [(2, 2, vocab_size), *[state.shape] * len(states), (2, 4)][: len(shapes)]
     if shapes != expected:

@@ -21,7 +21,7 @@ from tiny_models import CHARS, metadata, model_bytes, run_config
 
 from charrnn.errors import ModelFileError
 from charrnn.vocab import Vocab
-from infer import Engine, onnx_scan
+from infer import Engine, limits, onnx_scan
 
 CELLS = ("GRU", "LSTM")
 WHOLE = {f"{rnn} {precision}": model_bytes(rnn=rnn, precision=precision, num_layers=1)
@@ -195,6 +195,47 @@ def test_the_operators_allowed_are_those_that_files_have():
     allowed = {("", name) for name in onnx_scan._OPERATORS}
     allowed |= {("com.microsoft", name) for name in onnx_scan._CONTRIB_OPERATORS}
     assert found == allowed
+
+
+def endless(model):
+    """The loop turns some 2 ** 63 times for more than a character, on the first uniform again and again."""
+    at, loop = next((i, node) for i, node in enumerate(model.graph.node) if node.op_type == "Loop")
+    model.graph.node.insert(at, helper.make_node("Mul", [loop.input[0], "far"], ["many"]))
+    loop = model.graph.node[at + 1]
+    loop.input[0] = "many"
+    body = loop.attribute[0].g
+    uniform = next(node for node in body.node if "loop_i" in node.input)
+    uniform.input[1] = "zero"
+    shown = body.output[-1].name  # nothing is kept of a turn, so that memory does not end it
+    next(node for node in body.node if shown in node.output).input[0] = "loop_ids"
+
+
+def broadcast(model):
+    """The table's values, each with each, and those again: some 10 ** 13 numbers out of operators that files have."""
+    table, last = "table", model.graph.node.pop()
+    for i in range(2):
+        model.graph.node.extend(
+            [
+                helper.make_node("Reshape", [table, "minus_1s"], [f"flat{i}"]),
+                helper.make_node("Unsqueeze", [f"flat{i}", "axis_0"], [f"row{i}"]),
+                helper.make_node("Unsqueeze", [f"flat{i}", "axis_1"], [f"column{i}"]),
+                helper.make_node("Add", [f"row{i}", f"column{i}"], [f"square{i}"]),
+            ]
+        )
+        table = f"square{i}"
+    model.graph.node.append(last)
+
+
+def test_a_loop_without_an_end_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "_TRIAL_S", 0.3)
+    (tmp_path / "m.onnx").write_bytes(changed(endless))
+    assert "was not done in 0.3 s" in refused(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_a_graph_that_makes_giant_tensors_of_small_ones_is_refused(tmp_path, rnn):
+    (tmp_path / "m.onnx").write_bytes(changed(broadcast, WHOLE[f"{rnn} fp32"]))
+    assert "takes more memory than a model of its size should" in refused(tmp_path / "m.onnx")
 
 
 # ---- what its metadata says

@@ -42,8 +42,18 @@ def test_a_value_lies_within_half_a_step_of_the_exact_one(precision, matrix):
 
 @given(matrix=matrices)
 def test_by_columns_a_value_lies_within_half_a_step_too(matrix):
-    steps, scales = by_column(matrix)
-    assert (np.abs(steps * scales - matrix) <= np.abs(matrix).max(axis=0) / 127 / 2 * 1.001 + 1e-9).all()
+    found = by_column(matrix)
+    limit = np.abs(matrix).max(axis=0) / 127 / 2
+    assert (np.abs(found.steps * found.scales - matrix) <= limit * 1.001 + 1e-9).all()
+
+
+@given(matrix=matrices, size=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]))
+def test_a_bias_survives_its_column_however_small_that_is(matrix, size):
+    bias = np.linspace(-size, size, matrix.shape[1], dtype=np.float32)
+    found = by_column(matrix, bias)
+    assert np.isfinite(found.bias).all()
+    assert (found.scales > 0).all()
+    np.testing.assert_allclose(found.bias * found.scales, bias, rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
