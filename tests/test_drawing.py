@@ -153,6 +153,18 @@ def test_the_graph_has_the_rules_of_charrnn_sampling(constant_engine, logits, op
     assert (shares[0][ids[0]] > 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-199, 1e-300, 5e-324])
+@pytest.mark.parametrize("rest", [{}, {"top_k": 3}, {"top_p": 0.5}], ids=str)
+def test_the_tiniest_temperature_takes_the_likeliest_however_large_logits_are(constant_engine, temperature, rest):
+    logits = np.array([-3e38, 1, 3e38, 2.9e38, 0, -1, 2], np.float32)
+    engine = constant_engine(logits)
+    uniforms = np.linspace(0, 1, 11, endpoint=False)[None]
+    ids, _ = engine.draw(
+        np.zeros((1, 1), np.int64), engine.zero_state(1), uniforms, SamplingOptions(temperature, **rest)
+    )
+    assert set(ids[0]) == {2}
+
+
 def test_a_model_that_gives_nan_is_refused_by_both_paths(tmp_path):
     weights = random_weights(run_config(), len(CHARS))
     weights["head.bias"][:] = np.nan
