@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from charrnn.config import DataConfig
 from charrnn.errors import CorpusError, VocabError
+from charrnn.parts import Part
 from charrnn.sources import Source, find_source
-from charrnn.storage import Advance, byte_bar, chunks_of, reading, say, temporary, writing
+from charrnn.storage import Advance, byte_bar, reading, say, temporary, writing
 from charrnn.vocab import Ids, Vocab
 from charrnn.windows import split_bounds
 
@@ -116,7 +117,7 @@ def _scan(source: Source, binary: bool, progress: bool) -> Scan:
 
 
 def _pieces(source: Source, binary: bool, advance: Advance) -> Iterator[Piece]:
-    return read_bytes(source.files, advance) if binary else read_text(source.files, advance)
+    return read_bytes(source.parts, advance) if binary else read_text(source.parts, advance)
 
 
 def _raw(piece: Piece) -> bytes:
@@ -130,44 +131,61 @@ def _symbols(piece: Piece) -> NDArray[np.unsignedinteger]:
     return np.frombuffer(piece.encode("utf-32-le"), "<u4")
 
 
-def read_bytes(files: Iterable[Path], advance: Advance) -> Iterator[bytes]:
-    """The files' bytes in pieces, one file right after the other. advance: called with the bytes read."""
-    for path in files:
-        for chunk in chunks_of(path):
-            advance(len(chunk))
-            yield chunk
+def read_bytes(parts: Iterable[Part], advance: Advance) -> Iterator[bytes]:
+    """The parts' bytes in pieces, one part right after the other, records each on a line of their own.
 
-
-def read_text(files: Iterable[Path], advance: Advance) -> Iterator[str]:
-    """The files' text in pieces, each file beginning on a new line, with \\n as the only line end.
-
-    advance: called with the bytes read. Raises: CorpusError at the first byte that is not UTF-8.
+    advance: called with the bytes read from disk.
     """
+    for part in parts:
+        if part.documents is None:
+            yield from part.chunks(advance)
+        else:
+            for text in _joined(iter((document,)) for document in part.documents(advance)):
+                yield text.encode("utf-8")
+
+
+def read_text(parts: Iterable[Part], advance: Advance) -> Iterator[str]:
+    """The parts' text in pieces, each document beginning on a new line, with \\n as the only line end.
+
+    advance: called with the bytes read from disk. Raises: CorpusError at the first byte that is not UTF-8.
+    """
+    return _joined(document for part in parts for document in _documents(part, advance))
+
+
+def _documents(part: Part, advance: Advance) -> Iterator[Iterator[str]]:
+    """The part's documents, each in pieces none of which is empty."""
+    if part.documents is None:
+        yield _decoded(part, advance)
+    else:
+        for document in part.documents(advance):
+            yield iter((document.replace("\r\n", "\n").replace("\r", "\n"),))
+
+
+def _joined(documents: Iterable[Iterator[str]]) -> Iterator[str]:
     last = "\n"
-    for path in files:
+    for document in documents:
         first = True
-        for piece in _decoded(path, advance):
+        for piece in document:
             if first and last != "\n":
                 yield "\n"
             first, last = False, piece[-1]
             yield piece
 
 
-def _decoded(path: Path, advance: Advance) -> Iterator[str]:
-    """A file's text in pieces, none of them empty, without its byte order mark."""
+def _decoded(part: Part, advance: Advance) -> Iterator[str]:
+    """A part's text in pieces, none of them empty, without its byte order mark."""
     utf8 = codecs.getincrementaldecoder("utf-8")("strict")
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset, begun = 0, False
-    for chunk in chain(chunks_of(path), (b"",)):  # the last, empty one flushes both decoders
+    for chunk in chain(part.chunks(advance), (b"",)):  # the last, empty one flushes both decoders
         held_back = len(utf8.getstate()[0])
         try:
             text = utf8.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             where = f"byte 0x{error.object[error.start]:02x} at offset {offset - held_back + error.start}"
             remedy = "convert the file, leave it out, or read bytes with --set data.vocab=bytes"
-            raise CorpusError(f"{path} is not UTF-8 text: {where}; {remedy}") from error
+            raise CorpusError(f"{part.name} is not UTF-8 text: {where}; {remedy}") from error
         offset += len(chunk)
-        advance(len(chunk))
         if text and not begun:
             begun, text = True, text.removeprefix(_BYTE_ORDER_MARK)
         if piece := newlines.decode(text, final=not chunk):
@@ -196,7 +214,7 @@ def _write_entry(entry: Path, source: Source, scan: Scan, vocab: Vocab, progress
     with writing(entry.parent), temporary(entry) as folder:
         folder.mkdir()
         _write_ids(folder / "ids.bin", source, scan, vocab, progress)
-        meta = _meta(scan, vocab) | {"sources": [str(path) for path in source.files]}
+        meta = _meta(scan, vocab) | {"sources": [part.name for part in source.parts]}
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         if entry.exists() and not _is_whole(entry, scan, vocab):
             say(f"{entry} was damaged, so that it is made again", progress)

@@ -1,4 +1,4 @@
-"""What `--data` may be, and the files behind it: a file, folder, glob, URL, standard input or a corpus name.
+"""What `--data` may be, and the parts behind it: a file, folder, glob, URL, standard input or a corpus name.
 
 A bare word that is a corpus name means that corpus; write ./python for a file or folder that is called like one.
 """
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from charrnn.datasets import DATASETS, fetch
 from charrnn.download import DownloadError, download, is_url
 from charrnn.errors import CorpusError, listing
+from charrnn.parts import Part, plain_part
 from charrnn.storage import CHUNK_BYTES, files_below, locked, reading, temporary, writing
 
 _SNIFFED_BYTES = 8192
@@ -25,29 +26,25 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Source:
-    """The files that a corpus is joined from, in order.
+    """The parts that a corpus is joined from, in order.
 
     name: short and safe in file names. notes: what the user should know, a line each.
     """
 
     name: str
-    files: tuple[Path, ...]
+    parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
-        """The bytes of all files. Raises: CorpusError when one cannot be read."""
-        total = 0
-        for path in self.files:
-            with reading(path):
-                total += path.stat().st_size
-        return total
+        """The bytes on disk of all parts."""
+        return sum(part.size for part in self.parts)
 
 
 def find_source(
     source: str, cache_dir: Path, *, mirror: str = "", binary: bool = False, progress: bool = False
 ) -> Source:
-    """The files behind `source`, brought into `cache_dir` where they are not on this machine.
+    """The parts behind `source`, brought into `cache_dir` where they are not on this machine.
 
     binary: the files will be read as bytes, so that those without text count as well.
     Raises: CorpusError when there is nothing of that name, or it cannot be brought.
@@ -58,7 +55,8 @@ def find_source(
         return _download_once(source, cache_dir / "downloads", progress)
     if source in DATASETS:
         homonym = [f"--data {source} is the corpus of that name; write ./{source} for the file or folder"]
-        return Source(source, tuple(fetch(source, cache_dir, mirror, progress)), tuple(homonym * Path(source).exists()))
+        parts = tuple(map(plain_part, fetch(source, cache_dir, mirror, progress)))
+        return Source(source, parts, tuple(homonym * Path(source).exists()))
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, cache_dir, binary)
@@ -84,18 +82,18 @@ def _safe_name(text: str) -> str:
 def _file(path: Path) -> Source:
     if not stat.S_ISREG(path.stat().st_mode):
         raise CorpusError(f"{path} is not a regular file, and a corpus is read twice; pipe it to --data - instead")
-    return Source(_safe_name(path.stem), (path,))
+    return Source(_safe_name(path.stem), (plain_part(path),))
 
 
 def _glob(pattern: Path) -> Source:
     matches = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  Path.glob would take hidden files as well
     paths = sorted(map(Path, matches), key=Path.as_posix)
-    files = tuple(path for path in paths if path.is_file())
-    if not files:
+    parts = tuple(plain_part(path) for path in paths if path.is_file())
+    if not parts:
         raise CorpusError(f"no file matches {str(pattern)!r}; look at the pattern, or name a file or folder")
     fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
     notes = _left_out(pattern, {"not regular files": [path for path in paths if not path.is_file()]})
-    return Source(_safe_name(fixed.resolve().name), files, notes)
+    return Source(_safe_name(fixed.resolve().name), parts, notes)
 
 
 def _folder(root: Path, cache_dir: Path, binary: bool) -> Source:
@@ -126,7 +124,7 @@ def _folder(root: Path, cache_dir: Path, binary: bool) -> Source:
     notes = _left_out(root, {why: [path.relative_to(root) for path in paths] for why, paths in groups.items()})
     if not kept:
         raise CorpusError(f"the folder {root} holds no file with text; {'; '.join(notes) or 'it is empty'}")
-    return Source(_safe_name(root.resolve().name), tuple(kept), notes)
+    return Source(_safe_name(root.resolve().name), tuple(map(plain_part, kept)), notes)
 
 
 def _is_binary(path: Path) -> bool:
@@ -154,14 +152,16 @@ def _download_once(url: str, downloads: Path, progress: bool) -> Source:
     target = downloads / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{_safe_suffix(path)}"
     with writing(downloads):
         if target.exists():
-            return Source(name, (target,), (f"{target} is from an earlier download; delete it to bring it anew",))
+            return Source(
+                name, (plain_part(target),), (f"{target} is from an earlier download; delete it to bring it anew",)
+            )
         with locked(target):
             if not target.exists():  # another process may have brought it while this one waited
                 try:
                     download(url, target, progress=progress)
                 except DownloadError as error:
                     raise CorpusError(f"{error}; without a network use --data FILE or --data python") from error
-    return Source(name, (target,))
+    return Source(name, (plain_part(target),))
 
 
 def _safe_suffix(path: Path) -> str:
@@ -182,4 +182,4 @@ def _spool_stdin(cache_dir: Path) -> Source:
                 file.write(chunk)
         target = cache_dir / f"stdin-{digest.hexdigest()[:16]}.txt"
         path.replace(target)
-    return Source("stdin", (target,), (f"standard input is kept as {target}",))
+    return Source("stdin", (plain_part(target),), (f"standard input is kept as {target}",))

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from charrnn import storage
 from charrnn.config import DataConfig
 from charrnn.corpus import Corpus, prepare, read_text
 from charrnn.errors import CorpusError
+from charrnn.parts import Part, plain_part
 from charrnn.sources import Source
+from charrnn.storage import Advance
 
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
 
@@ -134,6 +137,18 @@ def test_files_are_joined_in_order_each_on_a_new_line() -> None:
     )
 
 
+def _three_records(advance: Advance) -> Iterator[str]:
+    yield from ("one\r\n", "two", "three\rfour")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("vocab", "text"), [("chars", "one\ntwo\nthree\nfour"), ("bytes", "one\r\ntwo\nthree\rfour")])
+def test_records_are_joined_each_on_a_new_line(vocab: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part("records", None, 0, lambda _: iter(()), _three_records)
+    monkeypatch.setattr(module, "find_source", lambda *_, **__: Source("records", (part,)))
+    assert text_of(prepare(DataConfig(source="records", vocab=vocab))) == text
+
+
 @given(
     texts=st.lists(st.text(st.sampled_from("ab\r\n\ufeffé€😀"), max_size=12), min_size=1, max_size=3),
     chunk_bytes=st.integers(1, 9),
@@ -150,7 +165,7 @@ def test_where_the_chunks_end_does_not_show(texts: list[str], chunk_bytes: int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "CHUNK_BYTES", chunk_bytes)
         counted: list[int] = []
-        assert "".join(read_text(paths, counted.append)) == expected
+        assert "".join(read_text(map(plain_part, paths), counted.append)) == expected
     assert sum(counted) == sum(path.stat().st_size for path in paths)
 
 
@@ -216,7 +231,9 @@ def test_a_split_too_small_to_evaluate_is_refused(split: tuple[float, float, flo
 
 @pytest.mark.usefixtures("here")
 def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = Source("novel", (Path("novel.txt"),))
+    Path("novel.txt").write_text(VERSE)
+    gone = Source("novel", (plain_part(Path("novel.txt")),))
+    Path("novel.txt").unlink()
     monkeypatch.setattr(module, "find_source", lambda *_, **__: gone)  # as if deleted once it was found
     with pytest.raises(CorpusError, match=r"cannot read novel.txt: No such file"):
         prepare(DataConfig(source="novel.txt"))

@@ -43,7 +43,7 @@ def find(source: str, **options: bool) -> Source:
 
 
 def names(source: Source) -> list[str]:
-    return [path.as_posix() for path in source.files]
+    return [part.path.as_posix() for part in source.parts]
 
 
 def piped(content: bytes) -> io.TextIOWrapper:
@@ -57,7 +57,8 @@ def piped(content: bytes) -> io.TextIOWrapper:
 @pytest.mark.parametrize(("path", "name"), [("my novel (2).txt", "my-novel-2"), ("deep/é.md", "é"), ("...", "corpus")])
 def test_a_file_is_named_by_its_stem_made_safe(path: str, name: str) -> None:
     write(path)
-    assert find(path) == Source(name, (Path(path),))
+    found = find(path)
+    assert (found.name, names(found), found.size) == (name, [path], 5)
 
 
 @pytest.mark.usefixtures("here")
@@ -167,7 +168,7 @@ def test_a_bare_corpus_name_means_the_corpus_and_a_path_the_file() -> None:
     write("python")
     named = find("python")
     assert named.name == "python"
-    assert len(named.files) > 100
+    assert len(named.parts) > 100
     assert "write ./python for the file" in named.notes[0]
     assert names(find("./python")) == ["python"]
 
@@ -210,7 +211,7 @@ def test_an_address_is_brought_once_under_a_name_of_its_own(site: Site) -> None:
     first, second = find(url), find(url)
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
     assert names(first) == names(second) == [f"data/downloads/My-Novel-{digest}.txt"]
-    assert first.files[0].read_bytes() == b"text"
+    assert first.parts[0].path.read_bytes() == b"text"
     assert first.name == second.name == "My-Novel"
     assert len(site.asked) == 1
     assert "from an earlier download; delete it" in second.notes[0]
@@ -219,7 +220,7 @@ def test_an_address_is_brought_once_under_a_name_of_its_own(site: Site) -> None:
 @pytest.mark.usefixtures("here")
 def test_two_addresses_with_one_file_name_do_not_meet(site: Site) -> None:
     site.files |= {"/a/x.txt": b"a", "/b/x.txt": b"b"}
-    assert [find(f"{site.url}/{folder}/x.txt").files[0].read_bytes() for folder in "ab"] == [b"a", b"b"]
+    assert [find(f"{site.url}/{folder}/x.txt").parts[0].path.read_bytes() for folder in "ab"] == [b"a", b"b"]
 
 
 @pytest.mark.usefixtures("here")
@@ -244,7 +245,7 @@ def test_standard_input_is_kept_under_its_checksum(monkeypatch: pytest.MonkeyPat
     found = find("-")
     assert found.name == "stdin"
     assert names(found) == [f"data/stdin-{hashlib.sha256(content).hexdigest()[:16]}.txt"]
-    assert found.files[0].read_bytes() == content
+    assert found.parts[0].path.read_bytes() == content
     assert len(names_in("data")) == 1
 
 

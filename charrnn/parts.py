@@ -1,0 +1,44 @@
+"""Part: a piece of a corpus as it lies on a disk, and the ways to read it. Sources are made of parts.
+
+Parts cross into worker processes, so that what they hold must be picklable: the ways to read are module-level functions
+with their arguments bound (functools.partial), never closures.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from charrnn.storage import Advance, chunks_of, reading
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read as one document, or, with `documents`, as many.
+
+    name: for messages. path: a plain file whose bytes are the text, so that several processes may read ranges of it;
+    None = it must be streamed. size: bytes on disk, for progress. chunks: the bytes, decompressed, in pieces.
+    documents: the records' texts; with it, `chunks` gives the same in UTF-8, a record a piece. No piece or record is
+    empty. Both are called with a function that they call with the bytes of the file on disk as they are read.
+    Raises, while it is read: CorpusError when the file cannot be read or is damaged.
+    """
+
+    name: str
+    path: Path | None
+    size: int
+    chunks: Callable[[Advance], Iterator[bytes]]
+    documents: Callable[[Advance], Iterator[str]] | None = None
+
+
+def plain_part(path: Path) -> Part:
+    """A file whose bytes are the text. Raises: CorpusError when it cannot be looked at."""
+    with reading(path):
+        size = path.stat().st_size
+    return Part(str(path), path, size, partial(read_plain, path))
+
+
+def read_plain(path: Path, advance: Advance) -> Iterator[bytes]:
+    """A file's bytes as they are. advance: called with their number."""
+    for chunk in chunks_of(path):
+        advance(len(chunk))
+        yield chunk
