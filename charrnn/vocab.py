@@ -26,11 +26,13 @@ class Vocab:
     kind: `chars` (symbols are the corpus's characters, sorted by code point) or `bytes` (the 256 byte values;
     text goes through UTF-8, so that nothing is ever unknown).
     replacement: the symbol that stands for unknown characters under `unknown="replace"`, or None.
+    document_end: the symbol after which the state starts anew, or None.
     """
 
     kind: Literal["chars", "bytes"]
     symbols: tuple[str, ...] = ()
     replacement: str | None = None
+    document_end: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("chars", "bytes"):
@@ -46,16 +48,19 @@ class Vocab:
                 raise VocabError("a vocabulary's symbols must be distinct")
             if self.replacement is not None and self.replacement not in self.symbols:
                 raise VocabError(f"the replacement {self.replacement!r} is not one of the vocabulary's symbols")
+        end, known = self.document_end, bytes(range(128)).decode() if self.kind == "bytes" else self.symbols
+        if end is not None and (not isinstance(end, str) or len(end) != 1 or end not in known):
+            raise VocabError(f"the document end {end!r} is not one of the vocabulary's symbols")
 
     @classmethod
-    def of_chars(cls, characters: Iterable[str]) -> "Vocab":
+    def of_chars(cls, characters: Iterable[str], document_end: str | None = None) -> "Vocab":
         """The vocabulary of the distinct `characters`, sorted by code point."""
-        return cls("chars", tuple(sorted(set(characters))))
+        return cls("chars", tuple(sorted(set(characters))), document_end=document_end)
 
     @classmethod
-    def of_bytes(cls) -> "Vocab":
+    def of_bytes(cls, document_end: str | None = None) -> "Vocab":
         """The 256-symbol vocabulary that can encode any text and any file."""
-        return cls("bytes")
+        return cls("bytes", document_end=document_end)
 
     def __len__(self) -> int:
         return 256 if self.kind == "bytes" else len(self.symbols)
@@ -71,6 +76,13 @@ class Vocab:
         if self.kind == "bytes":
             return ord("\n")
         return self.symbols.index("\n") if "\n" in self.symbols else 0
+
+    @property
+    def document_end_id(self) -> int | None:
+        """The id after which the state starts anew; None when there is none."""
+        if self.document_end is None:
+            return None
+        return ord(self.document_end) if self.kind == "bytes" else self.symbols.index(self.document_end)
 
     @cached_property
     def _id_of_code_point(self) -> NDArray[np.int32]:
@@ -128,18 +140,20 @@ class Vocab:
 
     def to_json(self) -> str:
         """The vocabulary as one JSON object, the form kept in checkpoints and model files."""
-        if self.kind == "bytes":
-            return json.dumps({"kind": "bytes"})
-        return json.dumps(
-            {"kind": "chars", "symbols": list(self.symbols), "replacement": self.replacement}, ensure_ascii=True
-        )
+        fields: dict[str, object] = {"kind": self.kind}
+        if self.kind == "chars":
+            fields |= {"symbols": list(self.symbols), "replacement": self.replacement}
+        if self.document_end is not None:
+            fields["document_end"] = self.document_end
+        return json.dumps(fields, ensure_ascii=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Vocab":
         """Reads what `to_json` wrote. Raises VocabError when it is not a vocabulary."""
         try:
             fields = json.loads(text)
-            return cls(fields["kind"], tuple(fields.get("symbols", ())), fields.get("replacement"))
+            symbols = tuple(fields.get("symbols", ()))
+            return cls(fields["kind"], symbols, fields.get("replacement"), fields.get("document_end"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VocabError(
                 f"not a vocabulary: {error!r}; the file was written by another program or damaged"

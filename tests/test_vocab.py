@@ -180,3 +180,26 @@ def test_a_byte_decoder_gives_valid_utf8_for_any_bytes(raw):
     text = "".join(decode(b) for b in raw) + decode(None)
     assert text == raw.decode("utf-8", "replace")
     text.encode("utf-8")
+
+
+@pytest.mark.parametrize("vocab", [Vocab.of_chars("ab|", "|"), Vocab.of_bytes("|")])
+def test_the_document_end_is_a_symbol_and_survives_json(vocab: Vocab) -> None:
+    again = Vocab.from_json(vocab.to_json())
+    assert again == vocab
+    assert again.decode([again.document_end_id]) == "|"
+
+
+def test_a_vocabulary_without_a_document_end_is_written_as_before() -> None:
+    assert "document_end" not in Vocab.of_chars("ab").to_json() + Vocab.of_bytes().to_json()
+    assert Vocab.of_chars("ab").document_end_id is None
+
+
+@pytest.mark.parametrize("end", ["c", "", "ab", 1, ["a"]])
+def test_a_document_end_that_is_no_symbol_is_refused(end: object) -> None:
+    with pytest.raises(VocabError, match="document end"):
+        Vocab.from_json(json.dumps({"kind": "chars", "symbols": ["a", "b"], "document_end": end}))
+
+
+def test_a_byte_vocabulary_ends_documents_by_one_byte() -> None:
+    with pytest.raises(VocabError, match="document end"):
+        Vocab.of_bytes("é")
