@@ -61,6 +61,9 @@ class DataConfig(Section):
     cache_dir: str = Field("data", description="folder for downloads and prepared corpora")
     mirror: str = Field("", description="folder or URL looked at before the public ones; empty = none")
     vocab: Literal["chars", "bytes"] = Field("chars", description="the corpus's characters, or all 256 bytes")
+    document_end: str = Field(
+        "", max_length=1, description="character put after each document, where the state starts anew; empty = none"
+    )
     split: tuple[Fraction, Fraction, Fraction] = Field(
         (0.9, 0.1, 0.0), description="train, val, test shares, contiguous, in this order; they add up to 1"
     )
@@ -75,6 +78,12 @@ class DataConfig(Section):
     def _split_adds_up(self) -> "DataConfig":
         if abs(sum(self.split) - 1) > 1e-6 or self.split[0] == 0:
             raise ValueError(f"split {list(self.split)} must add up to 1 and give the training part more than 0")
+        return self
+
+    @model_validator(mode="after")
+    def _document_end_is_a_symbol(self) -> "DataConfig":
+        if self.vocab == "bytes" and not self.document_end.isascii():
+            raise ValueError(f"document_end {self.document_end!r} is more than one byte; with vocab bytes use ASCII")
         return self
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import AnyStr
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +94,10 @@ def prepare(data: DataConfig, *, progress: bool = False) -> Corpus:
     source = find_source(data.source, cache_dir, mirror=mirror, binary=binary, progress=progress)
     for note in source.notes:
         say(note, progress)
-    scan = _scan(source, binary, progress)
+    end = data.document_end or None
+    scan = _scan(source, binary, end, progress)
     _refuse_unusable(data, scan)
-    vocab = Vocab.of_bytes() if binary else Vocab.of_chars(map(chr, scan.symbols))
+    vocab = Vocab.of_bytes(end) if binary else Vocab.of_chars(map(chr, scan.symbols), end)
     entry = cache_dir / "prepared" / f"{scan.sha256[:16]}-{data.vocab}"
     if not _is_whole(entry, scan, vocab):
         _write_entry(entry, source, scan, vocab, progress)
@@ -104,20 +106,20 @@ def prepare(data: DataConfig, *, progress: bool = False) -> Corpus:
     return Corpus(source.name, data.source, vocab, scan.sha256, scan.num_chars, data.split, ids, source.notes)
 
 
-def _scan(source: Source, binary: bool, progress: bool) -> Scan:
+def _scan(source: Source, binary: bool, end: str | None, progress: bool) -> Scan:
     digest = hashlib.sha256()
     num_chars = 0
     seen = np.zeros(_CODE_POINTS, bool)
     with byte_bar(f"reading {source.name}", source.size, progress) as advance:
-        for piece in _pieces(source, binary, advance):
+        for piece in _pieces(source, binary, end, advance):
             digest.update(_raw(piece))
             num_chars += len(piece)
             seen[_symbols(piece)] = True
     return Scan(digest.hexdigest(), num_chars, tuple(np.flatnonzero(seen).tolist()))
 
 
-def _pieces(source: Source, binary: bool, advance: Advance) -> Iterator[Piece]:
-    return read_bytes(source.parts, advance) if binary else read_text(source.parts, advance)
+def _pieces(source: Source, binary: bool, end: str | None, advance: Advance) -> Iterator[Piece]:
+    return read_bytes(source.parts, advance, end) if binary else read_text(source.parts, advance, end)
 
 
 def _raw(piece: Piece) -> bytes:
@@ -131,45 +133,56 @@ def _symbols(piece: Piece) -> NDArray[np.unsignedinteger]:
     return np.frombuffer(piece.encode("utf-32-le"), "<u4")
 
 
-def read_bytes(parts: Iterable[Part], advance: Advance) -> Iterator[bytes]:
-    """The parts' bytes in pieces, one part right after the other, records each on a line of their own.
-
-    advance: called with the bytes read from disk.
-    """
+def read_bytes(parts: Iterable[Part], advance: Advance, end: str | None = None) -> Iterator[bytes]:
+    """The parts' bytes in pieces, one part right after the other. advance, end: as for read_text; `end` is ASCII."""
     for part in parts:
-        if part.documents is None:
+        if not end:
             yield from part.chunks(advance)
+        elif part.documents is None:
+            yield from _closed(part.chunks(advance), end.encode(), part.name)
         else:
-            for text in _joined(iter((document,)) for document in part.documents(advance)):
-                yield text.encode("utf-8")
+            for document in part.documents(advance):
+                yield from _closed([document.encode("utf-8")], end.encode(), part.name)
 
 
-def read_text(parts: Iterable[Part], advance: Advance) -> Iterator[str]:
-    """The parts' text in pieces, each document beginning on a new line, with \\n as the only line end.
+def read_text(parts: Iterable[Part], advance: Advance, end: str | None = None) -> Iterator[str]:
+    """The parts' text in pieces, with \\n as the only line end.
 
-    advance: called with the bytes read from disk. Raises: CorpusError at the first byte that is not UTF-8.
+    Each document begins on a new line; with `end`, that character stands after each document instead.
+    advance: called with the bytes read from disk.
+    Raises: CorpusError at the first byte that is not UTF-8, and for a document that has `end` in it.
     """
-    return _joined(document for part in parts for document in _documents(part, advance))
+    last = "\n"
+    for part in parts:
+        for document in _documents(part, advance):
+            first = True
+            for piece in _closed(document, end, part.name) if end else document:
+                if first and last != "\n" and not end:
+                    yield "\n"
+                first, last = False, piece[-1]
+                yield piece
 
 
-def _documents(part: Part, advance: Advance) -> Iterator[Iterator[str]]:
+def _documents(part: Part, advance: Advance) -> Iterator[Iterable[str]]:
     """The part's documents, each in pieces none of which is empty."""
     if part.documents is None:
         yield _decoded(part, advance)
     else:
         for document in part.documents(advance):
-            yield iter((document.replace("\r\n", "\n").replace("\r", "\n"),))
+            yield [document.replace("\r\n", "\n").replace("\r", "\n")]
 
 
-def _joined(documents: Iterable[Iterator[str]]) -> Iterator[str]:
-    last = "\n"
-    for document in documents:
-        first = True
-        for piece in document:
-            if first and last != "\n":
-                yield "\n"
-            first, last = False, piece[-1]
-            yield piece
+def _closed(document: Iterable[AnyStr], end: AnyStr, name: str) -> Iterator[AnyStr]:
+    """A document's pieces, and `end` after the last; nothing of one that is empty."""
+    empty = True
+    for piece in document:
+        if end in piece:
+            remedy = "set data.document_end to a character that no text has"
+            raise CorpusError(f"{name} has the document end {end!r} inside of a text; {remedy}")
+        empty = False
+        yield piece
+    if not empty:
+        yield end
 
 
 def _decoded(part: Part, advance: Advance) -> Iterator[str]:
@@ -230,7 +243,7 @@ def _write_ids(path: Path, source: Source, scan: Scan, vocab: Vocab, progress: b
     digest = hashlib.sha256()
     changed = CorpusError(f"{source.name} changed while it was read; run again when nothing writes to it")
     with path.open("wb") as file, byte_bar(f"encoding {source.name}", source.size, progress) as advance:
-        for piece in _pieces(source, vocab.kind == "bytes", advance):
+        for piece in _pieces(source, vocab.kind == "bytes", vocab.document_end, advance):
             digest.update(_raw(piece))
             try:
                 ids = _symbols(piece) if isinstance(piece, bytes) else vocab.encode(piece)  # (len(piece),)

@@ -18,8 +18,8 @@ class Part:
 
     name: for messages. path: a plain file whose bytes are the text, so that several processes may read ranges of it;
     None = it must be streamed. size: bytes on disk, for progress. chunks: the bytes, decompressed, in pieces.
-    documents: the records' texts; with it, `chunks` gives the same in UTF-8, a record a piece. No piece or record is
-    empty. Both are called with a function that they call with the bytes of the file on disk as they are read.
+    documents: the records' texts; with it, `chunks` gives the same in UTF-8, each record ended by a line break. No
+    piece or record is empty. Both are called with a function that they call with the bytes read from the file on disk.
     Raises, while it is read: CorpusError when the file cannot be read or is damaged.
     """
 

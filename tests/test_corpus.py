@@ -137,16 +137,66 @@ def test_files_are_joined_in_order_each_on_a_new_line() -> None:
     )
 
 
-def _three_records(advance: Advance) -> Iterator[str]:
-    yield from ("one\r\n", "two", "three\rfour")
+RECORDS = ("one\r\n", "two", "three\rfour")
+
+
+def _records(advance: Advance) -> Iterator[str]:
+    yield from RECORDS
+
+
+def _records_as_lines(advance: Advance) -> Iterator[bytes]:
+    for record in RECORDS:
+        yield (record if record.endswith("\n") else f"{record}\n").encode()
+
+
+def prepared_records(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> str:
+    """The text of three records after a file."""
+    Path("novel.txt").write_text("zero")
+    parts = (plain_part(Path("novel.txt")), Part("records", None, 0, _records_as_lines, _records))
+    monkeypatch.setattr(module, "find_source", lambda *_, **__: Source("records", parts))
+    return text_of(prepare(DataConfig(source="records", **fields)))
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("vocab", "text"), [("chars", "one\ntwo\nthree\nfour"), ("bytes", "one\r\ntwo\nthree\rfour")])
-def test_records_are_joined_each_on_a_new_line(vocab: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = Part("records", None, 0, lambda _: iter(()), _three_records)
-    monkeypatch.setattr(module, "find_source", lambda *_, **__: Source("records", (part,)))
-    assert text_of(prepare(DataConfig(source="records", vocab=vocab))) == text
+def test_records_are_joined_each_on_a_new_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepared_records(monkeypatch) == "zero\none\ntwo\nthree\nfour"
+    assert prepared_records(monkeypatch, vocab="bytes") == "zeroone\r\ntwo\nthree\rfour\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_the_document_end_stands_after_each_file_and_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepared_records(monkeypatch, document_end="|") == "zero|one\n|two|three\nfour|"
+    assert prepared_records(monkeypatch, vocab="bytes", document_end="|") == "zero|one\r\n|two|three\rfour|"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+def test_the_document_end_is_kept_with_the_vocabulary_and_tells_entries_apart(vocab: Any) -> None:
+    marked = prepared(VERSE, vocab=vocab, document_end="\0")
+    assert text_of(marked) == VERSE + "\0"
+    assert marked.vocab.document_end == "\0"
+    plain = prepared(VERSE + "\0", vocab=vocab)
+    assert plain.sha256 == marked.sha256
+    assert plain.vocab.document_end is None
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("vocab", ["chars", "bytes"])
+def test_a_text_with_the_document_end_in_it_is_refused(vocab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        CorpusError, match=r"novel.txt has the document end .*:.* inside of a text; set data.document_end"
+    ):
+        prepared("a:b", vocab=vocab, document_end=":")
+    with pytest.raises(CorpusError, match=r"records has the document end .*h.* inside"):
+        prepared_records(monkeypatch, vocab=vocab, document_end="h")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_empty_document_has_no_end() -> None:
+    Path("books").mkdir()
+    for name, text in {"1": "one" * 9, "2": "", "3": "three"}.items():
+        Path("books", name).write_text(text)
+    assert text_of(prepare(DataConfig(source="books", document_end="\0"))) == "one" * 9 + "\0three\0"
 
 
 @given(
