@@ -57,10 +57,17 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The corpus and how it is cut into batches."""
 
-    source: str = Field("shakespeare", min_length=1, description="file, folder, glob, URL, - or a corpus name")
+    source: str = Field("shakespeare", min_length=1, description="file, folder, glob, URL, hf:NAME, - or a corpus name")
     cache_dir: str = Field("data", description="folder for downloads and prepared corpora")
     mirror: str = Field("", description="folder or URL looked at before the public ones; empty = none")
     vocab: Literal["chars", "bytes"] = Field("chars", description="the corpus's characters, or all 256 bytes")
+    text_field: str = Field(
+        "", description="field of .jsonl, .parquet and hf: records that holds the text; empty = text"
+    )
+    include: tuple[str, ...] = Field(
+        (), description="patterns of the files to take from a folder, glob or zip; none = all"
+    )
+    exclude: tuple[str, ...] = Field((), description="patterns of files and folders to leave out of those")
     document_end: str = Field(
         "", max_length=1, description="character put after each document, where the state starts anew; empty = none"
     )

@@ -91,7 +91,16 @@ def prepare(data: DataConfig, *, progress: bool = False) -> Corpus:
     cache_dir = Path(data.cache_dir).expanduser()
     mirror = data.mirror or os.environ.get("CHARRNN_DATA_MIRROR", "")
     binary = data.vocab == "bytes"
-    source = find_source(data.source, cache_dir, mirror=mirror, binary=binary, progress=progress)
+    source = find_source(
+        data.source,
+        cache_dir,
+        mirror=mirror,
+        binary=binary,
+        text_field=data.text_field,
+        include=data.include,
+        exclude=data.exclude,
+        progress=progress,
+    )
     for note in source.notes:
         say(note, progress)
     end = data.document_end or None

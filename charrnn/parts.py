@@ -11,6 +11,9 @@ from pathlib import Path
 
 from charrnn.storage import Advance, chunks_of, reading
 
+Chunks = Callable[[Advance], Iterator[bytes]]
+Documents = Callable[[Advance], Iterator[str]]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -26,15 +29,18 @@ class Part:
     name: str
     path: Path | None
     size: int
-    chunks: Callable[[Advance], Iterator[bytes]]
-    documents: Callable[[Advance], Iterator[str]] | None = None
+    chunks: Chunks
+    documents: Documents | None = None
 
 
 def plain_part(path: Path) -> Part:
     """A file whose bytes are the text. Raises: CorpusError when it cannot be looked at."""
-    with reading(path):
-        size = path.stat().st_size
-    return Part(str(path), path, size, partial(read_plain, path))
+    return Part(str(path), path, size_of(path), partial(read_plain, path))
+
+
+def record_part(name: str, size: int, documents: Documents) -> Part:
+    """A part of records. size: as in Part."""
+    return Part(name, None, size, partial(_as_lines, documents), documents)
 
 
 def read_plain(path: Path, advance: Advance) -> Iterator[bytes]:
@@ -42,3 +48,14 @@ def read_plain(path: Path, advance: Advance) -> Iterator[bytes]:
     for chunk in chunks_of(path):
         advance(len(chunk))
         yield chunk
+
+
+def _as_lines(documents: Documents, advance: Advance) -> Iterator[bytes]:
+    for text in documents(advance):
+        yield (text if text.endswith("\n") else f"{text}\n").encode("utf-8")
+
+
+def size_of(path: Path) -> int:
+    """A file's bytes. Raises: CorpusError when it cannot be looked at."""
+    with reading(path):
+        return path.stat().st_size

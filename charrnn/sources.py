@@ -1,4 +1,4 @@
-"""What `--data` may be, and the parts behind it: a file, folder, glob, URL, standard input or a corpus name.
+"""What `--data` may be, and the parts behind it: a file, folder, glob, URL, hf:, standard input or a corpus name.
 
 A bare word that is a corpus name means that corpus; write ./python for a file or folder that is called like one.
 """
@@ -10,17 +10,21 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from charrnn import hub
 from charrnn.datasets import DATASETS, fetch
 from charrnn.download import DownloadError, download, is_url
 from charrnn.errors import CorpusError, listing
+from charrnn.formats import BINARY, COMPRESSED_SUFFIXES, Options, Text, look_into
 from charrnn.parts import Part, plain_part
-from charrnn.storage import CHUNK_BYTES, files_below, locked, reading, temporary, writing
+from charrnn.patterns import Choice
+from charrnn.records import DEFAULT_FIELD
+from charrnn.storage import CHUNK_BYTES, files_below, locked, temporary, writing
 
-_SNIFFED_BYTES = 8192
 _LONGEST_NAME = 60
 
 
@@ -42,29 +46,60 @@ class Source:
 
 
 def find_source(
-    source: str, cache_dir: Path, *, mirror: str = "", binary: bool = False, progress: bool = False
+    source: str,
+    cache_dir: Path,
+    *,
+    mirror: str = "",
+    binary: bool = False,
+    text_field: str = "",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    progress: bool = False,
 ) -> Source:
     """The parts behind `source`, brought into `cache_dir` where they are not on this machine.
 
-    binary: the files will be read as bytes, so that those without text count as well.
-    Raises: CorpusError when there is nothing of that name, or it cannot be brought.
+    binary: the files will be read as bytes, so that those without text count as well. text_field: of records; "" is
+    `text`, and another one also makes records of what begins like JSON lines. include, exclude: patterns of files.
+    Raises: CorpusError when there is nothing of that name, it cannot be brought or read, or an option has no meaning
+    for it.
     """
+    options = Options(binary, text_field, Choice(include, exclude))
+    found = _find(source, cache_dir, mirror, options, progress)
+    if text_field and all(part.documents is None for part in found.parts):
+        raise CorpusError(
+            f"data.text_field is {text_field!r}, but {source} has no records (.jsonl, .parquet, hf:); leave it out"
+        )
+    return found
+
+
+def _find(source: str, cache_dir: Path, mirror: str, options: Options, progress: bool) -> Source:
     if source == "-":
-        return _spool_stdin(cache_dir)
+        return _spool_stdin(cache_dir, options)
     if is_url(source):
-        return _download_once(source, cache_dir / "downloads", progress)
+        return _download_once(source, cache_dir / "downloads", options, progress)
+    if source.startswith(hub.PREFIX):
+        part = hub.hub_part(source, options.text_field or DEFAULT_FIELD, progress)
+        return _of_one(Source(safe_name(hub.bare_name(source)), (part,)), options)
     if source in DATASETS:
         homonym = [f"--data {source} is the corpus of that name; write ./{source} for the file or folder"]
         parts = tuple(map(plain_part, fetch(source, cache_dir, mirror, progress)))
-        return Source(source, parts, tuple(homonym * Path(source).exists()))
+        return _of_one(Source(source, parts, tuple(homonym * Path(source).exists())), options)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _folder(path, cache_dir, binary)
+        return _folder(path, cache_dir, options)
     if path.exists():
-        return _file(path)
+        return _file(path, safe_name(_stem(path)), options)
     if glob.has_magic(source):
-        return _glob(path)
+        return _glob(path, options)
     raise CorpusError(_unknown_message(source))
+
+
+def _of_one(source: Source, options: Options) -> Source:
+    """Raises: CorpusError when files were to be chosen from what has none to choose from."""
+    if options.choice.include or options.choice.exclude:
+        what = "data.include and data.exclude choose files of a folder, glob or zip archive"
+        raise CorpusError(f"{what}, and {source.name} is none; leave them out")
+    return source
 
 
 def _unknown_message(source: str) -> str:
@@ -75,67 +110,106 @@ def _unknown_message(source: str) -> str:
     return f"no file, folder or corpus {source!r}{nearest}; the corpora are {', '.join(DATASETS)}"
 
 
-def _safe_name(text: str) -> str:
+def safe_name(text: str) -> str:
+    """`text` as a name that is short and safe in file names."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:_LONGEST_NAME] or "corpus"
 
 
-def _file(path: Path) -> Source:
+def _stem(path: Path) -> str:
+    """A file's name without its suffix, or suffixes where it is compressed."""
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.stem
+
+
+def _file(path: Path, name: str, options: Options, notes: tuple[str, ...] = ()) -> Source:
+    """The texts of one file, all of an archive's. name: of the corpus."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise CorpusError(f"{path} is not a regular file, and a corpus is read twice; pipe it to --data - instead")
-    return Source(_safe_name(path.stem), (plain_part(path),))
+    gathered = _Gathered(options)
+    texts = gathered.look(path, path.name)
+    if [text.relative for text in texts] != [path.name]:
+        return gathered.source(name, path, notes)
+    _of_one(Source(name, ()), options)
+    [text] = texts
+    if text.odd not in ("", BINARY):  # what has NUL bytes may be meant; a PDF is not
+        remedy = "save it as plain text, or read its bytes with --set data.vocab=bytes"
+        raise CorpusError(f"{path} is no text ({text.odd}); {remedy}")
+    return Source(name, (text.part,), notes)
 
 
-def _glob(pattern: Path) -> Source:
+def _glob(pattern: Path, options: Options) -> Source:
     matches = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  Path.glob would take hidden files as well
     paths = sorted(map(Path, matches), key=Path.as_posix)
-    parts = tuple(plain_part(path) for path in paths if path.is_file())
-    if not parts:
+    if not any(path.is_file() for path in paths):
         raise CorpusError(f"no file matches {str(pattern)!r}; look at the pattern, or name a file or folder")
     fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
-    notes = _left_out(pattern, {"not regular files": [path for path in paths if not path.is_file()]})
-    return Source(_safe_name(fixed.resolve().name), parts, notes)
+    gathered = _Gathered(options, named=True)
+    for path in paths:
+        gathered.add(path, path.relative_to(fixed).as_posix())
+    return gathered.source(safe_name(fixed.resolve().name), pattern)
 
 
-def _folder(root: Path, cache_dir: Path, binary: bool) -> Source:
+def _folder(root: Path, cache_dir: Path, options: Options) -> Source:
     """Every file with text below `root`; hidden ones, and the data folder when it lies below, are left out."""
-    hidden: list[Path] = []
-    own: list[Path] = []
-    odd: list[Path] = []
-    textless: list[Path] = []
-    kept: list[Path] = []
+    gathered = _Gathered(options)
     cache = cache_dir.resolve()
 
     def enter(folder: Path) -> bool:
-        refused = hidden if folder.name.startswith(".") else own if folder.resolve() == cache else None
-        if refused is not None:
-            refused.append(folder)
-        return refused is None
+        why = "hidden" if folder.name.startswith(".") else "the data folder" if folder.resolve() == cache else ""
+        if why:
+            gathered.leave_out(why, folder.relative_to(root).as_posix())
+        return not why
 
     for path in files_below(root, enter):
+        relative = path.relative_to(root).as_posix()
         if path.name.startswith("."):
-            hidden.append(path)
-        elif not path.is_file():
-            odd.append(path)
-        elif not binary and _is_binary(path):
-            textless.append(path)
+            gathered.leave_out("hidden", relative)
         else:
-            kept.append(path)
-    groups = {"hidden": hidden, "the data folder": own, "not regular files": odd, "binary": textless}
-    notes = _left_out(root, {why: [path.relative_to(root) for path in paths] for why, paths in groups.items()})
-    if not kept:
-        raise CorpusError(f"the folder {root} holds no file with text; {'; '.join(notes) or 'it is empty'}")
-    return Source(_safe_name(root.resolve().name), tuple(map(plain_part, kept)), notes)
+            gathered.add(path, relative)
+    return gathered.source(safe_name(root.resolve().name), root)
 
 
-def _is_binary(path: Path) -> bool:
-    """Whether a NUL byte stands near the beginning, which no text in UTF-8 has."""
-    with reading(path), path.open("rb") as file:
-        return b"\0" in file.read(_SNIFFED_BYTES)
+class _Gathered:
+    """The texts of several files, and what was left out of them."""
 
+    def __init__(self, options: Options, *, named: bool = False) -> None:
+        """named: the user's pattern names each file, so that what looks binary is taken too."""
+        self._options, self._taken_though = options, ("", BINARY) if named else ("",)
+        self._parts: list[Part] = []
+        self._left_out: dict[str, list[str]] = {}
 
-def _left_out(where: Path, groups: dict[str, list[Path]]) -> tuple[str, ...]:
-    parts = [f"{len(paths)} {why} ({listing([str(p) for p in paths], 3)})" for why, paths in groups.items() if paths]
-    return (f"left out of {where}: {'; '.join(parts)}",) if parts else ()
+    def add(self, path: Path, relative: str) -> None:
+        """Takes what is text in the file at `path`, when it is meant."""
+        if not path.is_file():
+            self.leave_out("not regular files", relative)
+        elif self._options.choice.may_take(relative):
+            self.look(path, relative)
+
+    def look(self, path: Path, relative: str) -> list[Text]:
+        """Takes what is text in the file at `path`. Returns: what is in it."""
+        texts = list(look_into(path, relative, self._options))
+        for text in texts:
+            if text.odd in self._taken_though:
+                self._parts.append(text.part)
+            else:
+                self.leave_out(text.odd, text.relative)
+        return texts
+
+    def leave_out(self, why: str, relative: str) -> None:
+        """Notes that there was something that is not taken."""
+        self._left_out.setdefault(why, []).append(relative)
+
+    def source(self, name: str, where: Path, notes: tuple[str, ...] = ()) -> Source:
+        """All that was taken. Raises: CorpusError when that is nothing."""
+        choice = self._options.choice
+        groups = self._left_out | {"excluded": choice.excluded, "not included": choice.not_included}
+        told = [f"{len(paths)} {why} ({listing(paths, 3)})" for why, paths in groups.items() if paths]
+        if not self._parts:
+            kind = "folder" if where.is_dir() else "archive" if where.exists() else "pattern"
+            left_out = f"left out of {where}: {'; '.join(told)}" if told else "it is empty"
+            raise CorpusError(f"the {kind} {where} holds no file with text; {left_out}")
+        if told:
+            notes = (*notes, f"left out of {where}: {'; '.join(told)}")
+        return Source(name, tuple(self._parts), notes)
 
 
 def _url_path(url: str) -> Path:
@@ -145,10 +219,10 @@ def _url_path(url: str) -> Path:
         raise CorpusError(f"--data {url} is not an address: {error}") from error
 
 
-def _download_once(url: str, downloads: Path, progress: bool) -> Source:
+def _download_once(url: str, downloads: Path, options: Options, progress: bool) -> Source:
     """The file at `url`, kept under a name of its own, so that the next run needs no network."""
     path = _url_path(url)
-    name = _safe_name(path.stem)
+    name = safe_name(_stem(path))
     target = downloads / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{_safe_suffix(path)}"
     with writing(downloads):
         if target.exists():
@@ -161,14 +235,16 @@ def _download_once(url: str, downloads: Path, progress: bool) -> Source:
                     download(url, target, progress=progress)
                 except DownloadError as error:
                     raise CorpusError(f"{error}; without a network use --data FILE or --data python") from error
-    return Source(name, (plain_part(target),))
+    return _file(target, name, options)
 
 
 def _safe_suffix(path: Path) -> str:
-    return path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix) else ""
+    """Its suffix, or both where it is compressed (`.jsonl.gz`), unless they are not like suffixes."""
+    suffixes = path.suffixes[-2:] if path.suffix.lower() in COMPRESSED_SUFFIXES else path.suffixes[-1:]
+    return "".join(suffix for suffix in suffixes if re.fullmatch(r"\.\w{1,8}", suffix))
 
 
-def _spool_stdin(cache_dir: Path) -> Source:
+def _spool_stdin(cache_dir: Path, options: Options) -> Source:
     """Standard input saved to a file, since a corpus is read twice and a resumed run reads it again."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CorpusError("--data - cannot feed several processes; save the text to a file first and name that")
@@ -182,4 +258,4 @@ def _spool_stdin(cache_dir: Path) -> Source:
                 file.write(chunk)
         target = cache_dir / f"stdin-{digest.hexdigest()[:16]}.txt"
         path.replace(target)
-    return Source("stdin", (plain_part(target),), (f"standard input is kept as {target}",))
+    return _file(target, "stdin", options, (f"standard input is kept as {target}",))

@@ -130,7 +130,7 @@ def test_a_folder_that_a_glob_matches_is_left_out_and_said() -> None:
     write("books/a.txt", "books/sub/b.txt")
     found = find("books/*")
     assert names(found) == ["books/a.txt"]
-    assert "1 not regular files (books/sub)" in found.notes[0]
+    assert "left out of books/*: 1 not regular files (sub)" in found.notes[0]
 
 
 @pytest.mark.usefixtures("here")
@@ -280,4 +280,4 @@ def test_finding_and_preparing_a_corpus_needs_no_torch() -> None:
 
 
 def test_names_are_short_enough_for_a_file_name() -> None:
-    assert len(sources._safe_name("x" * 300)) <= 60
+    assert len(sources.safe_name("x" * 300)) <= 60
