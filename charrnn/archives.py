@@ -75,10 +75,15 @@ def read_member(member: Member, advance: Advance) -> Iterator[bytes]:
                     advance(now - told)
                     told = now
                     yield chunk
+            advance(member.packed - told)
         except NotImplementedError as error:
             raise CorpusError(
                 f"{name} is packed in a way that cannot be read here ({error}); unpack it first"
             ) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _damaged(member.archive, f"{member.name}: {error}") from error  # bz2's way to say it
         except (zipfile.BadZipFile, zlib.error, EOFError, IndexError, ValueError, lzma.LZMAError) as error:
             raise _damaged(member.archive, f"{member.name}: {error or 'it ends in the middle'}") from error
 

@@ -144,8 +144,10 @@ def unpacked(kind: str, source: Chunks, name: str, advance: Advance) -> Iterator
         taken += len(chunk)
         while True:
             if stream.eof:
-                data = (stream.unused_data + data).lstrip(b"\0")  # streams may be padded with zeros
+                data = stream.unused_data + data
                 stream, begun = new(), False
+            if not begun:
+                data = data.lstrip(b"\0")  # streams may be padded with zeros
             if data or not stream.needs_input:
                 begun = True
                 try:

@@ -226,9 +226,8 @@ def _download_once(url: str, downloads: Path, options: Options, progress: bool) 
     target = downloads / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{_safe_suffix(path)}"
     with writing(downloads):
         if target.exists():
-            return Source(
-                name, (plain_part(target),), (f"{target} is from an earlier download; delete it to bring it anew",)
-            )
+            kept = f"{target} is from an earlier download; delete it to bring it anew"
+            return _file(target, name, options, (kept,))
         with locked(target):
             if not target.exists():  # another process may have brought it while this one waited
                 try:

@@ -59,9 +59,23 @@ def train(
         str | None,
         _option(
             "data.source",
-            "Text to learn: a file, folder, glob, URL, - for standard input, or a corpus name "
-            "(shakespeare, tinyshakespeare, enwik8, text8, python).",
+            "Text to learn: a file, folder, glob, URL, hf:NAME, - for standard input, or a corpus name "
+            "(shakespeare, tinyshakespeare, enwik8, text8, python). See docs/data.md.",
             metavar="PATH|NAME|URL|-",
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Files to take from a folder, glob or zip, such as '*.txt'; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Files and folders to leave out of those; repeatable."),
+    ] = None,
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD", help="Field of .jsonl, .parquet and hf: records that holds the text.", show_default="text"
         ),
     ] = None,
     rnn: Annotated[
@@ -108,6 +122,9 @@ def train(
     """
     options = {
         "data.source": data,
+        "data.include": include or None,
+        "data.exclude": exclude or None,
+        "data.text_field": text_field,
         "model.rnn": rnn and rnn.value,
         "train.epochs": epochs,
         "train.max_steps": max_steps,

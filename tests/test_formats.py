@@ -1,0 +1,460 @@
+"""What a file is told by its bytes: compressed, archives, records, and what is no text at all."""
+
+import bz2
+import gzip
+import json
+import lzma
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback import Site, serve
+from packed import COMPRESSORS, json_lines, write, write_parquet, write_zip
+
+from charrnn import compressed
+from charrnn.config import DataConfig
+from charrnn.corpus import prepare
+from charrnn.errors import CorpusError
+from charrnn.parts import Part
+from charrnn.sources import Source, find_source
+
+VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve() as site:
+        yield site
+
+
+def find(source: str, **options: Any) -> Source:
+    return find_source(source, Path("data"), **options)
+
+
+def content(source: Source) -> list[bytes | list[str]]:
+    """Each part's bytes, or its records."""
+    return [read(part) for part in source.parts]
+
+
+def read(part: Part) -> bytes | list[str]:
+    part = pickle.loads(pickle.dumps(part))  # as a worker process gets it
+    counted: list[int] = []
+    found = list(part.documents(counted.append)) if part.documents else b"".join(part.chunks(counted.append))
+    assert sum(counted) == part.size
+    return found
+
+
+def text_of(source: str, **fields: Any) -> str:
+    corpus = prepare(DataConfig(source=source, split=(1, 0, 0), **fields))
+    return corpus.vocab.decode(corpus.ids.tolist())
+
+
+# ---- compressed files
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_compressed_file_is_the_text_in_it_whatever_it_is_called(suffix: str) -> None:
+    for name in (f"novel.txt.{suffix}", "novel.txt"):
+        write(name, COMPRESSORS[suffix](VERSE.encode()))
+        found = find(name)
+        assert found.name == "novel"
+        assert found.parts[0].path is None
+        assert content(found) == [VERSE.encode()]
+        assert text_of(name) == VERSE
+        assert text_of(name, vocab="bytes") == VERSE
+
+
+def test_a_file_with_a_compressed_files_name_may_be_plain() -> None:
+    write("novel.txt.gz", VERSE)
+    assert find("novel.txt.gz").parts[0].path == Path("novel.txt.gz")
+    assert text_of("novel.txt.gz") == VERSE
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_cut_file_is_refused_with_its_name(suffix: str) -> None:
+    write("novel.gz", COMPRESSORS[suffix](VERSE.encode())[:-5])
+    with pytest.raises(CorpusError, match=r"novel.gz is a damaged .* file: "):
+        text_of("novel.gz")
+
+
+def test_layers_are_unpacked_up_to_a_limit() -> None:
+    layers = gzip.compress(bz2.compress(lzma.compress(VERSE.encode())))
+    assert content(find(str(write("a.xz.bz2.gz", layers)))) == [VERSE.encode()]
+    with pytest.raises(CorpusError, match="compressed more than 3 times over"):
+        find(str(write("b.gz", gzip.compress(layers))))
+
+
+def test_a_text_that_is_not_utf8_behind_a_compression_is_named() -> None:
+    write("novel.txt.gz", gzip.compress(b"caf\xe9 noir"))
+    with pytest.raises(CorpusError, match=r"novel.txt.gz is not UTF-8 text: .*offset 3"):
+        text_of("novel.txt.gz")
+
+
+# ---- zip archives
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_is_its_members_in_the_order_of_their_paths(method: int) -> None:
+    write_zip("books.zip", {"b.txt": "two", "a/z.txt": VERSE * 100, "empty.txt": "", "a/": ""}, method)
+    found = find("books.zip")
+    assert found.name == "books"
+    assert content(found) == [VERSE.encode() * 100, b"two", b""]
+    assert text_of("books.zip") == VERSE * 100 + "two"
+
+
+def test_what_a_folder_would_hide_in_an_archive_is_hidden() -> None:
+    write_zip("books.zip", {"a.txt": "one", ".git/x": "x", "__MACOSX/._a.txt": "x", "b.png": b"\x89PNG\0\0"})
+    found = find("books.zip")
+    assert content(found) == [b"one"]
+    [note] = found.notes
+    assert "2 hidden (books.zip/.git/x, books.zip/__MACOSX/._a.txt)" in note
+    assert "1 binary (books.zip/b.png)" in note
+    assert content(find("books.zip", binary=True)) == [b"one", b"\x89PNG\0\0"]
+
+
+def test_members_may_be_compressed_or_records() -> None:
+    members = {
+        "a.txt.gz": gzip.compress(b"one"),
+        "b.jsonl": json_lines({"text": "two"}),
+        "c.jsonl.xz": lzma.compress(json_lines({"text": "three"})),
+        "d.zip": write_zip("x", {"a": "b"}).read_bytes(),
+    }
+    found = find(str(write_zip("books.zip", members)))
+    assert content(found) == [b"one", ["two"], ["three"]]
+    assert "1 archive or Parquet file inside of another file (books.zip/d.zip)" in found.notes[0]
+
+
+def test_an_encrypted_archive_is_refused() -> None:
+    raw = bytearray(write_zip("a.zip", {"a.txt": "secret"}).read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        struct.pack_into("<H", raw, raw.index(signature) + offset, 1)
+    write("a.zip", bytes(raw))
+    with pytest.raises(CorpusError, match=r"a.zip is encrypted \(a.txt\); unpack it"):
+        find("a.zip")
+
+
+def test_a_method_of_packing_that_is_not_known_is_refused() -> None:
+    raw = bytearray(write_zip("a.zip", {"a.txt": "text"}).read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        struct.pack_into("<H", raw, raw.index(signature) + offset, 9)
+    write("a.zip", bytes(raw))
+    with pytest.raises(CorpusError, match=r"a.zip/a.txt is packed in a way that cannot be read here"):
+        find("a.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_named(method: int) -> None:
+    raw = bytearray(write_zip("a.zip", {"a.txt": "one", "b.txt": VERSE * 9}, method).read_bytes())
+    start = raw.rindex(b"b.txt", 0, raw.index(b"PK\x01\x02")) + 5
+    raw[start + 40] ^= 1
+    write("a.zip", bytes(raw))
+    with pytest.raises(CorpusError, match=r"a.zip is a damaged zip file: b.txt: "):
+        text_of("a.zip")
+
+
+@pytest.mark.parametrize("cut", [5, 30, -1, -30])
+def test_a_cut_archive_is_refused(cut: int) -> None:
+    write("b.zip", write_zip("a.zip", {"a.txt": VERSE, "b.txt": VERSE}).read_bytes()[:cut])
+    with pytest.raises(CorpusError, match=r"b.zip is a damaged zip file: "):
+        text_of("b.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(method: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "UNSUSPECTED_BYTES", 1 << 20)
+    write_zip("bomb.zip", {"zeros.txt": bytes(8 << 20)}, method)
+    monkeypatch.setattr("charrnn.archives.read_member", None)
+    with pytest.raises(CorpusError, match=r"bomb.zip/zeros.txt unpacks to more than 500 times its size"):
+        find("bomb.zip")
+
+
+def test_an_archive_without_text_is_refused() -> None:
+    write_zip("a.zip", {})
+    with pytest.raises(CorpusError, match=r"the archive a.zip holds no file with text; it is empty"):
+        find("a.zip")
+
+
+def test_an_office_file_is_no_archive_of_texts() -> None:
+    write_zip("a.docx", {"[Content_Types].xml": "<x/>", "word/document.xml": "<x/>"})
+    with pytest.raises(CorpusError, match=r"a.docx is no text \(Office.*save it as plain text"):
+        find("a.docx")
+    assert find("a.docx", binary=True).parts[0].path == Path("a.docx")
+
+
+# ---- records
+
+
+def test_each_line_of_json_is_a_document() -> None:
+    write("books.jsonl", json_lines({"text": "one\r\n", "id": 1}, {"text": ""}, {"text": "zw\u00f6\n"}) + b"\n\n")
+    found = find("books.jsonl")
+    assert found.name == "books"
+    assert content(found) == [["one\r\n", "zw\u00f6\n"]]
+    assert text_of("books.jsonl") == "one\nzw\u00f6\n"
+    assert text_of("books.jsonl", document_end="|") == "one\n|zw\u00f6\n|"
+    assert text_of("books.jsonl", vocab="bytes") == "one\r\nzw\u00f6\n"
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_json_lines_may_be_compressed(suffix: str) -> None:
+    write(f"books.jsonl.{suffix}", COMPRESSORS[suffix](json_lines({"body": "one"}, {"body": "two"})))
+    assert content(find(f"books.jsonl.{suffix}", text_field="body")) == [["one", "two"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"text": ', r"line 2: not JSON: .*; each line must be one object"),
+        (b'["text"]', r"line 2: a list, and each line must be an object such as \{\"text\": \.\.\.\}"),
+        (b'{"body": "a", "id": 1}', r"line 2: no field 'text' \(--text-field\); it has body, id"),
+        (b'{"text": 3, "body": "a"}', r"line 2: the field 'text' holds a number, not a text; fields with text: body"),
+        (b'{"text": null}', r"line 2: the field 'text' holds null, not a text"),
+        (b'{"text": "caf\xe9"}', r"line 2: not UTF-8 at byte 13 of the line"),
+        (b'{"text": "\\ud83d"}', r"line 2: half of a surrogate pair in 'text'"),
+        (b"[" * 100_000, r"line 2: not JSON"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", r"line 2: not JSON"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(line: bytes, why: str) -> None:
+    write("books.jsonl", b'{"text": "one"}\n' + line + b'\n{"text": "three"}\n')
+    with pytest.raises(CorpusError, match=rf"books.jsonl, {why}"):
+        text_of("books.jsonl")
+
+
+def test_surrogate_pairs_are_one_character() -> None:
+    write("books.jsonl", b'{"text": "a\\ud83d\\ude00b"}\n{"text": "\\\\ud83d"}\n')
+    assert content(find("books.jsonl")) == [["a\U0001f600b", "\\ud83d"]]
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charrnn.records.LONGEST_LINE", 1 << 20)
+    write("books.jsonl.gz", gzip.compress(b'{"text": "' + bytes(60 << 20)))
+    with pytest.raises(CorpusError, match=r"books.jsonl.gz, line 1: longer than 1 MiB"):
+        text_of("books.jsonl.gz")
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 5, 100])
+def test_lines_may_end_anywhere_in_what_is_read(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charrnn.storage.CHUNK_BYTES", chunk_bytes)
+    raw = b'\xef\xbb\xbf{"text": "one"}\r\n\n{"text": "tw\xc3\xb6"}'
+    assert content(find(str(write("books.jsonl", raw)))) == [["one", "tw\u00f6"]]
+
+
+def test_a_column_of_a_parquet_file_is_read_by_row_groups() -> None:
+    texts = [f"text {number}\n" for number in range(2500)]
+    write_parquet("books.parquet", {"id": list(range(2500)), "text": texts}, row_group_size=700)
+    assert content(find("books.parquet")) == [texts]
+    Path("books.parquet").rename("books")
+    assert content(find("books")) == [texts]
+    assert text_of("books") == "".join(texts)
+
+
+def test_large_and_dictionary_coded_text_columns_are_text() -> None:
+    import pyarrow as pa
+
+    values = ["one", "two", "one", ""]
+    columns = {"large": pa.array(values, pa.large_string()), "coded": pa.array(values).dictionary_encode()}
+    write_parquet("a.parquet", columns)
+    for field in columns:
+        assert content(find("a.parquet", text_field=field)) == [["one", "two", "one"]]
+
+
+def test_a_parquet_file_without_the_column_says_what_it_has() -> None:
+    write_parquet("a.parquet", {"body": ["one"], "id": [1]})
+    with pytest.raises(CorpusError, match=r"a.parquet: no field 'text' \(--text-field\); it has body, id"):
+        find("a.parquet")
+    with pytest.raises(CorpusError, match=r"a.parquet: the field 'id' holds int64, not a text; fields with text: body"):
+        find("a.parquet", text_field="id")
+
+
+def test_a_row_without_a_text_is_named() -> None:
+    write_parquet("a.parquet", {"text": ["one", *["x"] * 1200, None]})
+    with pytest.raises(CorpusError, match=r"a.parquet, row 1202: the field 'text' holds null"):
+        text_of("a.parquet")
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled", "empty"])
+def test_a_damaged_parquet_file_is_refused(damage: str) -> None:
+    raw = write_parquet("a.parquet", {"text": [VERSE * 20] * 50}).read_bytes()
+    write("a.parquet", {"cut": raw[:-20], "garbled": raw[:20] + b"x" * 30 + raw[50:], "empty": b""}[damage])
+    with pytest.raises(CorpusError, match=r"a.parquet is a damaged Parquet file: "):
+        text_of("a.parquet")
+
+
+def test_a_text_field_without_records_is_refused() -> None:
+    write("novel.txt", VERSE)
+    with pytest.raises(CorpusError, match=r"text_field is 'body', but novel.txt has no records"):
+        find("novel.txt", text_field="body")
+
+
+# ---- what is no text
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [(b"%PDF-1.7\n", "PDF"), (b"7z\xbc\xaf\x27\x1c", "7-Zip archive"), (b"Rar!\x1a\x07\x01\0", "RAR archive")],
+)
+def test_a_known_kind_of_file_that_is_no_text_is_named(head: bytes, what: str) -> None:
+    write("books/a", head + b"text")
+    write("books/b.txt", "text")
+    with pytest.raises(CorpusError, match=rf"books/a is no text \({what}\); save it as plain text"):
+        find("books/a")
+    assert f"1 {what} (a)" in find("books").notes[0]
+    assert find("books/a", binary=True).parts[0].path == Path("books/a")
+
+
+def test_a_tar_archive_is_named_also_behind_a_compression() -> None:
+    import tarfile
+
+    write("x/a.txt", VERSE)
+    with tarfile.open("a.tar.gz", "w:gz") as archive:
+        archive.add("x")
+    with pytest.raises(CorpusError, match=r"a.tar.gz is no text \(tar archive\)"):
+        find("a.tar.gz")
+
+
+def test_a_text_may_have_nul_characters_and_utf16_files_are_not_binary() -> None:
+    assert text_of(str(write("novel.txt", "a\0b"))) == "a\0b"
+    write("books/a.txt", VERSE.encode("utf-16"))
+    assert len(find("books").parts) == 1
+
+
+# ---- folders, globs and patterns
+
+
+def test_a_folder_reads_every_file_as_what_it_is() -> None:
+    write("books/a.txt", "one")
+    write("books/b.txt.gz", gzip.compress(b"two"))
+    write_zip("books/c.zip", {"x/y.txt": "three", "z.md": "four"})
+    write("books/d.jsonl", json_lines({"text": "five"}, {"text": "six"}))
+    write_parquet("books/e.parquet", {"text": ["seven"]})
+    expected = [b"one", b"two", b"three", b"four", ["five", "six"], ["seven"]]
+    assert content(find("books")) == expected
+    assert content(find("books/*")) == expected
+    assert text_of("books", document_end="|") == "one|two|three|four|five|six|seven|"
+
+
+def test_patterns_choose_files_and_members_and_what_is_left_out_is_counted() -> None:
+    write("books/a.txt", "one")
+    write("books/a.md", "x")
+    write("books/old/b.txt", "x")
+    write_zip("books/c.zip", {"x/y.txt": "two", "z.md": "x", "old/q.txt": "x"})
+    for source in ("books", "books/**"):
+        found = find(source, include=["*.txt"], exclude=["old"])
+        assert content(found) == [b"one", b"two"]
+        assert "2 excluded (c.zip/old/q.txt, old/b.txt)" in found.notes[0]
+        assert "2 not included (a.md, c.zip/z.md)" in found.notes[0]
+    assert content(find("books/c.zip", exclude=["*.md", "old"])) == [b"two"]
+    assert text_of("books", include=["a.*"], exclude=["*.md"]) == "one"
+
+
+def test_what_is_excluded_is_not_opened() -> None:
+    write("books/a.txt", "one")
+    write("books/b.zip", b"PK\x03\x04 damaged")
+    with pytest.raises(CorpusError, match="damaged zip"):
+        find("books")
+    assert content(find("books", exclude=["*.zip"])) == [b"one"]
+
+
+def test_patterns_that_leave_nothing_say_what_they_left_out() -> None:
+    write("books/a.txt", "one")
+    with pytest.raises(CorpusError, match=r"holds no file with text; left out of books: 1 not included \(a.txt\)"):
+        find("books", include=["*.md"])
+
+
+@pytest.mark.parametrize("source", ["novel.txt", "python"])
+def test_patterns_are_refused_where_there_is_nothing_to_choose_from(source: str) -> None:
+    write("novel.txt", VERSE)
+    with pytest.raises(CorpusError, match=r"choose files of a folder, glob or zip archive, and \w+ is none"):
+        find(source, include=["*.txt"])
+
+
+# ---- standard input and addresses
+
+
+class _Piped:
+    def __init__(self, raw: bytes) -> None:
+        import io
+
+        self.buffer = io.BytesIO(raw)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def everything() -> dict[str, tuple[bytes, list[bytes | list[str]]]]:
+    packed = {suffix: (pack(VERSE.encode()), [VERSE.encode()]) for suffix, pack in COMPRESSORS.items()}
+    archive = write_zip("made/a.zip", {"a.txt": "one", "b.jsonl": json_lines({"text": "two"})}).read_bytes()
+    table = write_parquet("made/a.parquet", {"text": ["one", "two"]}).read_bytes()
+    return packed | {"zip": (archive, [b"one", ["two"]]), "parquet": (table, [["one", "two"]])}
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst", "zip", "parquet"])
+def test_standard_input_is_known_by_its_first_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, expected = everything()[kind]
+    monkeypatch.setattr("sys.stdin", _Piped(raw))
+    found = find("-")
+    assert content(found) == expected
+    assert found.name == "stdin"
+    assert "standard input is kept as" in found.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst", "zip", "parquet"])
+def test_what_an_address_brings_is_known_by_its_first_bytes(kind: str, site: Site) -> None:
+    raw, expected = everything()[kind]
+    site.files["/novel"] = raw
+    assert content(find(f"{site.url}/novel")) == expected
+    assert content(find(f"{site.url}/novel")) == expected
+
+
+def test_json_lines_from_standard_input_are_asked_for_by_their_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = json_lines({"text": "one"})
+    monkeypatch.setattr("sys.stdin", _Piped(raw))
+    assert content(find("-", text_field="text")) == [["one"]]
+    monkeypatch.setattr("sys.stdin", _Piped(raw))
+    assert content(find("-")) == [raw]
+
+
+def test_an_address_of_compressed_json_lines_keeps_both_suffixes(site: Site) -> None:
+    site.files["/books.jsonl.gz"] = gzip.compress(json_lines({"text": "one"}))
+    found = find(f"{site.url}/books.jsonl.gz")
+    assert (found.name, content(found)) == ("books", [["one"]])
+
+
+# ---- without the extra
+
+
+@pytest.mark.parametrize(
+    ("package", "source"), [("pyarrow", "a.parquet"), ("datasets", "hf:a/b"), ("zstandard", "a.zst")]
+)
+def test_a_missing_package_is_named_with_its_extra(package: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    write_parquet("a.parquet", {"text": ["one"]})
+    write("a.zst", COMPRESSORS["zst"](VERSE.encode()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any) -> Any:
+        if name.split(".")[0] == package:
+            raise ModuleNotFoundError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(CorpusError, match=rf"needs the package {package}: pip install 'charrnn\[data\]'"):
+        find(source)
+
+
+def test_a_record_of_any_json_value_is_read_or_refused() -> None:
+    for value in (None, True, 1, 1.5, "x", [], {}, {"text": []}, {"text": {}}, {"text": True}):
+        write("a.jsonl", json.dumps(value) + "\n")
+        with pytest.raises(CorpusError, match="line 1"):
+            text_of("a.jsonl")

@@ -1,0 +1,120 @@
+"""hf: sources, on datasets of this machine; and no hub."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packed import json_lines, write, write_parquet
+
+from charrnn.config import DataConfig
+from charrnn.corpus import prepare
+from charrnn.errors import CorpusError
+from charrnn.sources import Source, find_source
+
+TEXTS = [f"text number {number}\n" for number in range(2300)]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def find(source: str, text_field: str = "") -> Source:
+    return find_source(source, Path("data"), text_field=text_field)
+
+
+def records(source: Source) -> list[str]:
+    [part] = source.parts
+    part = pickle.loads(pickle.dumps(part))
+    counted: list[int] = []
+    found = list(part.documents(counted.append))
+    assert sum(counted) == part.size > 0
+    return found
+
+
+def save(folder: str, splits: dict[str, dict[str, Any]] | None = None) -> None:
+    import datasets
+
+    if splits is None:
+        datasets.Dataset.from_dict({"text": TEXTS, "id": list(range(len(TEXTS)))}).save_to_disk(folder)
+    else:
+        datasets.DatasetDict({k: datasets.Dataset.from_dict(v) for k, v in splits.items()}).save_to_disk(folder)
+
+
+def test_a_saved_dataset_is_its_texts_and_goes_to_workers_as_a_path() -> None:
+    save("books")
+    found = find("hf:books")
+    assert found.name == "books"
+    assert records(found) == TEXTS
+    assert len(pickle.dumps(found)) < 10_000 < found.size  # memory-mapped, not copied
+    corpus = prepare(DataConfig(source="hf:books"))
+    assert corpus.vocab.decode(corpus.ids.tolist()) == "".join(TEXTS)
+
+
+def test_a_split_is_chosen_by_name_or_is_the_only_one_or_train() -> None:
+    save("many", {"train": {"text": ["a"]}, "test": {"text": ["b"]}})
+    save("one", {"test": {"text": ["c"]}})
+    assert [records(find(f"hf:{spec}")) for spec in ("many", "many:test", "one")] == [["a"], ["b"], ["c"]]
+
+
+def test_splits_that_leave_a_choice_are_named() -> None:
+    save("many", {"a": {"text": ["a"]}, "b": {"text": ["b"]}})
+    with pytest.raises(CorpusError, match=r"several splits, a, b; name one: hf:many:a"):
+        find("hf:many")
+    with pytest.raises(CorpusError, match=r"no split 'c'; it has a, b"):
+        find("hf:many:c")
+    save("none")
+    with pytest.raises(CorpusError, match=r"one dataset without splits; leave :train out"):
+        find("hf:none:train")
+
+
+def test_a_folder_of_data_files_is_a_dataset() -> None:
+    write_parquet("books/train.parquet", {"body": ["one", "two"], "id": [1, 2]})
+    assert records(find("hf:books", "body")) == ["one", "two"]
+    write("lines/train.jsonl", json_lines({"text": "one"}, {"text": "two"}, {"text": "three"}))
+    assert records(find("hf:lines:train[:2]")) == ["one", "two"]
+
+
+def test_a_column_that_is_missing_or_no_text_is_refused() -> None:
+    save("books")
+    with pytest.raises(CorpusError, match=r"hf:books: no field 'body' \(--text-field\); it has text, id"):
+        find("hf:books", "body")
+    with pytest.raises(CorpusError, match=r"hf:books: the field 'id' holds int64, not a text; fields with text: text"):
+        find("hf:books", "id")
+    save("holes", {"train": {"text": ["a", None]}})
+    with pytest.raises(CorpusError, match=r"hf:holes, row 2: the field 'text' holds null"):
+        prepare(DataConfig(source="hf:holes"))
+
+
+def test_a_folder_that_is_no_dataset_is_refused() -> None:
+    write("books/state.json", "{")
+    with pytest.raises(CorpusError, match=r"hf:books cannot be read: .*; look at the folder"):
+        find("hf:books")
+    with pytest.raises(CorpusError, match="write hf:NAME"):
+        find("hf:")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_a_hub_it_ends_soon_and_says_what_to_do(offline: bool, tmp_path: Path) -> None:
+    code = (
+        "from charrnn.sources import find_source; from charrnn.errors import CorpusError; from pathlib import Path\n"
+        "try: find_source('hf:nobody/nothing', Path('data'), progress=True)\n"
+        "except CorpusError as error: print(error)"
+    )
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    )
+    assert "--data hf:nobody/nothing cannot be read" in ran.stdout
+    assert "without a network, bring it on another machine with datasets' save_to_disk" in ran.stdout
+    assert ("http://127.0.0.1:9 cannot be reached" in ran.stderr) is not offline
+    assert "Retrying" not in ran.stderr
