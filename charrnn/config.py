@@ -3,17 +3,20 @@
 `configs/default.yaml` spells every field with its comment; a test holds the two together.
 """
 
+import codecs
 import difflib
 import re
 from collections.abc import Sequence
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from charrnn.errors import ConfigError
 
+_NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -24,6 +27,22 @@ def parse_duration(value: object) -> object:
     if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
         raise ValueError(f"{value!r} is not a duration; write 90s, 2m or 1h30m")
     return sum(float(n) * _UNITS[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([smhd])", value))
+
+
+def check_encoding(name: str) -> str:
+    """The name, when it is auto or that of a codec for text. Raises: ValueError otherwise."""
+    if name == "auto":
+        return name
+    try:
+        codec = codecs.lookup(name)
+        codecs.getincrementaldecoder(name)
+    except (LookupError, ValueError):
+        codec = None
+    if codec is None or not codec._is_text_encoding or codec.name in _NO_ENCODINGS:
+        known = ["auto", *(alias.replace("_", "-") for alias in sorted(aliases))]
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=0.5)
+        raise ValueError(f"{name!r} is no encoding of text (nearest: {close[0] if close else 'utf-8'})")
+    return name
 
 
 def parse_precision(value: object) -> object:
@@ -60,7 +79,25 @@ class DataConfig(Section):
     source: str = Field("shakespeare", min_length=1, description="file, folder, glob, URL, hf:NAME, - or a corpus name")
     cache_dir: str = Field("data", description="folder for downloads and prepared corpora")
     mirror: str = Field("", description="folder or URL looked at before the public ones; empty = none")
-    vocab: Literal["chars", "bytes"] = Field("chars", description="the corpus's characters, or all 256 bytes")
+    encoding: str = Field("auto", description="codec of the files; auto = UTF-8, or UTF-16 or 32 by byte order mark")
+    invalid: Literal["refuse", "replace"] = Field(
+        "refuse", description="bytes that the codec does not allow: refuse the corpus, or put U+FFFD for them"
+    )
+    newlines: Literal["universal", "keep"] = Field(
+        "universal", description="every line end becomes \\n, or all stay as they are"
+    )
+    normalize: Literal["none", "NFC", "NFD", "NFKC", "NFKD"] = Field(
+        "none", description="Unicode's normal form that the text is brought to"
+    )
+    vocab: str = Field(
+        "chars", min_length=1, description="the corpus's characters, all 256 bytes, or a vocabulary file"
+    )
+    min_count: int = Field(
+        1, ge=1, description="characters that occur less often become one replacement entry; 1 = keep all"
+    )
+    unknown: Literal["error", "skip", "replace"] = Field(
+        "error", description="characters that a vocabulary file lacks: refuse, drop, or use its replacement entry"
+    )
     text_field: str = Field(
         "", description="field of .jsonl, .parquet and hf: records that holds the text; empty = text"
     )
@@ -85,6 +122,25 @@ class DataConfig(Section):
     def _split_adds_up(self) -> "DataConfig":
         if abs(sum(self.split) - 1) > 1e-6 or self.split[0] == 0:
             raise ValueError(f"split {list(self.split)} must add up to 1 and give the training part more than 0")
+        return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str) -> str:
+        return check_encoding(name)
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "DataConfig":
+        if self.vocab == "bytes" and (self.encoding, self.normalize) != ("auto", "none"):
+            raise ValueError("vocab bytes reads files as they are; leave encoding at auto and normalize at none")
+        if self.vocab != "chars" and self.min_count > 1:
+            raise ValueError(
+                f"min_count {self.min_count} chooses among the corpus's own characters; set vocab to chars"
+            )
+        if self.vocab in ("chars", "bytes") and self.unknown != "error":
+            raise ValueError(
+                f"vocab {self.vocab} leaves no character unknown; unknown {self.unknown} needs a file there"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from charrnn.errors import CorpusError
 
 if sys.platform != "win32":
@@ -113,6 +110,10 @@ def byte_bar(title: str, total: int, shown: bool, done: int = 0) -> Iterator[Adv
 
     Yields: the function that advances it by a number of bytes.
     """
+    # Here, since workers need this module and never a bar.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
     hidden = not (shown and console.is_terminal)

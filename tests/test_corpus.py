@@ -17,10 +17,12 @@ from folders import names_in
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from charrnn import alphabet, cache, segments
 from charrnn import corpus as module
-from charrnn import storage
+from charrnn.cache import Entry
 from charrnn.config import DataConfig
-from charrnn.corpus import Corpus, prepare, read_text
+from charrnn.corpus import Corpus, prepare
+from charrnn.decoding import Rules
 from charrnn.errors import CorpusError
 from charrnn.parts import Part, plain_part
 from charrnn.sources import Source
@@ -48,7 +50,7 @@ def text_of(corpus: Corpus) -> str:
 
 
 def entry_of(corpus: Corpus, cache_dir: str = "data") -> Path:
-    return Path(cache_dir, "prepared", f"{corpus.sha256[:16]}-{corpus.vocab.kind}")
+    return Path(cache_dir, "prepared", Entry(corpus.sha256, corpus.num_chars, corpus.vocab).name)
 
 
 # ---- what comes out
@@ -213,15 +215,19 @@ def test_where_the_chunks_end_does_not_show(texts: list[str], chunk_bytes: int, 
         clean = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         expected += "\n" * bool(clean and expected and not expected.endswith("\n")) + clean
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "CHUNK_BYTES", chunk_bytes)
-        counted: list[int] = []
-        assert "".join(read_text(map(plain_part, paths), counted.append)) == expected
-    assert sum(counted) == sum(path.stat().st_size for path in paths)
+        patch.setattr(segments, "PIECE_BYTES", chunk_bytes)
+        task = next(segments.tasks(map(plain_part, paths), Rules(), lambda _: None))
+        ends = ["\n"]
+        for begins, piece in segments.read(task, Rules(), segments.Trace()):
+            ends += ["\n"] * (begins and not ends[-1].endswith("\n")) + [piece.raw().decode()]
+    assert "".join(ends) == "\n" + expected
+    assert segments.bytes_on_disk(task) == sum(path.stat().st_size for path in paths)
 
 
 @pytest.mark.usefixtures("here")
 def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(segments, "PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(segments, "TASK_BYTES", 1 << 18)
     text = VERSE * 100_000  # 5.8 MB
     Path("novel.txt").write_text(text)
     tracemalloc.start()
@@ -229,8 +235,8 @@ def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPa
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert corpus.num_chars == len(text)
-    # The tables over all code points (1.1 and 4.5 MB) and what fills them dominate; the text itself must not be there.
-    assert peak < 9_000_000 < 2 * len(text)
+    # The histogram of pairs of bytes (0.5 MB) dominates; the text itself must not be there.
+    assert peak < 3_000_000 < len(text)
 
 
 # ---- what is refused
@@ -245,7 +251,7 @@ def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPa
 def test_a_byte_that_is_not_utf8_is_named_with_its_place(
     raw: bytes, byte: str, offset: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(segments, "PIECE_BYTES", chunk_bytes)
     with pytest.raises(CorpusError) as fault:
         prepared(raw)
     assert f"novel.txt is not UTF-8 text: byte {byte} at offset {offset};" in str(fault.value)
@@ -262,10 +268,13 @@ def test_a_text_from_which_nothing_can_be_learnt_is_refused(text: str, why: str,
 
 
 @pytest.mark.usefixtures("here")
-def test_more_symbols_than_ids_can_number_are_refused() -> None:
-    characters = [chr(c) for c in range(0x10000, 0x10000 + 65_536)]
-    assert len(prepared("".join(characters[:-1])).vocab) == 65_535
-    with pytest.raises(CorpusError, match=r"65536 different characters.*--set data.vocab=bytes"):
+def test_more_symbols_than_a_vocabulary_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    characters = [chr(c) for c in range(0x10000, 0x10000 + 65_537)]
+    corpus = prepared("".join(characters))
+    assert corpus.ids.dtype == np.uint32
+    assert corpus.ids.tolist() == list(range(65_537))
+    monkeypatch.setattr(alphabet, "MOST_SYMBOLS", 65_536)
+    with pytest.raises(CorpusError, match=r"65537 different.*holds 65536; .*data.min_count.*--set data.vocab=bytes"):
         prepared("".join(characters))
 
 
@@ -318,7 +327,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_made() -> None:
 @pytest.mark.usefixtures("here")
 def test_a_second_run_finds_what_the_first_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(VERSE)
-    monkeypatch.setattr(module, "_write_entry", None)
+    monkeypatch.setattr(cache, "write", None)
     assert prepared(VERSE).ids.tolist() == first.ids.tolist()
 
 
@@ -340,12 +349,14 @@ def test_the_entry_tells_what_it_is() -> None:
     assert names_in(entry_of(corpus)) == ["ids.bin", "meta.json"]
     meta = json.loads((entry_of(corpus) / "meta.json").read_text())
     assert meta == {
-        "format": 1,
+        "format": 2,
         "sha256": corpus.sha256,
-        "num_chars": len(VERSE),
+        "num_ids": len(VERSE),
         "dtype": "|u1",
         "vocab": corpus.vocab.to_json(),
+        "unknown": "error",
         "sources": ["novel.txt"],
+        "num_sources": 1,
     }
 
 
@@ -388,7 +399,7 @@ def test_an_interrupted_preparation_leaves_nothing_behind(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_meta", interrupt)
+        patch.setattr(cache, "_sync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepared(VERSE)
     assert names_in("data/prepared") == []
@@ -397,14 +408,14 @@ def test_an_interrupted_preparation_leaves_nothing_behind(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("here")
 def test_an_entry_that_another_process_finished_first_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_ids = module._write_ids
+    write_ids = module.encode
 
     def write_slowly(*args: Any) -> None:
-        monkeypatch.setattr(module, "_write_ids", write_ids)
+        monkeypatch.setattr(module, "encode", write_ids)
         prepare(DataConfig(source="novel.txt"))  # the other process, which is done while this one writes
         write_ids(*args)
 
-    monkeypatch.setattr(module, "_write_ids", write_slowly)
+    monkeypatch.setattr(module, "encode", write_slowly)
     corpus = prepared(VERSE)
     assert text_of(corpus) == VERSE
     assert names_in("data/prepared") == [entry_of(corpus).name]
@@ -427,15 +438,15 @@ def test_concurrent_preparations_agree(here: Path) -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("change", [VERSE.replace("T", "Z"), VERSE[:-1], VERSE.replace("forests", "stsefor")])
 def test_a_text_that_changes_while_it_is_read_is_refused(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan = module._scan
+    scan = module.scan
 
     def scan_then_change(*args: Any) -> Any:
         found = scan(*args)
         Path("novel.txt").write_text(change)
         return found
 
-    monkeypatch.setattr(module, "_scan", scan_then_change)
-    with pytest.raises(CorpusError, match="novel changed while it was read"):
+    monkeypatch.setattr(module, "scan", scan_then_change)
+    with pytest.raises(CorpusError, match=r"novel(.txt)? changed while it was read"):
         prepared(VERSE)
     assert names_in("data/prepared") == []
 

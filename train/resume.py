@@ -19,7 +19,21 @@ from charrnn.vocab import Vocab
 
 # A resumed run must agree with its checkpoint on these; the rest may change between segments.
 _FIXED = {
-    "data": ("vocab", "document_end", "split", "batch_size", "seq_len", "windows", "stride"),
+    "data": (
+        "encoding",
+        "invalid",
+        "newlines",
+        "normalize",
+        "vocab",
+        "min_count",
+        "unknown",
+        "document_end",
+        "split",
+        "batch_size",
+        "seq_len",
+        "windows",
+        "stride",
+    ),
     "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout"),
     "train": ("seed",),
 }
