@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import mmap
 import os
 import shutil
 import sys
@@ -9,6 +10,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from charrnn.errors import CorpusError
 
@@ -120,6 +123,16 @@ def byte_bar(title: str, total: int, shown: bool, done: int = 0) -> Iterator[Adv
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(title, total=total or None, completed=done)
         yield lambda count: bar.advance(task, count)
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Gives back what reading a memory-mapped array has taken of the process's memory; the system keeps its own copy.
+
+    Does nothing for other arrays, and where the system can't (Windows).
+    """
+    mapped = getattr(array, "_mmap", None)  # numpy has no public name for it
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def say(text: str, shown: bool) -> None:

@@ -9,21 +9,26 @@ from torch import Tensor
 
 from charrnn.config import RunConfig
 from charrnn.errors import TrainingError
+from charrnn.storage import forget_pages
 from charrnn.vocab import Ids
 from charrnn.windows import WindowPlan
+
+_MOST_RESIDENT = 64 << 20  # bytes of a memory-mapped file
+_FAULT_AROUND = 64 << 10  # bytes that Linux maps around each place that is read
 
 
 class IdSource:
     """One split's ids, and the windows read from it.
 
-    On a CPU the ids stay memory-mapped. On an accelerator they are copied there once, and the gather runs there: no
-    worker processes, no copy a step.
+    On a CPU the ids stay memory-mapped, and the memory that reading them takes is given back every few MB. On an
+    accelerator they are copied there once, and the gather runs there: no worker processes, no copy a step.
     """
 
     def __init__(self, ids: Ids, device: torch.device, table: NDArray[np.int64] | None = None) -> None:
         """ids: (N,). table: (V_corpus,) the model's id for each of the corpus's, when their vocabularies differ."""
         self.device = device
         self._host = ids
+        self._touched = 0
         self._table = table
         self._resident: Tensor | None = None
         if device.type != "cpu":
@@ -41,6 +46,10 @@ class IdSource:
         if self._resident is not None:
             return self._resident[torch.from_numpy(index).to(self.device, non_blocking=True)].long()
         ids = self._host[index].astype(np.int64)
+        self._touched += len(starts) * (length * self._host.itemsize + _FAULT_AROUND)
+        if self._touched > _MOST_RESIDENT:
+            forget_pages(self._host)
+            self._touched = 0
         return torch.from_numpy(ids if self._table is None else self._table[ids])
 
 
