@@ -1,5 +1,6 @@
 """CharRNN: embedding, GRU or LSTM, linear head. Letters: B batch, T seq_len, E, H, L, V as in docs/how-it-works.md."""
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -19,9 +20,11 @@ class CharRNN(nn.Module):
     It is an argument and a result, never a buffer of the module: data parallelism would broadcast a buffer.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, document_end: int | None = None) -> None:
+        """document_end: the id before which the state is zeroed, so that what follows it knows of nothing before."""
         super().__init__()
         self.config = config
+        self.document_end = document_end
         self.embedding = nn.Embedding(vocab_size, config.embedding_dim)
         self.dropout = nn.Dropout(config.dropout)
         cell = nn.GRU if config.rnn == "GRU" else nn.LSTM
@@ -39,10 +42,25 @@ class CharRNN(nn.Module):
         """Logits of the next character at every position.
 
         ids: (B, T) int64. state: each (L, B, H). Returns logits (B, T, V) and the state after the last character.
+        A row's state is zero before each `document_end`, whose logits are those of a document's first character.
         """
         x = self.dropout(self.embedding(ids))  # (B, T, E)
-        hidden, state = self._run_rnn(x, state)  # (B, T, H)
+        if self.document_end is None:
+            hidden, state = self._run_rnn(x, state)  # (B, T, H)
+        else:
+            hidden, state = self._run_documents(x, state, ids == self.document_end)
         return self.head(self.dropout(hidden)), state  # (B, T, V)
+
+    def _run_documents(self, x: Tensor, state: State, ends: Tensor) -> tuple[Tensor, State]:
+        """`_run_rnn` in pieces that begin where some row has a document's end. x: (B, T, E), ends: (B, T) bool."""
+        at = ends.any(0).nonzero()[:, 0].tolist()  # on a GPU this waits for it, once a window
+        pieces = []
+        for start, stop in pairwise(sorted({0, *at, x.shape[1]})):
+            if start in at:
+                state = tuple(part.masked_fill(ends[:, start, None], 0.0) for part in state)  # (B, 1) on (L, B, H)
+            hidden, state = self._run_rnn(x[:, start:stop], state)
+            pieces.append(hidden)
+        return torch.cat(pieces, dim=1) if len(pieces) > 1 else hidden, state
 
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """torch takes and gives a bare tensor for a GRU and a pair for an LSTM; here both are tuples."""

@@ -72,7 +72,9 @@ class Vocab:
 
     @property
     def start_id(self) -> int:
-        """The id that generation begins from when there is no prompt: a newline, else the first entry."""
+        """The id that generation begins from without a prompt: a document's end, else a newline, else the first."""
+        if (end := self.document_end_id) is not None:
+            return end
         if self.kind == "bytes":
             return ord("\n")
         return self.symbols.index("\n") if "\n" in self.symbols else 0

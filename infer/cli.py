@@ -112,6 +112,9 @@ def generate(
         int, typer.Option(help="Texts to write, computed side by side with seeds SEED, SEED + 1, ...")
     ] = 1,
     stop: Annotated[str | None, typer.Option(help="End before the first occurrence of this text.")] = None,
+    past_end: Annotated[
+        bool, typer.Option("--past-end", help="Go on where a document ends, if the model knows of documents.")
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print characters as they come.")] = True,
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt before the text.")] = True,
     unknown: UnknownOption = Unknown.ERROR,
@@ -120,8 +123,9 @@ def generate(
 ) -> None:
     """Write text that goes on from a prompt.
 
-    Without a prompt it starts from a newline, or from the vocabulary's first character if it has no newline; that
-    character is not printed. A line break ends the output.
+    Without a prompt it starts from the beginning of a document, or if the model knows of none from a newline, or from
+    the vocabulary's first character if it has no newline; that character is not printed. A model that knows where
+    documents end stops there. A line break ends the output.
     """
     from infer.engine import Engine, fresh_seed
     from infer.report import Timing
@@ -136,7 +140,7 @@ def generate(
     options: dict[str, Any] = {
         "length": length, "temperature": 0.0 if greedy else temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "repetition_window": repetition_window,
-        "seed": seed, "stop": stop, "unknown": unknown.value,
+        "seed": seed, "stop": stop, "past_end": past_end, "unknown": unknown.value,
     }  # fmt: skip
     lead = engine.vocab.decode(engine.vocab.encode(text, unknown.value)) if echo else ""
     pieces: Iterable[str]

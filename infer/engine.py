@@ -145,23 +145,25 @@ class Engine:
         *,
         seed: int | None = None,
         stop: str | None = None,
+        past_end: bool = False,
         unknown: Unknown = "error",
     ) -> Iterator[str]:
         """Text that goes on from `prompt` (which is not repeated), in pieces, each computed when it is asked for.
 
         A piece is what comes out in some hundredths of a second, and at least a character.
 
-        The arguments are checked, and the prompt is read, at the call. An empty prompt starts from a newline, or from
-        the vocabulary's first entry if it has no newline; neither is part of the text.
+        The arguments are checked, and the prompt is read, at the call. An empty prompt starts from a document's end
+        if the vocabulary has one, else from a newline, else from its first entry; none of them is part of the text.
 
         length: characters to write (bytes for a byte vocabulary). temperature to repetition_window: as in
         charrnn.sampling.SamplingOptions. seed: the same seed, the same text; None draws a new one.
         stop: the text ends before the first occurrence of this; what may be its beginning is held back.
+        past_end: go on where a document ends, and with its end in the text; else the text ends before it.
         unknown: what to do with characters of the prompt that the vocabulary lacks: error, skip or replace.
         Raises: SamplingError for an option out of range; VocabError for unknown characters.
         """
         options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
-        rows = self._rows(prompt, 1, length, options, seed, stop, unknown)
+        rows = self._rows(prompt, 1, length, options, seed, stop, past_end, unknown)
         return (piece for (piece,) in rows if piece)
 
     def generate_batch(
@@ -178,6 +180,7 @@ class Engine:
         *,
         seed: int | None = None,
         stop: str | None = None,
+        past_end: bool = False,
         unknown: Unknown = "error",
     ) -> list[str]:
         """`num_samples` texts that go on from `prompt`, computed side by side; the other arguments as in `generate`.
@@ -187,7 +190,7 @@ class Engine:
         if num_samples < 1:
             raise SamplingError(f"num_samples must be 1 or more, not {num_samples}")
         options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
-        rows = self._rows(prompt, num_samples, length, options, seed, stop, unknown)
+        rows = self._rows(prompt, num_samples, length, options, seed, stop, past_end, unknown)
         return ["".join(pieces) for pieces in zip(*rows, strict=True)]
 
     def _rows(
@@ -198,6 +201,7 @@ class Engine:
         options: SamplingOptions,
         seed: int | None,
         stop: str | None,
+        past_end: bool,
         unknown: Unknown,
     ) -> Iterator[list[str]]:
         """For every run of characters, the text that it brings out in each of the B streams; at last what was held."""
@@ -205,7 +209,7 @@ class Engine:
         first_seed = fresh_seed() if seed is None else seed
         prompt_ids = self._prompt_ids(prompt, unknown)
         drawn = self.drawn(prompt_ids, length, options, range(first_seed, first_seed + batch))
-        writers = [_Writer(self.vocab, stop) for _ in range(batch)]
+        writers = [_Writer(self.vocab, stop, past_end) for _ in range(batch)]
 
         def rows() -> Iterator[list[str]]:
             for ids in drawn:
@@ -288,10 +292,11 @@ def fresh_seed() -> int:
 
 
 class _Writer:
-    """One stream's way from ids to text: whole characters only, and nothing from the stop text on."""
+    """One stream's way from ids to text: whole characters only, and nothing from the stop text or document end on."""
 
-    def __init__(self, vocab: Vocab, stop: str | None) -> None:
+    def __init__(self, vocab: Vocab, stop: str | None, past_end: bool = False) -> None:
         self.ended = False
+        self._document_end = None if past_end else vocab.document_end
         self._decode = vocab.decoder()
         self._stop = stop
         self._held = ""
@@ -307,6 +312,9 @@ class _Writer:
     def _write(self, text: str, last: bool) -> str:
         if self.ended:
             return ""
+        if self._document_end is not None and self._document_end in text:
+            text, last = text.partition(self._document_end)[0], True
+            self.ended = True
         self._held += text
         keep = 0
         if self._stop is not None:

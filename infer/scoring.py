@@ -67,9 +67,13 @@ class ScoredText:
 def read_text(engine: "Engine", raw: bytes, split: str, unknown: Unknown) -> ScoredText:
     """Turns a file's bytes into ids, as the corpus was when the model was trained.
 
-    split: `all`, or the `train`, `val` or `test` part by the fractions the model was trained with.
+    split: `all`, or the `train`, `val` or `test` part by the fractions the model was trained with. For a model that
+    knows where documents end, the text ends with that symbol, which is put there if it lacks it.
     Raises: CorpusError for bytes that are not UTF-8 (a byte vocabulary takes any); VocabError for unknown characters.
     """
+    end = engine.vocab.document_end
+    if end is not None and raw and not raw.endswith(end.encode()):
+        raw += end.encode()
     if engine.vocab.kind == "bytes":
         ids = np.frombuffer(raw, np.uint8)
         start, stop = _bounds(engine, len(ids), split)

@@ -1,5 +1,7 @@
 """CharRNN: shapes, state, and the equations behind them."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -69,3 +71,63 @@ def test_num_parameters_is_the_formula(rnn, gates):
 @pytest.mark.parametrize("rnn", CELLS)
 def test_the_state_is_no_buffer_of_the_module(rnn):
     assert not list(model_of(rnn).buffers())
+
+
+END = 3
+
+
+def document_model(rnn, **fields):
+    torch.manual_seed(0)
+    config = ModelConfig(rnn=rnn, embedding_dim=3, hidden_dim=5, num_layers=2, **fields)
+    return CharRNN(config, 7, END)
+
+
+def documents(length, *rows):
+    """(len(rows), length) ids without END but where each row says."""
+    ids = torch.randint(4, 7, (len(rows), length), generator=torch.Generator().manual_seed(1))
+    for row, ends in enumerate(rows):
+        ids[row, list(ends)] = END
+    return ids
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_after_a_documents_end_characters_are_predicted_from_a_zero_state(rnn):
+    model = document_model(rnn)
+    ids = documents(9, [4], [2, 3, 8], [], [0])
+    state = tuple(torch.randn_like(part) for part in model.zero_state(4))
+    logits, after = model(ids, state)
+    model.document_end = None  # now the rows by hand, each piece by itself
+    for row in range(4):
+        ends = [i for i in range(9) if ids[row, i] == END]
+        mine = tuple(part[:, [row]] for part in state)
+        for start, stop in itertools.pairwise(sorted({0, *ends, 9})):
+            mine = model.zero_state(1) if start in ends else mine
+            expected, mine = model(ids[[row], start:stop], mine)
+            torch.testing.assert_close(logits[[row], start:stop], expected)
+        for ours, theirs in zip(mine, after, strict=True):
+            torch.testing.assert_close(theirs[:, [row]], ours)
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_nothing_before_a_documents_end_reaches_what_follows_not_even_by_gradient(rnn):
+    model = document_model(rnn)
+    ids = documents(8, [5], [5])
+    state = tuple(torch.randn_like(part).requires_grad_() for part in model.zero_state(2))
+    logits, after = model(ids, state)
+    (logits[:, 5:].sum() + sum(part.sum() for part in after)).backward()
+    assert all(not part.grad.any() for part in state)
+    changed = ids.clone()
+    changed[:, :5] = 6
+    again, _ = model(changed, model.zero_state(2))
+    assert torch.equal(again[:, 5:], logits[:, 5:])
+
+
+def test_a_window_without_a_documents_end_runs_as_one(monkeypatch):
+    model = document_model("GRU")
+    calls = []
+    run_rnn = model._run_rnn
+    monkeypatch.setattr(model, "_run_rnn", lambda x, state: calls.append(x.shape[1]) or run_rnn(x, state))
+    model(documents(9, [], []), model.zero_state(2))
+    assert calls == [9]
+    model(documents(9, [0, 4], [4, 6]), model.zero_state(2))
+    assert calls == [9, 4, 2, 3]

@@ -34,6 +34,8 @@ from train.quantize import Precision
 
 FORMAT_VERSION = 2
 PARITY_TOLERANCE = 1e-4
+# The fields of a run's config that say which characters its text has.
+_READ_BY = ("split", "vocab", "document_end", "text_field", "include", "exclude")
 # Mean nats by which a rounded model's predictions may lie from the exact one's, after random characters and states.
 # Real text costs a hundredth of that (docs/performance.md); weights in a wrong place cost more than 1.
 DIVERGENCE_LIMIT = {"int8": 0.05, "int4": 0.5}
@@ -157,7 +159,7 @@ def export_checkpoint(checkpoint: Checkpoint, out: Path) -> float:
 
 def model_of(checkpoint: Checkpoint) -> CharRNN:
     """The network with a checkpoint's weights."""
-    model = CharRNN(checkpoint.config.model, len(checkpoint.vocab))
+    model = CharRNN(checkpoint.config.model, len(checkpoint.vocab), checkpoint.vocab.document_end_id)
     model.load_state_dict(checkpoint.weights)
     return model
 
@@ -198,7 +200,7 @@ def without_folders(source: str) -> str:
 def validation_ids(data: str, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
     """The validation split of a text, (N,), as a run with this config has it. Raises: CorpusError."""
     recorded = config.get("data", {})
-    fields = {name: recorded[name] for name in ("split", "vocab") if name in recorded}
+    fields = {name: recorded[name] for name in _READ_BY if name in recorded}
     corpus = prepare(RunConfig.model_validate({"data": fields | {"source": data}}).data, progress=True)
     if corpus.vocab != vocab:
         raise CorpusError(f"{data} has other characters than the text that the model was trained on; give that text")

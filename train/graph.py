@@ -50,7 +50,7 @@ def build_of_matrices(
     config: ModelConfig, vocab: Vocab, matrices: Weights, metadata: dict[str, str], precision: Precision = "fp32"
 ) -> onnx.ModelProto:
     """`build_onnx` of what `matrices_of` makes of weights, or `matrices_in` finds in a file."""
-    return _Writer(config, len(vocab), matrices, precision).model(metadata)
+    return _Writer(config, vocab, matrices, precision).model(metadata)
 
 
 def matrices_of(config: ModelConfig, weights: Weights) -> Weights:
@@ -123,10 +123,11 @@ class _Nodes:
 class _Writer:
     """Writes one model. A state is a list of L * (1 or 2) values (B, H): of layer 0 h (and c), of layer 1, ..."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, matrices: Weights, precision: Precision) -> None:
+    def __init__(self, config: ModelConfig, vocab: Vocab, matrices: Weights, precision: Precision) -> None:
         self._rnn, self._layers, self._width = config.rnn, config.num_layers, config.hidden_dim
         self._states = ("h",) if config.rnn == "GRU" else ("h", "c")
-        self._vocab_size, self._precision = vocab_size, precision
+        self._vocab_size, self._precision = len(vocab), precision
+        self._has_documents = vocab.document_end_id is not None
         self._folded = "table" in matrices
         gates = len(_GATE_ORDER[config.rnn])
         self._constants: dict[str, NDArray[Any]] = {
@@ -144,7 +145,9 @@ class _Writer:
             "two_widths": np.array([self._width] * 2),
             "three_widths": np.array([self._width] * 3),
             "switches_candidate": np.array([(gates - 1) * self._width, self._width]),
-            "all_symbols": np.array(vocab_size),
+            "all_symbols": np.array(len(vocab)),
+            # (V, 1): 0 for the symbol before which the state is zeroed.
+            "goes_on": (np.arange(len(vocab)) != vocab.document_end_id).astype(np.float32)[:, None],
             "zero_f64": np.array(0.0),
             "one_f64": np.array(1.0),
             "least_temperature": np.array(1e-200),
@@ -230,6 +233,8 @@ class _Writer:
         per_layer = len(self._states)
         after: list[str] = []
         gates = self._inputs_of_first(at, ids)  # (B, G)
+        if self._has_documents:
+            state = self._kept(at, state, at.one("Gather", "goes_on", ids))
         for i in range(self._layers):
             gates = self._product(at, after[-per_layer], f"input{i}") if i else gates
             after += self._cell(at, i, gates, state[i * per_layer : (i + 1) * per_layer])
@@ -242,9 +247,10 @@ class _Writer:
         by_time = at.one("Transpose", ids, perm=[1, 0])  # (T, B)
         gates = self._inputs_of_first(at, at.one("Reshape", by_time, "minus_1s"))  # (T * B, G)
         gates, hidden = self._unflattened(at, gates, by_time), ""  # (T, B, G)
+        kept = [at.one("Gather", "goes_on", by_time)] if self._has_documents else []  # (T, B, 1)
         for i in range(self._layers):
             gates = self._product_of_all(at, hidden, by_time, f"input{i}") if i else gates
-            *last, hidden = self._scan(at, i, gates, state[i * per_layer : (i + 1) * per_layer])
+            *last, hidden = self._scan(at, i, [gates, *kept], state[i * per_layer : (i + 1) * per_layer])
             after += last
         logits = self._product_of_all(at, at.one("Transpose", hidden, perm=[1, 0, 2]), ids, "head")
         return logits, after
@@ -257,19 +263,27 @@ class _Writer:
         """(X * Y, K) as (X, Y, K), for `ids` (X, Y)."""
         return at.one("Reshape", values, at.one("Concat", at.one("Shape", ids), "minus_1s", axis=0))
 
-    def _scan(self, at: _Nodes, layer: int, gates: str, state: Sequence[str]) -> list[str]:
-        """One layer over T characters. gates: (T, B, G). Returns its last state, and h at every one (T, B, H)."""
+    def _kept(self, at: _Nodes, state: Sequence[str], kept: str) -> list[str]:
+        """The state, zeroed where a document ends. kept: (B, 1), 0 there and 1 elsewhere."""
+        return [at.one("Mul", part, kept) for part in state]
+
+    def _scan(self, at: _Nodes, layer: int, steps: Sequence[str], state: Sequence[str]) -> list[str]:
+        """One layer over T characters. Returns its last state, and h at every one (T, B, H).
+
+        steps: gates (T, B, G), and with documents where the state is kept (T, B, 1).
+        """
         inner = _Nodes(f"layer{layer}_")
         before = [f"layer{layer}_{s}" for s in self._states]
-        after = self._cell(inner, layer, f"layer{layer}_gates", before)
+        gates, *kept = (f"layer{layer}_{s}" for s in ("gates", "goes_on")[: len(steps)])
+        after = self._cell(inner, layer, gates, self._kept(inner, before, *kept) if kept else before)
         shown = inner.one("Identity", after[0])
         body = helper.make_graph(
             inner.nodes,
             f"layer{layer}",
-            [_float(name, "B", None) for name in [*before, f"layer{layer}_gates"]],
+            [_float(name, "B", None) for name in [*before, gates, *kept]],
             [_float(name, "B", None) for name in [*after, shown]],
         )
-        return at.many("Scan", [*state, gates], len(after) + 1, body=body, num_scan_inputs=1)
+        return at.many("Scan", [*state, *steps], len(after) + 1, body=body, num_scan_inputs=len(steps))
 
     # ---- drawing
 

@@ -1,7 +1,7 @@
 """What a run starts from: nothing, another run's weights, or its own newest checkpoint; and who may continue what."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def starting_point(
         differing = _differences(other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers")})
         if differing:
             raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
-        return StartingPoint(other.vocab, _table(other.vocab, corpus, init_from), other.weights)
+        vocab = _with_document_end(other.vocab, corpus.vocab)
+        return StartingPoint(vocab, _table(vocab, corpus, init_from), other.weights)
     return StartingPoint(corpus.vocab)
 
 
@@ -126,8 +127,19 @@ def _differences(theirs: RunConfig, ours: RunConfig, names: dict[str, tuple[str,
         for key in keys:
             there, here = getattr(getattr(theirs, section), key), getattr(getattr(ours, section), key)
             if there != here:
-                clauses.append(f"{section}.{key} is {there} there and {here} here")
+                clauses.append(f"{section}.{key} is {_shown(there)} there and {_shown(here)} here")
     return ", ".join(clauses)
+
+
+def _shown(value: object) -> object:
+    """A value for a message: quoted where it would not be seen."""
+    return repr(value) if isinstance(value, str) and not (value and value.isprintable()) else value
+
+
+def _with_document_end(vocab: Vocab, corpus_vocab: Vocab) -> Vocab:
+    """A model's vocabulary with the document end of the text it goes on to learn, if it knows that character."""
+    end = corpus_vocab.document_end
+    return vocab if end is not None and vocab.unknown_in(end) else replace(vocab, document_end=end)
 
 
 def _table(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:

@@ -66,7 +66,7 @@ class Trainer:
         self.total_steps = total_steps(config, self.plan.steps_per_epoch)
 
         torch.manual_seed(config.train.seed)  # the same first weights on every rank
-        self.model = CharRNN(config.model, len(self.vocab))
+        self.model = CharRNN(config.model, len(self.vocab), self.vocab.document_end_id)
         if start.weights:
             self.model.load_state_dict(start.weights)
         optimizer = make_optimizer(self.model, config.optim)

@@ -1,0 +1,223 @@
+"""Documents keep their boundaries: in training, both protocols, samples, the model file, scoring and generation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from packed import json_lines
+from tiny_models import model_bytes, write_model
+from training import make_trainer, some_text, tiny_config
+from typer.testing import CliRunner
+
+from charrnn.errors import CheckpointError, ConfigError
+from charrnn.sampling import SamplingOptions
+from charrnn.vocab import Vocab
+from infer import onnx_scan
+from infer.cli import app
+from infer.engine import Engine, _Writer
+from infer.scoring import read_text, score
+from train.evaluate import sample_text
+from train.export import export
+from train.trainer import Trainer
+
+END = "\0"
+WORDS = some_text(6000).split("\n")
+VOCAB = Vocab.of_chars("\n abcdefghij|", "|")
+
+
+def documents_run(folder: Path, *assignments: str, **options: Any) -> Trainer:
+    """A trainer on short documents of JSON lines."""
+    (folder / "poems.jsonl").write_bytes(json_lines(*({"text": f"{words}\n"} for words in WORDS)))
+    fields = [f"data.source={folder / 'poems.jsonl'}", r'data.document_end="\0"', *assignments]
+    return make_trainer(tiny_config(folder, fields), **options)
+
+
+@pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
+@pytest.mark.parametrize("windows", ["sliding", "carry"])
+def test_the_trainers_losses_are_those_of_its_exported_file(windows: str, rnn: str, tmp_path: Path) -> None:
+    trainer = documents_run(tmp_path, f"data.windows={windows}", f"model.rnn={rnn}")
+    trainer.fit()
+    path, difference, _ = export(Path(trainer.config.train.run_dir), None, "fp32", None)
+    assert difference < 1e-4
+    engine = Engine(path)
+    assert engine.vocab.document_end == END
+    joined = END.join(f"{words}\n" for words in WORDS) + END
+    part = read_text(engine, joined.encode(), "val", "error")
+    assert part.is_corpus
+    assert part.ids.tolist() == trainer.corpus.val.tolist()
+    assert (part.ids == engine.vocab.document_end_id).sum() > 2
+    for protocol, found in score(engine, part.ids).items():
+        assert found.nats_per_char == pytest.approx(engine.metrics[f"val/{protocol}/loss"], rel=1e-5)
+
+
+def test_each_document_is_scored_as_it_would_be_alone(tmp_path: Path) -> None:
+    trainer = documents_run(tmp_path)
+    model, vocab = trainer.model.eval(), trainer.vocab
+    texts = WORDS[:3]
+    ids = torch.from_numpy(vocab.encode(END + END.join(texts)).astype(np.int64))[None]
+    with torch.no_grad():
+        joined = model(ids, model.zero_state(1))[0]
+        alone = [
+            model(torch.from_numpy(vocab.encode(END + text).astype(np.int64))[None], model.zero_state(1))[0]
+            for text in texts
+        ]
+    torch.testing.assert_close(joined, torch.cat(alone, dim=1))
+
+
+def test_a_carried_state_ends_with_the_document_also_between_windows(tmp_path: Path) -> None:
+    trainer = documents_run(tmp_path, "data.windows=carry", "train.max_steps=3")
+    seen: list[tuple[Any, Any]] = []
+    original = trainer.model._run_rnn
+    trainer.model._run_rnn = lambda x, state: seen.append((x, state)) or original(x, state)  # type: ignore[method-assign]
+    window = torch.full((8, 17), trainer.vocab.document_end_id)
+    state = tuple(torch.ones_like(part) for part in trainer.model.zero_state(8))
+    trainer.loss_module(window, state)
+    assert len(seen) == 16
+    assert all(not part.any() for _, state in seen for part in state)
+
+
+def test_a_run_on_documents_resumes_bit_for_bit_and_not_with_another_end(tmp_path: Path) -> None:
+    fields = ("data.windows=carry", "optim.schedule=constant", "train.max_steps=8")
+    whole = documents_run(tmp_path, *fields, f"train.run_dir={tmp_path / 'whole'}")
+    whole.fit()
+    documents_run(tmp_path, *fields[:2], "train.max_steps=5").fit()
+    resumed = documents_run(tmp_path, *fields)
+    assert resumed.progress.step == 5
+    resumed.fit()
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, resumed.model.state_dict()[name])
+    with pytest.raises(CheckpointError, match=r"data.document_end is '\\x00' there and \| here"):
+        documents_run(tmp_path, *fields, "data.document_end='|'")
+
+
+def test_runs_with_and_without_an_end_go_on_from_each_others_weights(tmp_path: Path) -> None:
+    trainer = documents_run(tmp_path)
+    trainer.fit()
+    run = Path(trainer.config.train.run_dir)
+    plain = documents_run(tmp_path, "data.document_end=", f"train.run_dir={tmp_path / 'b'}", init_from=run)
+    assert plain.vocab.document_end is None
+    assert plain.model.document_end is None
+    assert plain.vocab.symbols == trainer.vocab.symbols
+    marked = documents_run(tmp_path, f"train.run_dir={tmp_path / 'c'}", init_from=run)
+    assert marked.model.document_end == trainer.model.document_end is not None
+
+
+def test_samples_of_the_trainer_reset_at_the_end_too(tmp_path: Path) -> None:
+    trainer = documents_run(tmp_path, 'sample.prompt="the fox \\0"', "sample.length=30")
+    fresh = documents_run(tmp_path, r'sample.prompt="\0"', "sample.length=30")
+    fresh.model.load_state_dict(trainer.model.state_dict())
+    texts = [
+        sample_text(t.model, t.vocab, t.config.sample, torch.device("cpu")) for t in (trainer, fresh)
+    ]  # what stands before the end makes no difference
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 30
+
+
+def test_a_document_end_for_bytes_is_one_byte() -> None:
+    from charrnn.config import load_config
+
+    with pytest.raises(ConfigError, match="document_end 'é' is more than one byte"):
+        load_config(None, {"data.vocab": "bytes", "data.document_end": "é"})
+    with pytest.raises(ConfigError, match=r"data.document_end"):
+        load_config(None, {"data.document_end": "ab"})
+
+
+# ---- the model file
+
+
+@pytest.fixture(scope="module", params=["GRU", "LSTM"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine(write_model(tmp_path_factory.mktemp("models") / "m.onnx", VOCAB, rnn=request.param))
+
+
+def test_the_graph_forgets_at_the_end_row_by_row(engine: Engine) -> None:
+    before = VOCAB.encode("abcdefg").astype(np.int64)
+    after = VOCAB.encode("|hij").astype(np.int64)
+    joined = np.stack([np.concatenate([before, after]), np.concatenate([before[:4], after, before[4:]])])
+    state = tuple(np.random.default_rng(0).normal(size=part.shape).astype(np.float32) for part in engine.zero_state(2))
+    logits, last = engine.step(joined, state)
+    alone, alone_last = engine.step(after[None], engine.zero_state(1))
+    np.testing.assert_allclose(logits[0, 7:], alone[0], atol=1e-6)
+    np.testing.assert_allclose(logits[1, 4:8], alone[0], atol=1e-6)
+    for ours, theirs in zip(last, alone_last, strict=True):
+        np.testing.assert_allclose(ours[:, 0], theirs[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
+def test_the_loop_the_step_and_the_whole_text_agree_past_the_end(precision: Any, rnn: str, tmp_path: Path) -> None:
+    engine = Engine(write_model(tmp_path / "m.onnx", VOCAB, rnn=rnn, precision=precision, hidden_dim=32))
+    drawn = [
+        np.concatenate(list(engine.drawn(np.array([VOCAB.start_id]), 300, SamplingOptions(1.0), [1, 2], stepped=s)), 1)
+        for s in (False, True)
+    ]
+    assert np.array_equal(*drawn)
+    assert (drawn[0] == VOCAB.document_end_id).sum() > 2
+
+
+def test_a_model_without_documents_has_the_graph_that_it_had() -> None:
+    import onnx
+
+    def operators(vocab: Vocab) -> list[str]:
+        return [node.op_type for node in onnx.load_from_string(model_bytes(vocab)).graph.node]
+
+    plain = Vocab.of_chars(VOCAB.symbols)
+    assert sorted([*operators(plain), "Gather"]) == sorted(operators(VOCAB))
+    names = {t.name for t in onnx.load_from_string(model_bytes(plain)).graph.initializer}
+    assert "goes_on" not in names
+
+
+def test_a_file_with_documents_asks_for_no_operator_that_older_readers_refuse(tmp_path: Path) -> None:
+    onnx_scan.check_graph(write_model(tmp_path / "m.onnx", VOCAB))
+    assert "Equal" not in onnx_scan._OPERATORS
+
+
+# ---- generation
+
+
+def test_a_text_ends_where_its_document_does_unless_it_is_to_go_on(engine: Engine) -> None:
+    for seed in range(5):
+        whole = engine.generate_batch("", 1, 300, seed=seed, past_end=True)[0]
+        assert len(whole) == 300
+        assert "|" in whole
+        assert engine.generate_batch("", 1, 300, seed=seed)[0] == whole.partition("|")[0]
+        assert "".join(engine.generate("", 300, seed=seed)) == whole.partition("|")[0]
+
+
+def test_a_stop_text_and_the_end_both_end_a_text(engine: Engine) -> None:
+    whole = engine.generate_batch("", 1, 300, seed=3, past_end=True)[0]
+    first = whole.partition("|")[0]
+    stop = first[len(first) // 2 :][:1]
+    assert "".join(engine.generate("", 300, seed=3, stop=stop)) == first.partition(stop)[0]
+    assert "".join(engine.generate("", 300, seed=3, stop=f"{first[-1:]}|")) == first
+
+
+def test_without_a_prompt_a_document_begins(engine: Engine) -> None:
+    assert "".join(engine.generate("", 50, seed=1)) == "".join(engine.generate("abc|", 50, seed=1))
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_where_the_pieces_end_does_not_show(cut: int) -> None:
+    def written(stop: str | None, pieces: list[str]) -> str:
+        writer = _Writer(VOCAB, stop)
+        return "".join([*(writer.feed(VOCAB.encode(piece).tolist()) for piece in pieces), writer.end()])
+
+    for stop in (None, "c|d", "bc", "cj", "ij"):
+        assert written(stop, ["abc|dij"]) == written(stop, ["abc|dij"[:cut], "abc|dij"[cut:]])
+
+
+def test_the_command_line_ends_at_the_document_too(tmp_path: Path) -> None:
+    path = str(write_model(tmp_path / "m.onnx", VOCAB))
+    command = ["generate", "-m", path, "-n", "300", "--seed", "3", "--temp", "1"]
+    ended, on = (CliRunner().invoke(app, [*command, *more]).output for more in ([], ["--past-end"]))
+    assert on.startswith(ended[:-1] + "|")
+    assert len(on) == 301
+
+
+def test_a_text_to_score_is_a_document_with_its_end(engine: Engine) -> None:
+    assert read_text(engine, b"abc", "all", "error").ids.tolist() == VOCAB.encode("abc|").tolist()
+    assert read_text(engine, b"ab|c|", "all", "error").ids.tolist() == VOCAB.encode("ab|c|").tolist()
+    assert json.loads(engine.metadata["charrnn.vocab"])["document_end"] == "|"
