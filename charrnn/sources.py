@@ -18,8 +18,9 @@ from urllib.parse import unquote, urlsplit
 from charrnn import hub
 from charrnn.datasets import DATASETS, fetch
 from charrnn.download import DownloadError, download, is_url
-from charrnn.errors import CorpusError, listing
-from charrnn.formats import BINARY, COMPRESSED_SUFFIXES, Options, Text, look_into
+from charrnn.errors import CorpusError
+from charrnn.formats import BINARY, COMPRESSED_SUFFIXES, Options
+from charrnn.gathering import Gathered
 from charrnn.parts import Part, plain_part
 from charrnn.patterns import Choice
 from charrnn.records import DEFAULT_FIELD
@@ -124,10 +125,11 @@ def _file(path: Path, name: str, options: Options, notes: tuple[str, ...] = ()) 
     """The texts of one file, all of an archive's. name: of the corpus."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise CorpusError(f"{path} is not a regular file, and a corpus is read twice; pipe it to --data - instead")
-    gathered = _Gathered(options)
+    gathered = Gathered(options)
     texts = gathered.look(path, path.name)
     if [text.relative for text in texts] != [path.name]:
-        return gathered.source(name, path, notes)
+        parts, left_out = gathered.all(path)
+        return Source(name, parts, (*notes, *left_out))
     _of_one(Source(name, ()), options)
     [text] = texts
     if text.odd not in ("", BINARY):  # what has NUL bytes may be meant; a PDF is not
@@ -142,15 +144,15 @@ def _glob(pattern: Path, options: Options) -> Source:
     if not any(path.is_file() for path in paths):
         raise CorpusError(f"no file matches {str(pattern)!r}; look at the pattern, or name a file or folder")
     fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
-    gathered = _Gathered(options, named=True)
+    gathered = Gathered(options, named=True)
     for path in paths:
         gathered.add(path, path.relative_to(fixed).as_posix())
-    return gathered.source(safe_name(fixed.resolve().name), pattern)
+    return Source(safe_name(fixed.resolve().name), *gathered.all(pattern))
 
 
 def _folder(root: Path, cache_dir: Path, options: Options) -> Source:
     """Every file with text below `root`; hidden ones, and the data folder when it lies below, are left out."""
-    gathered = _Gathered(options)
+    gathered = Gathered(options)
     cache = cache_dir.resolve()
 
     def enter(folder: Path) -> bool:
@@ -165,51 +167,7 @@ def _folder(root: Path, cache_dir: Path, options: Options) -> Source:
             gathered.leave_out("hidden", relative)
         else:
             gathered.add(path, relative)
-    return gathered.source(safe_name(root.resolve().name), root)
-
-
-class _Gathered:
-    """The texts of several files, and what was left out of them."""
-
-    def __init__(self, options: Options, *, named: bool = False) -> None:
-        """named: the user's pattern names each file, so that what looks binary is taken too."""
-        self._options, self._taken_though = options, ("", BINARY) if named else ("",)
-        self._parts: list[Part] = []
-        self._left_out: dict[str, list[str]] = {}
-
-    def add(self, path: Path, relative: str) -> None:
-        """Takes what is text in the file at `path`, when it is meant."""
-        if not path.is_file():
-            self.leave_out("not regular files", relative)
-        elif self._options.choice.may_take(relative):
-            self.look(path, relative)
-
-    def look(self, path: Path, relative: str) -> list[Text]:
-        """Takes what is text in the file at `path`. Returns: what is in it."""
-        texts = list(look_into(path, relative, self._options))
-        for text in texts:
-            if text.odd in self._taken_though:
-                self._parts.append(text.part)
-            else:
-                self.leave_out(text.odd, text.relative)
-        return texts
-
-    def leave_out(self, why: str, relative: str) -> None:
-        """Notes that there was something that is not taken."""
-        self._left_out.setdefault(why, []).append(relative)
-
-    def source(self, name: str, where: Path, notes: tuple[str, ...] = ()) -> Source:
-        """All that was taken. Raises: CorpusError when that is nothing."""
-        choice = self._options.choice
-        groups = self._left_out | {"excluded": choice.excluded, "not included": choice.not_included}
-        told = [f"{len(paths)} {why} ({listing(paths, 3)})" for why, paths in groups.items() if paths]
-        if not self._parts:
-            kind = "folder" if where.is_dir() else "archive" if where.exists() else "pattern"
-            left_out = f"left out of {where}: {'; '.join(told)}" if told else "it is empty"
-            raise CorpusError(f"the {kind} {where} holds no file with text; {left_out}")
-        if told:
-            notes = (*notes, f"left out of {where}: {'; '.join(told)}")
-        return Source(name, tuple(self._parts), notes)
+    return Source(safe_name(root.resolve().name), *gathered.all(root))
 
 
 def _url_path(url: str) -> Path:

@@ -27,7 +27,8 @@ ALLOWED = {
     "records": {"errors", "storage", "parts"},
     "hub": {"errors", "storage", "parts", "records"},
     "formats": {"errors", "storage", "parts", "patterns", "compressed", "archives", "records"},
-    "sources": {"errors", "storage", "parts", "patterns", "records", "hub", "formats"}
+    "gathering": {"errors", "parts", "formats"},
+    "sources": {"errors", "storage", "parts", "patterns", "records", "hub", "formats", "gathering"}
     | {"download", "originals", "datasets"},
     "decoding": {"errors"},
     "workers": {"errors"},
