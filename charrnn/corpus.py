@@ -101,6 +101,7 @@ def _find(data: DataConfig, binary: bool, progress: bool) -> Source:
         Path(data.cache_dir).expanduser(),
         mirror=data.mirror or os.environ.get("CHARRNN_DATA_MIRROR", ""),
         binary=binary,
+        encoding=data.encoding,
         text_field=data.text_field,
         include=data.include,
         exclude=data.exclude,

@@ -19,7 +19,7 @@ _MOST_LAYERS = 3
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
 _JSON_LINES_SUFFIXES = {".jsonl", ".ndjson"}
 _PARQUET_MAGIC = b"PAR1"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # UTF-16 and UTF-32
 _FOREIGN = {
     b"%PDF-": "PDF",
     b"7z\xbc\xaf\x27\x1c": "7-Zip archive",
@@ -38,13 +38,19 @@ _NESTED = "archive or Parquet file inside of another file"
 class Options:
     """How files are read.
 
-    binary: as bytes, so that those without text count as well. text_field: of records; "" = `text`. choice: which files
-    of a folder, glob or archive are meant.
+    binary: as bytes, so that those without text count as well. encoding: of the texts, as in data.encoding. text_field:
+    of records; "" = `text`. choice: which files of a folder, glob or archive are meant.
     """
 
     binary: bool = False
+    encoding: str = "auto"
     text_field: str = ""
     choice: Choice = field(default_factory=Choice)
+
+    @property
+    def may_have_nul(self) -> bool:
+        """Whether NUL bytes are nothing odd in a text, as in UTF-16 without a mark."""
+        return self.encoding != "auto" and "a".encode(self.encoding) != b"a"
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def _text_in(stream: _Stream, relative: str, options: Options) -> Text:
     if _is_json_lines(stream, head, options):
         documents = partial(read_json_lines, stream.chunks, options.text_field or DEFAULT_FIELD, stream.name)
         return Text(relative, record_part(stream.name, stream.size, documents))
-    odd = "" if options.binary else _oddness(stream, head)
+    odd = "" if options.binary else _oddness(stream, head, options)
     return Text(relative, Part(stream.name, stream.path, stream.size, stream.chunks), odd)
 
 
@@ -161,13 +167,13 @@ def _is_json_lines(stream: _Stream, head: bytes, options: Options) -> bool:
     return stream.inner.suffix.lower() in _JSON_LINES_SUFFIXES or (bool(options.text_field) and begins)
 
 
-def _oddness(stream: _Stream, head: bytes) -> str:
+def _oddness(stream: _Stream, head: bytes, options: Options) -> str:
     """Why bytes are no text, or ""."""
     if stream.path is None and (is_zip(head) or head.startswith(_PARQUET_MAGIC)):
         return _NESTED
     if head[257:262] == b"ustar":
         return "tar archive"
     foreign = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "")
-    if foreign or head.startswith(_UTF16_MARKS):
+    if foreign or options.may_have_nul or head.startswith(_WIDE_MARKS):
         return foreign
     return BINARY if b"\0" in head else ""  # no text in UTF-8 has one near its beginning, unless it is meant

@@ -52,6 +52,7 @@ def find_source(
     *,
     mirror: str = "",
     binary: bool = False,
+    encoding: str = "auto",
     text_field: str = "",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -59,12 +60,13 @@ def find_source(
 ) -> Source:
     """The parts behind `source`, brought into `cache_dir` where they are not on this machine.
 
-    binary: the files will be read as bytes, so that those without text count as well. text_field: of records; "" is
-    `text`, and another one also makes records of what begins like JSON lines. include, exclude: patterns of files.
+    binary: the files will be read as bytes, so that those without text count as well. encoding: of the texts, as in
+    data.encoding. text_field: of records; "" is `text`, and another one also makes records of what begins like JSON
+    lines. include, exclude: patterns of files.
     Raises: CorpusError when there is nothing of that name, it cannot be brought or read, or an option has no meaning
     for it.
     """
-    options = Options(binary, text_field, Choice(include, exclude))
+    options = Options(binary, encoding, text_field, Choice(include, exclude))
     found = _find(source, cache_dir, mirror, options, progress)
     if text_field and all(part.documents is None for part in found.parts):
         raise CorpusError(

@@ -327,6 +327,15 @@ def test_a_text_may_have_nul_characters_and_utf16_files_are_not_binary() -> None
     assert len(find("books").parts) == 1
 
 
+def test_a_wide_encoding_that_is_named_has_nothing_odd_about_its_nul_bytes() -> None:
+    write("books/a.txt", VERSE.encode("utf-16-le"))
+    with pytest.raises(CorpusError, match=r"1 binary \(a.txt\)"):
+        find("books")
+    assert text_of("books", encoding="utf-16-le") == VERSE
+    with pytest.raises(CorpusError, match=r"1 binary \(a.txt\)"):
+        find("books", encoding="latin-1")
+
+
 # ---- folders, globs and patterns
 
 

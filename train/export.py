@@ -20,7 +20,7 @@ import typer
 from numpy.typing import NDArray
 
 from charrnn.checkpoint import Checkpoint, load_for_inference
-from charrnn.config import ModelConfig, RunConfig
+from charrnn.config import DataConfig, ModelConfig, RunConfig
 from charrnn.corpus import prepare
 from charrnn.errors import CharRNNError, CorpusError, ExportError
 from charrnn.model import CharRNN
@@ -34,8 +34,8 @@ from train.quantize import Precision
 
 FORMAT_VERSION = 2
 PARITY_TOLERANCE = 1e-4
-# The fields of a run's config that say which characters its text has.
-_READ_BY = ("split", "vocab", "document_end", "text_field", "include", "exclude")
+# The fields of a run's config that do not say how its text was read.
+_NOT_READ_BY = {"source", "cache_dir", "mirror"}
 # Mean nats by which a rounded model's predictions may lie from the exact one's, after random characters and states.
 # Real text costs a hundredth of that (docs/performance.md); weights in a wrong place cost more than 1.
 DIVERGENCE_LIMIT = {"int8": 0.05, "int4": 0.5}
@@ -200,7 +200,8 @@ def without_folders(source: str) -> str:
 def validation_ids(data: str, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
     """The validation split of a text, (N,), as a run with this config has it. Raises: CorpusError."""
     recorded = config.get("data", {})
-    fields = {name: recorded[name] for name in _READ_BY if name in recorded}
+    read_by = DataConfig.model_fields.keys() & recorded.keys() - _NOT_READ_BY
+    fields = {name: recorded[name] for name in read_by}
     corpus = prepare(RunConfig.model_validate({"data": fields | {"source": data}}).data, progress=True)
     if corpus.vocab != vocab:
         raise CorpusError(f"{data} has other characters than the text that the model was trained on; give that text")
