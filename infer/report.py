@@ -27,6 +27,7 @@ def model_facts(engine: "Engine") -> dict[str, Any]:
             "size": len(vocab),
             "symbols": list(vocab.symbols),
             "replacement": vocab.replacement,
+            "document_end": vocab.document_end,
         },
         "corpus": engine.corpus | {"sha256": engine.metadata.get("charrnn.corpus_sha256")},
         "metrics": engine.metrics,
@@ -57,11 +58,12 @@ def _model_line(facts: dict[str, Any]) -> str:
 
 
 def _vocab_line(vocab: dict[str, Any]) -> str:
+    ends = "" if vocab["document_end"] is None else f"; documents end with {vocab['document_end']!r}"
     if vocab["kind"] == "bytes":
-        return "256 bytes: any text"
+        return "256 bytes: any text" + ends
     more = vocab["size"] - _SHOWN_SYMBOLS
     shown = repr("".join(vocab["symbols"][:_SHOWN_SYMBOLS]))
-    return f"{vocab['size']} characters: {shown}" + (f" and {more:,} more" if more > 0 else "")
+    return f"{vocab['size']} characters: {shown}" + (f" and {more:,} more" if more > 0 else "") + ends
 
 
 def _corpus_line(corpus: dict[str, Any]) -> str:

@@ -217,6 +217,11 @@ def test_the_command_line_ends_at_the_document_too(tmp_path: Path) -> None:
     assert len(on) == 301
 
 
+def test_info_says_where_documents_end(engine: Engine) -> None:
+    said = CliRunner().invoke(app, ["info", str(engine.path)]).output
+    assert "documents end with '|'" in said
+
+
 def test_a_text_to_score_is_a_document_with_its_end(engine: Engine) -> None:
     assert read_text(engine, b"abc", "all", "error").ids.tolist() == VOCAB.encode("abc|").tolist()
     assert read_text(engine, b"ab|c|", "all", "error").ids.tolist() == VOCAB.encode("ab|c|").tolist()

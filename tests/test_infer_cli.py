@@ -197,7 +197,13 @@ def test_info_says_what_the_file_is_knows_and_came_from(cli, model):
 
 def test_info_json_is_one_object_with_everything(cli, model):
     facts = json.loads(cli("info", model, "--json").out)
-    assert facts["vocab"] == {"kind": "chars", "size": 34, "symbols": list(CHARS.symbols), "replacement": None}
+    assert facts["vocab"] == {
+        "kind": "chars",
+        "size": 34,
+        "symbols": list(CHARS.symbols),
+        "replacement": None,
+        "document_end": None,
+    }
     assert facts["model"] == run_config().model.model_dump()
     assert facts["metrics"]["val/windows/loss"] == 1.5
     assert facts["corpus"] == {"name": "tiny", "source": "tiny.txt", "num_chars": 1000, "sha256": "0" * 64}
