@@ -242,9 +242,8 @@ class TextDecoder:
             self._begun = True
             if text.startswith(_BYTE_ORDER_MARK):
                 text, utf8 = text[1:], None
-        if self._newlines:
-            if self._after_return or "\r" in text:
-                utf8 = None
+        if self._newlines and (self._after_return or "\r" in text):
+            utf8 = None
             self._after_return = not final and (text.endswith("\r") or (self._after_return and not text))
             text = self._newlines.decode(text, final)
         if self._rules.normalize != "none":

@@ -74,7 +74,7 @@ class _Histogram:
         self.counts: Counts = np.zeros(256, np.int64)
 
     def add(self, symbols: NDArray[np.unsignedinteger]) -> None:
-        if symbols.dtype == np.uint8 and len(symbols) > 1 << 16:
+        if symbols.dtype == np.uint8 and len(symbols) > 1 << 18:
             # Two bytes at a time, since numpy takes as long for an element of any width.
             pairs = symbols[: len(symbols) // 2 * 2].view(np.uint16)
             square = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)

@@ -16,7 +16,7 @@ from charrnn.parts import Part
 from charrnn.storage import Advance, reading
 
 TASK_BYTES = 4 << 20
-PIECE_BYTES = 512 << 10
+PIECE_BYTES = 128 << 10  # what becomes of it fits a core's cache
 WINDOW_BYTES = 64 << 10  # looked through for a place to cut
 _WIDEST_WINDOW_BYTES = 1 << 20
 
