@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.config import DataConfig
+from charrnn.config import KEEP, DataConfig
 from charrnn.errors import CorpusError, VocabError, listing
 from charrnn.scanning import Scan, has_id
 from charrnn.storage import reading
@@ -26,7 +26,7 @@ def given_vocabulary(data: DataConfig) -> Vocab | None:
     Raises: CorpusError or VocabError when the file of data.vocab can't be used.
     """
     end = data.document_end or None
-    if data.vocab == "chars":
+    if data.vocab in ("chars", KEEP):
         return None
     vocab = Vocab.of_bytes() if data.vocab == "bytes" else _read(Path(data.vocab).expanduser(), data.vocab)
     if end and vocab.kind == "chars" and end not in vocab.symbols:
@@ -39,9 +39,11 @@ def given_vocabulary(data: DataConfig) -> Vocab | None:
 
 def _read(path: Path, given: str) -> Vocab:
     if not path.is_file():
-        close = difflib.get_close_matches(given, ["chars", "bytes"], n=1)
+        close = difflib.get_close_matches(given, ["chars", "bytes", KEEP], n=1)
         nearest = f" (nearest: {close[0]})" if close else ""
-        raise CorpusError(f"data.vocab is chars, bytes or a vocabulary file, and there is no file {given!r}{nearest}")
+        raise CorpusError(
+            f"data.vocab is chars, bytes, keep or a vocabulary file, and there is no file {given!r}{nearest}"
+        )
     with reading(path):
         if path.stat().st_size > _LARGEST_FILE:
             raise VocabError(

@@ -201,6 +201,8 @@ def load(folder: Path) -> Checkpoint:
 
 def load_for_inference(path: Path) -> Checkpoint:
     """The checkpoint at `path`, which may be a run folder (its best/ is taken) or a checkpoint folder itself."""
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; name the run folder it came from, or a checkpoint folder of it")
     if not path.is_dir():
         raise CheckpointError(f"no run or checkpoint folder {path}; a run's is printed when it starts and ends")
     _recover(path / BEST)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from charrnn.errors import ConfigError
 
+KEEP = "keep"  # data.vocab: that of the model which training goes on from
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -90,7 +91,9 @@ class DataConfig(Section):
         "none", description="Unicode's normal form that the text is brought to"
     )
     vocab: str = Field(
-        "chars", min_length=1, description="the corpus's characters, all 256 bytes, or a vocabulary file"
+        "chars",
+        min_length=1,
+        description="the corpus's characters, all 256 bytes, a vocabulary file, or keep (that of --init-from)",
     )
     min_count: int = Field(
         1, ge=1, description="characters that occur less often become one replacement entry; 1 = keep all"
@@ -137,7 +140,7 @@ class DataConfig(Section):
             raise ValueError(
                 f"min_count {self.min_count} chooses among the corpus's own characters; set vocab to chars"
             )
-        if self.vocab in ("chars", "bytes") and self.unknown != "error":
+        if self.vocab in ("chars", "bytes", KEEP) and self.unknown != "error":
             raise ValueError(
                 f"vocab {self.vocab} leaves no character unknown; unknown {self.unknown} needs a file there"
             )

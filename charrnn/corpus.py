@@ -76,7 +76,7 @@ def prepare(data: DataConfig, *, progress: bool = False) -> Corpus:
     """
     given = given_vocabulary(data)
     rules = _rules(data, given)
-    source = _find(data, rules.binary, progress)
+    source = find_parts(data, progress=progress)
     for note in source.notes:
         say(note, progress)
     preparation = _Preparation(data, source, rules, given, progress)
@@ -95,12 +95,13 @@ def _rules(data: DataConfig, given: Vocab | None) -> Rules:
     return Rules(binary, data.document_end, data.encoding, data.invalid, data.newlines, data.normalize)
 
 
-def _find(data: DataConfig, binary: bool, progress: bool) -> Source:
+def find_parts(data: DataConfig, *, progress: bool = False) -> Source:
+    """The parts of the corpus that `data` names. Raises: CorpusError, as `prepare` does."""
     return find_source(
         data.source,
         Path(data.cache_dir).expanduser(),
         mirror=data.mirror or os.environ.get("CHARRNN_DATA_MIRROR", ""),
-        binary=binary,
+        binary=_rules(data, given_vocabulary(data)).binary,
         encoding=data.encoding,
         text_field=data.text_field,
         include=data.include,
@@ -204,3 +205,9 @@ def _refuse_unusable(data: DataConfig, found: Scan, table: IdTable, num_chars: i
             what = f"{fraction:g} of {num_chars} characters is {stop - start}"
             remedy = f"evaluation needs {LEAST_EVALUATED}; use a longer text or another data.split"
             raise CorpusError(f"the {part} split of {data.source} is too small: {what}, and {remedy}")
+
+
+if __name__ == "__main__":
+    from charrnn.inspection import main
+
+    main()

@@ -1,4 +1,4 @@
-"""What `--data` may be, and the parts behind it: a file, folder, glob, URL, hf:, standard input or a corpus name.
+"""What `--data` may be, and the parts behind it: a file, folder, glob, URL, hf:, markov:, standard input or a name.
 
 A bare word that is a corpus name means that corpus; write ./python for a file or folder that is called like one.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from charrnn import hub
+from charrnn import hub, markov
 from charrnn.datasets import DATASETS, fetch
 from charrnn.download import DownloadError, download, is_url
 from charrnn.errors import CorpusError
@@ -83,6 +83,9 @@ def _find(source: str, cache_dir: Path, mirror: str, options: Options, progress:
     if source.startswith(hub.PREFIX):
         part = hub.hub_part(source, options.text_field or DEFAULT_FIELD, progress)
         return _of_one(Source(safe_name(hub.bare_name(source)), (part,)), options)
+    if chain := markov.named_source(source):
+        name = safe_name(source.replace(":", "-"))
+        return _of_one(Source(name, (plain_part(markov.fetch(chain, cache_dir, progress)),)), options)
     if source in DATASETS:
         homonym = [f"--data {source} is the corpus of that name; write ./{source} for the file or folder"]
         parts = tuple(map(plain_part, fetch(source, cache_dir, mirror, progress)))

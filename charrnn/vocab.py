@@ -23,7 +23,8 @@ _ABSENT = -1
 class Vocab:
     """An ordered set of symbols; a symbol's id is its position.
 
-    kind: `chars` (symbols are the corpus's characters, sorted by code point) or `bytes` (the 256 byte values;
+    kind: `chars` (symbols are the corpus's characters, sorted by code point;
+    those that fine-tuning added come last) or `bytes` (the 256 byte values;
     text goes through UTF-8, so that nothing is ever unknown).
     replacement: the symbol that stands for unknown characters under `unknown="replace"`, or None.
     document_end: the symbol after which the state starts anew, or None.
@@ -61,6 +62,16 @@ class Vocab:
     def of_bytes(cls, document_end: str | None = None) -> "Vocab":
         """The 256-symbol vocabulary that can encode any text and any file."""
         return cls("bytes", document_end=document_end)
+
+    def extended_by(self, other: "Vocab") -> "Vocab":
+        """This character vocabulary with those of `other` that it lacks, in new places at its end.
+
+        The replacement entry is this one's, else `other`'s.
+        """
+        known = set(self.symbols)
+        added = tuple(s for s in other.symbols if s not in known)
+        replacement = self.replacement if self.replacement is not None else other.replacement
+        return Vocab("chars", self.symbols + added, replacement, self.document_end)
 
     def __len__(self) -> int:
         return 256 if self.kind == "bytes" else len(self.symbols)

@@ -24,12 +24,13 @@ ALLOWED = {
     "compressed": {"errors", "storage", "parts"},
     "archives": {"errors", "storage", "compressed"},
     "patterns": {"errors"},
+    "markov": {"errors", "storage"},
     "records": {"errors", "storage", "parts"},
     "hub": {"errors", "storage", "parts", "records"},
     "formats": {"errors", "storage", "parts", "patterns", "compressed", "archives", "records"},
     "gathering": {"errors", "parts", "formats"},
     "sources": {"errors", "storage", "parts", "patterns", "records", "hub", "formats", "gathering"}
-    | {"download", "originals", "datasets"},
+    | {"markov", "download", "originals", "datasets"},
     "decoding": {"errors"},
     "workers": {"errors"},
     "turns": {"storage"},
@@ -41,7 +42,11 @@ ALLOWED = {
     "corpus": {
         *{"errors", "vocab", "config", "windows", "storage", "sources", "decoding", "segments", "scanning", "encoding"},
         *{"alphabet", "cache", "turns", "workers"},
+        "inspection",  # python -m charrnn.corpus hands over to it
     },
+    "entropy": {"vocab"},
+    "lines": {"vocab"},
+    "inspection": {"errors", "config", "windows", "markov", "corpus", "entropy", "lines"},
     "gru": set(),
     "model": {"config", "gru"},
     "checkpoint": {"errors", "vocab", "config", "model"},

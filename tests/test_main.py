@@ -102,7 +102,7 @@ def test_every_option_is_explained_and_shows_its_default():
     shown = re.sub(r"[│\s]+", " ", CliRunner().invoke(command.app, ["--help"], env={"COLUMNS": "200"}).output)
     for option in (
         "--config", "--data", "--rnn", "--epochs", "--max-steps", "--time-limit", "--run-dir", "--seed", "--resume",
-        "--init-from", "--tracker", "--data-mirror", "--set",
+        "--init-from", "--vocab", "--tracker", "--data-mirror", "--set",
     ):  # fmt: skip
         assert option in shown
     for default in ("shakespeare", "(GRU)", "configs/default.yaml", "checkpoints/<config>-<corpus>", "auto"):

@@ -8,10 +8,15 @@ import torch
 from training import ListRecorder, make_trainer, some_text, tiny_config
 
 from charrnn.checkpoint import load_for_inference, load_newest, step_folders
+from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError, TrainingError
 from charrnn.model import CharRNN
 from charrnn.windows import WindowPlan
+from infer import Engine
+from train.export import export_checkpoint
 from train.faults import out_of_memory
+from train.report import new_lines
+from train.resume import StartingPoint, extended_weights
 
 CELLS = ("GRU", "LSTM")
 MODES = ("sliding", "carry")
@@ -231,12 +236,79 @@ def test_init_from_starts_with_the_weights_and_vocabulary_of_another_run(tmp_pat
     second.fit()
 
 
-def test_init_from_refuses_characters_the_model_does_not_know(tmp_path):
+def fine_tuned(folder, text, assignments=(), **options):
+    """A trainer on `text` that starts from the run in `folder`."""
+    (folder / "words.txt").write_text(text)
+    return make_trainer(tiny_config(folder, [f"train.run_dir={folder / 'second'}", *assignments]), **options)
+
+
+def test_vocab_keep_refuses_characters_the_model_does_not_know(tmp_path):
     make_trainer(tiny_config(tmp_path)).fit()
-    (tmp_path / "words.txt").write_text("Zebra & quagga\n" * 200)
-    config = tiny_config(tmp_path, [f"train.run_dir={tmp_path / 'second'}"])
-    with pytest.raises(CheckpointError, match=r"2 character\(s\) that the model .* '&', 'Z'"):
-        make_trainer(config, init_from=tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"2 character\(s\) that the model .* '&', 'Z'.*leave out --vocab keep"):
+        fine_tuned(tmp_path, "Zebra & quagga\n" * 200, ["data.vocab=keep"], init_from=tmp_path / "run")
+    assert fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=keep"], init_from=tmp_path / "run").vocab
+    with pytest.raises(CheckpointError, match="name it with --init-from"):
+        fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=keep"])
+
+
+def test_fine_tuning_keeps_what_is_known_and_starts_new_characters_from_the_mean(tmp_path):
+    first = make_trainer(tiny_config(tmp_path))
+    first.fit()
+    second = fine_tuned(tmp_path, "Zebra & quagga\n" * 200, init_from=tmp_path / "run")
+    assert second.vocab.symbols == (*first.vocab.symbols, "&", "Z")
+    old, new = load_for_inference(tmp_path / "run").weights, second.model.state_dict()
+    for name in old:
+        assert torch.equal(new[name][: len(old[name])], old[name])
+    for name in ("embedding.weight", "head.weight", "head.bias"):
+        assert torch.allclose(new[name][-2:], old[name].mean(0, keepdim=True).expand_as(new[name][-2:]), atol=1e-6)
+    window = second.train_ids.windows(second.plan.batch(0).starts[:1], 9)
+    assert second.vocab.decode(window[0].tolist()) in "Zebra & quagga\n" * 3
+    [line] = new_lines(StartingPoint(second.vocab, new=("&", "Z")))
+    assert "2 character(s)" in line
+    assert "'&', 'Z'" in line
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_new_characters_cost_the_old_ones_at_most_their_share(count):
+    torch.manual_seed(0)
+    model = CharRNN(ModelConfig(embedding_dim=8, hidden_dim=16), 20)
+    wider = CharRNN(ModelConfig(embedding_dim=8, hidden_dim=16), 20 + count)
+    wider.load_state_dict(extended_weights({k: v * 5 for k, v in model.state_dict().items()}, count))
+    model.load_state_dict({k: v * 5 for k, v in model.state_dict().items()})
+    ids = torch.randint(20, (4, 32))
+    before = torch.log_softmax(model(ids, model.zero_state(4))[0], 2)
+    after = torch.log_softmax(wider(ids, wider.zero_state(4))[0], 2)
+    cost = before - after[:, :, :20]
+    assert cost.min() > 0
+    assert cost.max() <= math.log(1 + count / 20) + 1e-5
+
+
+def test_a_fine_tuned_run_resumes_bit_for_bit_and_exports(tmp_path):
+    make_trainer(tiny_config(tmp_path)).fit()
+    text = "Zebra & quagga, a lazy fox\n" * 150
+    whole = fine_tuned(tmp_path, text, init_from=tmp_path / "run")
+    whole.fit()
+    again = [f"train.run_dir={tmp_path / 'third'}"]
+    with pytest.raises(KeyboardInterrupt):
+        fine_tuned(tmp_path, text, again, recorder=ListRecorder(stop_at=8), init_from=tmp_path / "run").fit()
+    resumed = fine_tuned(tmp_path, text, again)
+    assert resumed.progress.step == 5
+    assert resumed.vocab == whole.vocab
+    resumed.fit()
+    ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    export_checkpoint(load_for_inference(tmp_path / "third"), tmp_path / "model.onnx")
+    engine = Engine(tmp_path / "model.onnx")
+    assert engine.vocab == whole.vocab
+    assert len("".join(engine.generate("Zebra &", length=20))) == 20
+
+
+def test_bytes_and_characters_do_not_go_on_from_each_other_and_a_file_is_no_run(tmp_path):
+    make_trainer(tiny_config(tmp_path)).fit()
+    with pytest.raises(CheckpointError, match="vocabulary of chars, the corpus of bytes"):
+        fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=bytes"], init_from=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is a file; name the run folder"):
+        fine_tuned(tmp_path, "the owl\n" * 400, init_from=tmp_path / "words.txt")
 
 
 def test_init_from_refuses_another_shape(tmp_path):

@@ -60,7 +60,7 @@ def train(
         _option(
             "data.source",
             "Text to learn: a file, folder, glob, URL, hf:NAME, - for standard input, or a corpus name "
-            "(shakespeare, tinyshakespeare, enwik8, text8, python). See docs/data.md.",
+            "(shakespeare, tinyshakespeare, enwik8, text8, python, markov:ORDER:SEED). See docs/data.md.",
             metavar="PATH|NAME|URL|-",
         ),
     ] = None,
@@ -76,6 +76,15 @@ def train(
         str | None,
         typer.Option(
             metavar="FIELD", help="Field of .jsonl, .parquet and hf: records that holds the text.", show_default="text"
+        ),
+    ] = None,
+    vocab: Annotated[
+        str | None,
+        _option(
+            "data.vocab",
+            "Symbols: chars of the text, bytes, a vocabulary FILE, or keep, which refuses characters that the model of "
+            "--init-from does not know.",
+            metavar="chars|bytes|FILE|keep",
         ),
     ] = None,
     rnn: Annotated[
@@ -97,7 +106,8 @@ def train(
         Resume, typer.Option(help="auto: go on from the run folder's newest checkpoint. never: refuse if it has one.")
     ] = Resume.auto,
     init_from: Annotated[
-        Path | None, typer.Option(metavar="CKPT", help="Run or checkpoint whose weights a new run starts from.")
+        Path | None,
+        typer.Option(metavar="CKPT", help="Run or checkpoint to fine-tune: a new run starts from its weights."),
     ] = None,
     tracker: Annotated[
         TrackerName | None, _option("tracking.tracker", "Where figures go besides metrics.jsonl.")
@@ -125,6 +135,7 @@ def train(
         "data.include": include or None,
         "data.exclude": exclude or None,
         "data.text_field": text_field,
+        "data.vocab": vocab,
         "model.rnn": rnn and rnn.value,
         "train.epochs": epochs,
         "train.max_steps": max_steps,

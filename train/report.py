@@ -1,5 +1,6 @@
 """What a run says before its first step, once its speed is known, and at its end."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from charrnn.checkpoint import Checkpoint, step_folders, step_of
+from charrnn.corpus import Corpus
+from charrnn.entropy import glance
+from charrnn.errors import listing
+from charrnn.markov import named_source
 from charrnn.windows import SPLITS
 from train.display import format_duration
 from train.resume import StartingPoint
@@ -37,8 +42,28 @@ def opening_lines(trainer: "Trainer", threads: int, start: StartingPoint) -> lis
         f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
         f"dropout {model.dropout:g}: {trainer.model.num_parameters():,} parameters",
         f"corpus    {corpus.name}: {corpus.num_chars:,} characters ({parts}), vocabulary of {symbols}",
+        *new_lines(start),
+        *entropy_lines(corpus),
         f"training  {length_line(trainer)}; {windows}, {plan.steps_per_epoch:,} steps an epoch",
     ]
+
+
+def new_lines(start: StartingPoint) -> list[str]:
+    """The characters that the given weights did not know."""
+    if not start.new:
+        return []
+    names = listing([repr(c) for c in start.new], 20)
+    return [f"new       {len(start.new)} character(s) that the given weights lack start from the mean: {names}"]
+
+
+def entropy_lines(corpus: Corpus) -> list[str]:
+    """What the loss is to be held against: the training split's own entropies, and a random source's exact limit."""
+    lines = [f"entropy   {glance(corpus.train, len(corpus.vocab)).line()}"]
+    if source := named_source(corpus.source):
+        bits = source.entropy_rate
+        nats = bits * math.log(2)
+        lines.append(f"limit     {bits:.4f} bits/char, {nats:.4f} nats/char: the source's exact entropy rate")
+    return lines
 
 
 def device_line(trainer: "Trainer") -> str:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from charrnn.checkpoint import Checkpoint, Tensors, load_for_inference, load_newest, step_folders
-from charrnn.config import RunConfig
+from charrnn.config import KEEP, RunConfig
 from charrnn.corpus import Corpus
 from charrnn.errors import CheckpointError, CorpusError, listing
 from charrnn.model import CharRNN, State
@@ -41,12 +41,16 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """vocab: the run's vocabulary. table: (V_corpus,) its id for each id of the corpus, None when they are the same."""
+    """vocab: the run's vocabulary. table: (V_corpus,) its id for each id of the corpus, None when they are the same.
+
+    new: the characters that `weights`, another model's, were given entries for.
+    """
 
     vocab: Vocab
     table: NDArray[np.int64] | None = None
     weights: Tensors = field(default_factory=dict)
     resumed: Checkpoint | None = None
+    new: tuple[str, ...] = ()
 
 
 def starting_point(
@@ -76,9 +80,36 @@ def starting_point(
         differing = _differences(other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers")})
         if differing:
             raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
-        vocab = _with_document_end(other.vocab, corpus.vocab)
-        return StartingPoint(vocab, _table(vocab, corpus, init_from), other.weights)
+        return _fine_tuning(other, config, corpus, init_from)
+    if config.data.vocab == KEEP:
+        raise CheckpointError("data.vocab keep is the vocabulary of a model; name it with --init-from, or use chars")
     return StartingPoint(corpus.vocab)
+
+
+def _fine_tuning(other: Checkpoint, config: RunConfig, corpus: Corpus, path: Path) -> StartingPoint:
+    """Another model's weights, with entries for the characters that only the corpus has, unless data.vocab is keep."""
+    vocab = other.vocab
+    if config.data.vocab != KEEP and vocab.kind == corpus.vocab.kind == "chars":
+        vocab = vocab.extended_by(corpus.vocab)
+    vocab = _with_document_end(vocab, corpus.vocab)
+    new = vocab.symbols[len(other.vocab) :] if vocab.kind == "chars" else ()
+    weights = extended_weights(other.weights, len(new)) if new else other.weights
+    return StartingPoint(vocab, _table(vocab, corpus, path), weights, new=new)
+
+
+def extended_weights(weights: Tensors, count: int) -> Tensors:
+    """The same with `count` more characters, whose embedding, head row and bias are the means of all others'.
+
+    embedding.weight: (V, E) -> (V + count, E); head.weight: (V, H) -> (V + count, H); head.bias likewise. A new
+    character's logit is then the mean of the others', so that, by Jensen's inequality, it gets at most the mean of their
+    probabilities, and the loss on the old characters grows by at most ln(1 + count / V).
+    """
+    grown = dict(weights)
+    for name in ("embedding.weight", "head.weight", "head.bias"):
+        rows = weights[name]  # (V, ...)
+        mean = rows.double().mean(0, keepdim=True).to(rows.dtype)
+        grown[name] = torch.cat([rows, mean.expand(count, *rows.shape[1:])])
+    return grown
 
 
 def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_dir: Path) -> None:
@@ -154,7 +185,7 @@ def _table(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None
     if missing:
         raise CheckpointError(
             f"the corpus has {len(missing)} character(s) that the model of {path} does not know: {listing(missing)}; "
-            "remove them from the text, or train from nothing"
+            "leave out --vocab keep to give them entries, or remove them from the text"
         )
     return vocab.encode("".join(corpus.vocab.symbols)).astype(np.int64)
 
