@@ -1,0 +1,100 @@
+"""python -m charrnn.corpus inspect, against plain counting."""
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from charrnn import entropy, lines
+from charrnn.inspection import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def plain_entropy(text, order):
+    """H(next | the `order` before), of all runs of four characters, by dictionaries."""
+    length = min(4, len(text))
+    runs = [text[i : i + length] for i in range(len(text) - length + 1)]
+    pairs = Counter((run[:order], run[order]) for run in runs)
+    contexts = Counter(run[:order] for run in runs)
+    return -sum(n / len(runs) * math.log2(n / contexts[context]) for (context, _), n in pairs.items())
+
+
+@given(text=st.text("ab\nc", min_size=1, max_size=60), chunk=st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_entropies_are_those_of_plain_counting_wherever_chunks_end(text, chunk):
+    ids = np.frombuffer(text.encode(), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entropy, "_CHUNK", chunk)
+        found = entropy.entropies(ids, 256)
+    assert found.counted == len(text)
+    assert found.bits == pytest.approx([plain_entropy(text, k) for k in range(min(4, len(text)))], abs=1e-9)
+
+
+def test_wide_ids_and_the_caps(monkeypatch):
+    ids = np.random.default_rng(0).integers(0, 200_000, 5000).astype(np.uint32)
+    assert len(entropy.entropies(ids, 200_000).bits) == 3  # 4 x 18 bits would not fit into 64
+    monkeypatch.setattr(entropy, "MOST_GRAMS", 100)
+    monkeypatch.setattr(entropy, "_CHUNK", 1000)
+    assert entropy.entropies(ids, 200_000).counted < 2000
+    monkeypatch.setattr(entropy, "GLANCE_CHARS", 800)
+    glanced = entropy.glance(ids, 200_000)
+    assert glanced.counted == 800
+    assert "counted on 800 of 5,000" in glanced.line()
+
+
+@given(text=st.text("ab\n", min_size=1, max_size=60), chunk=st.integers(1, 20))
+@settings(max_examples=100, deadline=None)
+def test_lines_are_those_of_plain_counting_wherever_blocks_end(text, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "_CHUNK", chunk)
+        found = lines.count_lines(np.frombuffer(text.encode(), np.uint8), ord("\n"))
+    expected = text.removesuffix("\n").split("\n")
+    assert found.count == found.compared == len(expected)
+    assert found.longest == max(map(len, expected))
+    assert not found.longest or len(expected[found.longest_at - 1]) == found.longest
+    if chunk > found.longest:  # a longer line is told by its beginning and length
+        some = Counter(line for line in expected if line)
+        assert found.repeated == sum(n - 1 for n in some.values())
+        assert found.repeated_chars == sum(len(line) * (n - 1) for line, n in some.items())
+    assert found.histogram.sum() == len(expected)
+
+
+def test_the_page_tells_what_the_json_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for name, text in {"a.txt": "one\ntwo\n\none\n", "b.txt": "three é\n", "c.txt": "three é\n"}.items():
+        Path("texts", name).write_text(text, encoding="utf-8")
+    facts = json.loads(CliRunner().invoke(app, ["inspect", "texts", "--json"]).stdout)
+    assert facts["characters"] == 29
+    assert facts["alphabet"]["é"] == 2
+    assert facts["documents"] == {"count": 3, "repeated": 1}
+    assert (facts["lines"]["count"], facts["lines"]["repeated"], facts["lines"]["longest"]) == (6, 2, 7)
+    assert facts["split"] == {"train": 26, "val": 3, "test": 0}
+    assert facts["entropy"]["bits_per_char"][3] < facts["entropy"]["bits_per_char"][0]
+    page = CliRunner().invoke(app, ["inspect", "texts"]).stdout
+    for part in ("29 characters", "order 3:", "2 of 5 lines", "documents  3; 1 equal", "'é'", "train 26, val 3"):
+        assert part in page
+
+
+def test_a_random_sources_limit_is_told_and_a_fault_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "charrnn.corpus", "inspect"]
+    options = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": ""}, "capture_output": True, "text": True}
+    done = subprocess.run([*command, "markov:1:1:5000"], check=True, **options)
+    assert "the source's exact entropy rate" in done.stdout
+    done = subprocess.run([*command, "absent.txt"], check=False, **options)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "no file, folder or corpus 'absent.txt'" in done.stderr
+
+
+def test_inspecting_needs_no_torch():
+    code = "import sys, charrnn.inspection; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

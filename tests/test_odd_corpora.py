@@ -1,0 +1,173 @@
+"""Too little, too odd: whatever is thrown at preparation becomes a corpus or one line that says why not."""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from training import make_trainer, some_text
+
+from charrnn.config import DataConfig, load_config
+from charrnn.corpus import prepare
+from charrnn.errors import CharRNNError, CorpusError
+from charrnn.windows import WindowPlan
+
+ROOT = Path(__file__).parent.parent
+CPU_QUICK = ROOT / "configs" / "cpu-quick.yaml"
+NAMED = re.compile(r"--set data\.seq_len=(\d+) --set data\.batch_size=(\d+) would fit")
+
+
+@given(
+    num_chars=st.integers(2, 3000),
+    seq_len=st.integers(1, 200),
+    batch_size=st.integers(1, 300),
+    windows=st.sampled_from(["sliding", "carry"]),
+    stride=st.integers(0, 300),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_a_refusal_names_fits(num_chars, seq_len, batch_size, windows, stride):
+    try:
+        WindowPlan(num_chars, seq_len, batch_size, windows, stride, 1)
+    except CorpusError as error:
+        if named := NAMED.search(str(error)):
+            seq_len, batch_size = map(int, named.groups())
+            assert WindowPlan(num_chars, seq_len, batch_size, windows, stride, 1).steps_per_epoch >= 1
+        else:
+            assert num_chars < 10  # not even a window of 8
+
+
+def test_a_diary_of_2_kb_trains_with_the_line_that_its_refusal_names(tmp_path):
+    (tmp_path / "diary.txt").write_text(some_text(2048))
+    fields = {
+        "data.source": str(tmp_path / "diary.txt"),
+        "data.cache_dir": str(tmp_path / "data"),
+        "train.run_dir": str(tmp_path / "run"),
+        "train.time_limit": "0s",
+        "train.max_steps": 2,
+        "train.mixed_precision": "no",
+    }
+    with pytest.raises(CorpusError) as refusal:
+        make_trainer(load_config(CPU_QUICK, fields))
+    assert not (tmp_path / "run").exists()
+    named = re.findall(r"--set (\S+)", str(refusal.value))
+    trainer = make_trainer(load_config(CPU_QUICK, fields, named))
+    trainer.fit()
+    assert trainer.progress.step == 2
+
+
+ODD_NAMES = st.text("ab -\n.é漢*[\\'\"", min_size=1, max_size=12).filter(lambda n: n.strip(".") and "/" not in n)
+CONTENT = st.one_of(
+    st.binary(max_size=200),
+    st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.text("ab\r\n\u0301é", max_size=100).map(lambda text: text.encode("utf-16")),
+    st.text("ab \n", min_size=20, max_size=100).map(str.encode),
+    st.sampled_from(
+        [b"\x1f\x8b\x08\x00", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ\x00", b"(\xb5/\xfd", b"%PDF-1.4", b"\xef\xbb\xbf"]
+    ),
+)
+KINDS = st.sampled_from(["file", "file", "file", "file", "link", "loop", "dangling", "fifo", "folder"])
+SHAPES = st.lists(st.tuples(ODD_NAMES, KINDS, CONTENT), max_size=6)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "vocab": st.sampled_from(["chars", "bytes"]),
+        "encoding": st.sampled_from(["auto", "latin-1", "utf-16", "cp1252", "utf-8", "shift-jis"]),
+        "invalid": st.sampled_from(["refuse", "replace"]),
+        "newlines": st.sampled_from(["universal", "keep"]),
+        "normalize": st.sampled_from(["none", "NFC", "NFKD"]),
+        "min_count": st.integers(1, 3),
+        "document_end": st.sampled_from(["", "\0", "a"]),
+        "include": st.sampled_from([(), ("*a*",), ("[",)]),
+    },
+)
+
+
+def build(root, shapes):
+    root.mkdir()
+    for name, kind, content in shapes:
+        path = root / name
+        if path.exists() or path.is_symlink():
+            continue
+        if kind == "file":
+            path.write_bytes(content)
+        elif kind == "link":
+            path.symlink_to(root.parent / "outside.txt")
+        elif kind == "loop":
+            path.symlink_to(root, target_is_directory=True)
+        elif kind == "dangling":
+            path.symlink_to(root / "nowhere")
+        elif kind == "fifo":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+            (path / "inner.txt").write_bytes(content)
+
+
+def hold_to_it(shapes, options, single):
+    """Prepares what `shapes` builds; a corpus, or one line, and either way nothing half-made."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        (folder / "outside.txt").write_text("a text from elsewhere\n")
+        build(folder / "root", shapes)
+        target = folder / "root" / shapes[0][0] if single and shapes else folder / "root"
+        try:
+            config = DataConfig(source=str(target), cache_dir=str(folder / "data"), split=(0.5, 0.5, 0.0), **options)
+        except ValueError:  # options that have no meaning together, which test_config.py holds
+            return
+        try:
+            corpus = prepare(config)
+        except CharRNNError as error:
+            assert "\n" not in str(error)
+            assert len(str(error)) > 20
+        else:
+            assert 2 <= corpus.num_chars == len(corpus.ids)
+            assert int(corpus.ids.max()) < len(corpus.vocab)
+            check_text(corpus, target, options)
+        left = [p for p in (folder / "data").rglob(".*") if not p.name.endswith(".lock")]
+        assert not left
+        for entry in (folder / "data" / "prepared").glob("*"):
+            assert {p.name for p in entry.iterdir()} == {"ids.bin", "meta.json"}
+    finally:
+        shutil.rmtree(folder)
+
+
+def check_text(corpus, target, options):
+    """A single file's ids are its text, where no option but line ends changes it and Python reads it as plain UTF-8."""
+    plain = set(options) <= {"vocab", "newlines", "invalid"} or all(not v for v in options.values())
+    if not (plain and target.is_file()):
+        return
+    raw = target.read_bytes()
+    if options.get("vocab") == "bytes":
+        if raw[:2] in (b"\x1f\x8b", b"PK", b"BZ", b"\xfd7", b"(\xb5"):
+            return
+        assert corpus.ids.tobytes() == raw
+        return
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return
+    if options.get("newlines", "universal") == "universal":
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    assert corpus.vocab.decode(corpus.ids) == text
+
+
+FUZZ = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": False}
+
+
+@given(shapes=SHAPES, options=OPTIONS, single=st.booleans())
+@settings(max_examples=150, **FUZZ)
+def test_anything_becomes_a_corpus_or_one_line(shapes, options, single):
+    hold_to_it(shapes, options, single)
+
+
+@pytest.mark.slow
+@given(shapes=SHAPES, options=OPTIONS, single=st.booleans())
+@settings(max_examples=4000, **FUZZ)
+def test_anything_becomes_a_corpus_or_one_line_for_longer(shapes, options, single):
+    hold_to_it(shapes, options, single)
