@@ -61,7 +61,14 @@ def _parsed(source: str) -> re.Match[str]:
 def read_dataset(dataset: Any, field: str, name: str, advance: Advance) -> Iterator[str]:
     """The texts in a column of a `datasets.Dataset`. advance: called with its bytes, by rows."""
     size, told, row, rows = dataset.data.nbytes, 0, 1, max(1, len(dataset))
-    for batch in dataset.select_columns([field]).with_format("arrow").iter(_ROWS):
+    batches = dataset.select_columns([field]).with_format("arrow").iter(_ROWS)
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # as in _load
+            raise CorpusError(f"{name} cannot be read on from row {row}: {_reason(error)}; bring it anew") from error
+        if batch is None:
+            return
         yield from column_texts(batch.column(0), row, field, name)
         row += batch.num_rows
         now = size * (row - 1) // rows

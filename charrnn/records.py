@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charrnn.errors import CorpusError, listing
-from charrnn.parts import Chunks
+from charrnn.parts import Chunks, size_of
 from charrnn.storage import Advance, reading
 
 if TYPE_CHECKING:
@@ -97,9 +97,12 @@ def check_column(schema: "pa.Schema", field: str, name: str) -> None:
     """Raises: CorpusError when a table has no column `field`, or no text in it. name: the table's."""
     if field not in schema.names:
         raise CorpusError(f"{name}: {_no_field(field, schema.names)}")
-    if not _holds_text(schema.field(field).type):
-        texts = [name for name in schema.names if _holds_text(schema.field(name).type)]
-        raise CorpusError(f"{name}: {_no_text(field, str(schema.field(field).type), texts)}")
+    if schema.names.count(field) > 1:
+        raise CorpusError(f"{name}: several columns are called {field!r}; rename all but one")
+    kind = schema.types[schema.names.index(field)]
+    if not _holds_text(kind):
+        texts = [column for column, other in zip(schema.names, schema.types, strict=True) if _holds_text(other)]
+        raise CorpusError(f"{name}: {_no_text(field, str(kind), texts)}")
 
 
 def _holds_text(kind: "pa.DataType") -> bool:
@@ -139,7 +142,7 @@ def read_parquet(path: Path, field: str, advance: Advance) -> Iterator[str]:
     """
     import pyarrow as pa
 
-    size, told, row = path.stat().st_size, 0, 1
+    size, told, row = size_of(path), 0, 1
     with _parquet(path) as file:
         check_column(file.schema_arrow, field, str(path))
         rows = max(1, file.metadata.num_rows)

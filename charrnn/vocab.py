@@ -90,6 +90,15 @@ class Vocab:
             return ord("\n")
         return self.symbols.index("\n") if "\n" in self.symbols else 0
 
+    def begun(self, prompt: Ids) -> Ids:
+        """What generation reads before it writes: a prompt's ids, (N,), or the start alone when there are none.
+
+        With documents a prompt is the beginning of one, so that the end of the one before comes first.
+        """
+        if len(prompt) and self.document_end_id in (None, prompt[0]):
+            return prompt
+        return np.concatenate([np.array([self.start_id], self.dtype), prompt])
+
     @property
     def document_end_id(self) -> int | None:
         """The id after which the state starts anew; None when there is none."""

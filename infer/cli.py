@@ -123,9 +123,9 @@ def generate(
 ) -> None:
     """Write text that goes on from a prompt.
 
-    Without a prompt it starts from the beginning of a document, or if the model knows of none from a newline, or from
-    the vocabulary's first character if it has no newline; that character is not printed. A model that knows where
-    documents end stops there. A line break ends the output.
+    Without a prompt it starts from a newline, or from the vocabulary's first character if it has no newline; that
+    character is not printed. For a model that knows of documents the prompt is the beginning of one, and the text ends
+    where it does. A line break ends the output.
     """
     from infer.engine import Engine, fresh_seed
     from infer.report import Timing

@@ -152,8 +152,9 @@ class Engine:
 
         A piece is what comes out in some hundredths of a second, and at least a character.
 
-        The arguments are checked, and the prompt is read, at the call. An empty prompt starts from a document's end
-        if the vocabulary has one, else from a newline, else from its first entry; none of them is part of the text.
+        The arguments are checked, and the prompt is read, at the call. An empty prompt starts from a newline, or from
+        the vocabulary's first entry if it has no newline; with documents, any prompt is the beginning of one, and
+        starts from the end of the one before. None of these is part of the text.
 
         length: characters to write (bytes for a byte vocabulary). temperature to repetition_window: as in
         charrnn.sampling.SamplingOptions. seed: the same seed, the same text; None draws a new one.
@@ -265,8 +266,7 @@ class Engine:
                 size = max(size // 2, 1)
 
     def _prompt_ids(self, prompt: str, unknown: Unknown) -> NDArray[Any]:
-        ids = self.vocab.encode(prompt, unknown)
-        return ids if len(ids) else np.array([self.vocab.start_id])
+        return self.vocab.begun(self.vocab.encode(prompt, unknown))
 
     def _check_stop(self, stop: str | None) -> None:
         if stop == "":

@@ -157,7 +157,7 @@ def next_character(engine: Engine, prompt: str, temperature: float, top_k: float
     """
     check_text(engine.vocab, prompt)
     ids = engine.vocab.encode(prompt)
-    logits = engine.prefill(ids if len(ids) else np.array([engine.vocab.start_id]))[0][0]  # (V,)
+    logits = engine.prefill(engine.vocab.begun(ids))[0][0]  # (V,)
     before = probabilities(logits)  # (V,)
     options = _number(temperature, "temperature"), _whole(top_k, "top-k"), _number(top_p, "top-p")
     after = probabilities(logits, *options)  # (V,)

@@ -105,15 +105,16 @@ def test_runs_with_and_without_an_end_go_on_from_each_others_weights(tmp_path: P
     assert marked.model.document_end == trainer.model.document_end is not None
 
 
-def test_samples_of_the_trainer_reset_at_the_end_too(tmp_path: Path) -> None:
-    trainer = documents_run(tmp_path, 'sample.prompt="the fox \\0"', "sample.length=30")
-    fresh = documents_run(tmp_path, r'sample.prompt="\0"', "sample.length=30")
-    fresh.model.load_state_dict(trainer.model.state_dict())
-    texts = [
-        sample_text(t.model, t.vocab, t.config.sample, torch.device("cpu")) for t in (trainer, fresh)
-    ]  # what stands before the end makes no difference
-    assert texts[0] == texts[1]
-    assert len(texts[0]) == 30
+def test_samples_of_the_trainer_begin_a_document_and_go_on_past_its_end(tmp_path: Path) -> None:
+    trainer = documents_run(tmp_path, "sample.length=30")
+
+    def sample(prompt: str) -> str:
+        config = trainer.config.sample.model_copy(update={"prompt": prompt})
+        return sample_text(trainer.model, trainer.vocab, config, torch.device("cpu"))
+
+    assert sample("\n") == sample(END) == sample(f"the fox {END}")  # what stands before the end makes no difference
+    assert sample("the") == sample(f"{END}the")
+    assert len(sample("\n")) == 30
 
 
 def test_a_document_end_for_bytes_is_one_byte() -> None:
@@ -197,6 +198,15 @@ def test_a_stop_text_and_the_end_both_end_a_text(engine: Engine) -> None:
 
 def test_without_a_prompt_a_document_begins(engine: Engine) -> None:
     assert "".join(engine.generate("", 50, seed=1)) == "".join(engine.generate("abc|", 50, seed=1))
+
+
+def test_a_prompt_is_the_beginning_of_a_document(engine: Engine) -> None:
+    written = ["".join(engine.generate(prompt, 50, seed=2)) for prompt in ("abc", "|abc", "ghi|abc")]
+    assert len(set(written)) == 1
+    ids = VOCAB.encode("abc")
+    assert VOCAB.begun(ids).tolist() == VOCAB.encode("|abc").tolist()
+    assert VOCAB.begun(VOCAB.encode("|abc")).tolist() == VOCAB.encode("|abc").tolist()
+    assert Vocab.of_chars("abc\n").begun(ids[:0]).tolist() == [0]
 
 
 @pytest.mark.parametrize("cut", range(1, 6))

@@ -275,6 +275,15 @@ def test_a_parquet_file_without_the_column_says_what_it_has() -> None:
         find("a.parquet", text_field="id")
 
 
+def test_two_columns_of_one_name_are_refused() -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), "a.parquet")
+    with pytest.raises(CorpusError, match=r"a.parquet: several columns are called 'text'"):
+        find("a.parquet")
+
+
 def test_a_row_without_a_text_is_named() -> None:
     write_parquet("a.parquet", {"text": ["one", *["x"] * 1200, None]})
     with pytest.raises(CorpusError, match=r"a.parquet, row 1202: the field 'text' holds null"):

@@ -89,9 +89,9 @@ def sample_text(model: CharRNN, vocab: Vocab, config: SampleConfig, device: torc
         logits, state = model(torch.from_numpy(ids.astype(np.int64)).to(device), state)
         return logits.float().cpu().numpy(), state
 
-    prompt = vocab.encode(config.prompt, unknown="skip")
-    if not len(prompt):
-        prompt = np.array([vocab.start_id], vocab.dtype)
+    # A line break is what stands for a beginning where there are no documents.
+    given = "" if vocab.document_end is not None and config.prompt == "\n" else config.prompt
+    prompt = vocab.begun(vocab.encode(given, unknown="skip"))
     logits, state = step(prompt[None], model.zero_state(1, device))
     options = SamplingOptions(config.temperature, config.top_k, config.top_p)
     draws = generate(step, state, logits[:, -1], config.length, options, [config.seed])
