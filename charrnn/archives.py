@@ -1,6 +1,7 @@
 """Zip archives: their members as sources of bytes. Nothing is unpacked to disk."""
 
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ _ENCRYPTED = 0x1
 _CONTAINER_MEMBERS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
 # Above it zipfile unpacks whatever that many packed bytes hold, however much it be.
 _LZMA_READ = 4096
+# What zipfile, and what it unpacks with, raise for bytes that are not as they should be.
+_FAULTS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(IndexError, ValueError, OverflowError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def read_member(member: Member, advance: Advance) -> Iterator[bytes]:
             if error.errno is not None:
                 raise
             raise _damaged(member.archive, f"{member.name}: {error}") from error  # bz2's way to say it
-        except (zipfile.BadZipFile, zlib.error, EOFError, IndexError, ValueError, lzma.LZMAError) as error:
+        except _FAULTS as error:
             raise _damaged(member.archive, f"{member.name}: {error or 'it ends in the middle'}") from error
 
 
@@ -99,7 +105,7 @@ def _opened(path: Path, mtime_ns: int, size: int) -> zipfile.ZipFile:
     """The archive with its directory read, which takes long when it has many members. mtime_ns, size: its version."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (NotImplementedError, *_FAULTS) as error:
         raise _damaged(path, str(error)) from error
 
 

@@ -1,14 +1,13 @@
 """Texts that are a field of records: JSON lines and Parquet files, a record at a time."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charrnn.errors import CorpusError, listing
 from charrnn.parts import Chunks, size_of
-from charrnn.storage import Advance, reading
+from charrnn.storage import Advance
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,8 +130,8 @@ def column_texts(column: Any, first_row: int, field: str, name: str) -> Iterator
 
 def check_parquet(path: Path, field: str) -> None:
     """Raises: CorpusError when the file is damaged, or has no column of texts called `field`."""
-    with _parquet(path) as file:
-        check_column(file.schema_arrow, field, str(path))
+    with _parquet(path, field):
+        pass
 
 
 def read_parquet(path: Path, field: str, advance: Advance) -> Iterator[str]:
@@ -143,14 +142,13 @@ def read_parquet(path: Path, field: str, advance: Advance) -> Iterator[str]:
     import pyarrow as pa
 
     size, told, row = size_of(path), 0, 1
-    with _parquet(path) as file:
-        check_column(file.schema_arrow, field, str(path))
+    with _parquet(path, field) as file:
         rows = max(1, file.metadata.num_rows)
         batches = file.iter_batches(_ROWS, columns=[field])
         while True:
             try:
                 batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise _damaged_parquet(path, error) from error
             if batch is None:
                 break
@@ -162,16 +160,19 @@ def read_parquet(path: Path, field: str, advance: Advance) -> Iterator[str]:
     advance(size - told)
 
 
-def _parquet(path: Path) -> Any:
+def _parquet(path: Path, field: str) -> Any:
+    """The opened file, which has texts in the column `field`."""
     pa = import_arrow("Parquet files (.parquet)")
     import pyarrow.parquet as pq
 
-    with reading(path):
-        os.stat(path)  # noqa: PTH116  what is not there is told apart from what is damaged
-        try:
-            return pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged_parquet(path, error) from error
+    size_of(path)  # what is not there is told apart from what is damaged
+    try:
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged_parquet(path, error) from error
+    check_column(schema, field, str(path))
+    return file
 
 
 def _damaged_parquet(path: Path, error: Exception) -> CorpusError:

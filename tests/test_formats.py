@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import pickle
+import random
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -476,3 +477,28 @@ def test_a_record_of_any_json_value_is_read_or_refused() -> None:
         write("a.jsonl", json.dumps(value) + "\n")
         with pytest.raises(CorpusError, match="line 1"):
             text_of("a.jsonl")
+
+
+# ---- damage of any kind
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst", "zip", "parquet"])
+def test_a_file_with_any_damage_is_read_or_refused(kind: str) -> None:
+    whole = everything()[kind][0]
+    rng, refused = random.Random(kind), []
+    for _ in range(60):
+        raw = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(raw))
+            if rng.random() < 0.7:
+                raw[place] = rng.randrange(256)
+            else:
+                del raw[place : place + 5]
+        write("damaged", bytes(raw) or b"x")
+        try:
+            for part in find("damaged").parts:
+                list((part.documents or part.chunks)(lambda _: None))
+        except CorpusError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert "\n" not in "".join(refused)
