@@ -3,6 +3,7 @@
 import gzip
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from training import some_text
 from typer.testing import CliRunner
 
 import train.run
+from charrnn import inspection
 from charrnn.config import RunConfig
 from charrnn.corpus import prepare
 from charrnn.errors import CorpusError
@@ -36,6 +38,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import datasets
 
     monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
     text = some_text()
     write("novel.txt", text)
     write("novel.txt.gz", gzip.compress(text.encode()))
@@ -56,6 +59,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write("roman.txt", text + "".join(map(chr, range(0x4E00, 0x4E80))))
     write("photo.bmp", b"BM\0\0" + bytes(range(256)) * 50)
     write("diary.txt", text[:2000])
+    write("letters.txt", text)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     return tmp_path
 
@@ -94,10 +98,37 @@ def test_training_commands_prepare_their_corpus(line: str, monkeypatch: pytest.M
         assert prepared_ones(config).num_chars > 1000
 
 
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("line", [line for line in LINES if "charrnn.corpus" in line])
+def test_a_corpus_can_be_looked_at_as_shown(line: str) -> None:
+    words = shlex.split(line)
+    assert words[:4] == ["python", "-m", "charrnn.corpus", "inspect"]
+    result = CliRunner().invoke(inspection.app, words[3:], catch_exceptions=False)
+    assert result.exit_code == 0
+    for part in ("entropy", "split", "lines"):
+        assert part in result.output
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here() -> None:
+    assert [line for line in LINES if "train/main.py" not in line and "charrnn.corpus inspect" not in line] == []
+
+
 def test_every_kind_of_source_has_its_row() -> None:
     assert len(ROWS) > 15
     shown = " ".join(ROWS)
-    for part in (".gz", ".zip", ".jsonl", ".parquet", "hf:", "https://", "--data -", "--include", "document_end"):
+    for part in (
+        ".gz",
+        ".zip",
+        ".jsonl",
+        ".parquet",
+        "hf:",
+        "https://",
+        "--data -",
+        "markov:",
+        "--init-from",
+        "--include",
+        "document_end",
+    ):
         assert part in shown
 
 
