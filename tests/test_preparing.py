@@ -1,0 +1,466 @@
+"""Large texts: cut and shared among workers, the ids are still those of `Vocab.encode`; found again; vocabularies."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import names_in
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from charrnn import cache, segments, turns
+from charrnn import corpus as module
+from charrnn.alphabet import RARE
+from charrnn.config import DataConfig
+from charrnn.corpus import Corpus, prepare
+from charrnn.decoding import Rules
+from charrnn.encoding import IdTable, encode, num_ids
+from charrnn.errors import CharRNNError, CorpusError, VocabError
+from charrnn.parts import Part, plain_part
+from charrnn.scanning import scan
+from charrnn.sources import Source
+from charrnn.storage import Advance, forget_pages
+from charrnn.vocab import Vocab
+from charrnn.workers import Workers
+
+CHARACTERS = "ab \r\n\ufeffé\u0301\u0327가\u1100\u1161漢😀\0"
+texts = st.lists(st.text(st.sampled_from(CHARACTERS), max_size=40), min_size=1, max_size=3)
+rules = st.builds(
+    Rules,
+    newlines=st.sampled_from(["universal", "keep"]),
+    normalize=st.sampled_from(["none", "NFC", "NFD"]),
+    document_end=st.sampled_from(["", "|"]),
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that the user stands in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every corpus is large: cut into small tasks, given to two workers, recorded."""
+    monkeypatch.setattr(module, "PARALLEL_BYTES", 1)
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(segments, "TASK_BYTES", 1000)
+    monkeypatch.setattr(segments, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(cache, "_RACY_NS", -(10**12))
+
+
+def streamed_part(path: Path, chunk_bytes: int) -> Part:
+    return Part(path.name, None, path.stat().st_size, partial(_chunks, path, chunk_bytes))
+
+
+def _chunks(path: Path, size: int, advance: Advance) -> Iterator[bytes]:
+    raw = path.read_bytes()
+    for start in range(0, len(raw), size):
+        advance(len(raw[start : start + size]))
+        yield raw[start : start + size]
+
+
+def normalized(texts: list[str], rules: Rules) -> str:
+    whole = ""
+    for text in texts:
+        clean = text.removeprefix("\ufeff")
+        if rules.newlines == "universal":
+            clean = clean.replace("\r\n", "\n").replace("\r", "\n")
+        if rules.normalize != "none":
+            clean = unicodedata.normalize(rules.normalize, clean)
+        if rules.document_end:
+            whole += clean and clean + rules.document_end
+        else:
+            whole += "\n" * bool(clean and whole and not whole.endswith("\n")) + clean
+    return whole
+
+
+def prepared_ids(parts: list[Part], rules: Rules, folder: Path, workers: Workers) -> tuple[Any, Vocab, list[int]]:
+    source = Source("novel", tuple(parts))
+    found = scan(source, rules, workers, lambda _: None)
+    if not found.num_chars:
+        return found, Vocab.of_bytes(), []
+    vocab = Vocab.of_chars(map(chr, found.symbols.tolist()))
+    encode(source, rules, workers, lambda _: None, found, IdTable.of(vocab, skip=False), folder / "ids.bin")
+    return found, vocab, np.fromfile(folder / "ids.bin", vocab.dtype).tolist()
+
+
+@given(texts=texts, rules=rules, task_bytes=st.integers(1, 30), window=st.integers(1, 20), chunk=st.integers(0, 9))
+@example(texts=["a\r", "\nb"], rules=Rules(), task_bytes=1, window=1, chunk=0)
+@example(texts=["e", "\u0301"], rules=Rules(normalize="NFC"), task_bytes=1, window=1, chunk=1)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
+    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, tmp_path: Path
+) -> None:
+    for number, text in enumerate(texts):
+        (tmp_path / str(number)).write_bytes(text.encode())
+    paths = [tmp_path / str(number) for number in range(len(texts))]
+    parts = [streamed_part(path, chunk) if chunk else plain_part(path) for path in paths]
+    with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
+        patch.setattr(segments, "TASK_BYTES", task_bytes)
+        patch.setattr(segments, "WINDOW_BYTES", window)
+        patch.setattr(segments, "PIECE_BYTES", 3)
+        found, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
+    text = normalized(texts, rules)
+    assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert {chr(s): c for s, c in zip(found.symbols, found.counts, strict=True)} == {c: text.count(c) for c in text}
+    assert vocab.decode(ids) == text
+    if text:
+        assert ids == Vocab.of_chars(text).encode(text).tolist()
+
+
+@given(texts=texts, codec=st.sampled_from(["utf-16", "utf-32-be", "gb18030"]), task_bytes=st.integers(4, 30))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_large_texts_in_other_encodings_are_the_same(
+    texts: list[str], codec: str, task_bytes: int, tmp_path: Path
+) -> None:
+    for number, text in enumerate(texts):
+        (tmp_path / str(number)).write_bytes(text.encode(codec))
+    assume(codec != "utf-16" or not any(text.startswith("\0") for text in texts))  # which look like UTF-32
+    rules = Rules(encoding="auto" if codec == "utf-16" else codec)
+    for chunk in (0, 5):
+        paths = [tmp_path / str(number) for number in range(len(texts))]
+        parts = [streamed_part(path, chunk) if chunk else plain_part(path) for path in paths]
+        with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
+            patch.setattr(segments, "TASK_BYTES", task_bytes)
+            _, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
+        marked = ["\ufeff" + text if codec == "utf-16" else text for text in texts]
+        assert vocab.decode(ids) == normalized(marked, rules)
+
+
+def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
+    text = "".join(np.random.default_rng(0).choice(list(CHARACTERS + "|"), 30_000))
+    (tmp_path / "novel").write_text(text, newline="")
+    parts = [plain_part(tmp_path / "novel"), streamed_part(tmp_path / "novel", 777)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "TASK_BYTES", 1000)
+        patch.setattr(segments, "WINDOW_BYTES", 100)
+        with Workers(0) as none, Workers(2) as two:
+            alone, together = (
+                prepared_ids(parts, Rules(normalize="NFC"), tmp_path, workers) for workers in (none, two)
+            )
+    assert len(alone[0].blocks) > 50
+    assert alone[1:] == together[1:]
+    assert alone[0].sha256 == together[0].sha256
+    assert alone[0].blocks == together[0].blocks
+
+
+def test_the_first_fault_in_the_text_is_told_by_whichever_worker_meets_it(tmp_path: Path) -> None:
+    (tmp_path / "novel").write_bytes(b"a line\n" * 400 + b"\xff" + b"a line\n" * 400 + b"\xfe")
+    with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
+        patch.setattr(segments, "TASK_BYTES", 100)
+        with pytest.raises(CorpusError, match=r"novel is not UTF-8 text: byte 0xff at offset 2800;"):
+            scan(Source("novel", (plain_part(tmp_path / "novel"),)), Rules(), workers, lambda _: None)
+
+
+def test_a_worker_that_is_killed_is_told_of() -> None:
+    with pytest.raises(CorpusError, match=r"was ended \(exit code 7\); run again"), Workers(1) as workers:
+        list(workers.map(os._exit, [7]))
+
+
+def test_workers_keep_the_order_and_pass_errors_on() -> None:
+    with Workers(2) as workers:
+        assert list(workers.map(abs, range(-20, 0))) == [(i, -i) for i in range(-20, 0)]
+        with pytest.raises(ZeroDivisionError):
+            list(workers.map((1).__floordiv__, [1, 2, 0, 4]))
+
+
+def test_a_script_without_a_guard_may_prepare_a_large_text(here: Path) -> None:
+    Path("novel.txt").write_text("a line\n" * 1000)
+    Path("script.py").write_text(
+        "from charrnn import corpus, segments\n"
+        "from charrnn.config import DataConfig\n"
+        "corpus.PARALLEL_BYTES, segments.TASK_BYTES = 1, 1000\n"
+        "print(corpus.prepare(DataConfig(source='novel.txt')).num_chars)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, env=environment, cwd=here)
+    assert (done.stdout, done.stderr) == ("7000\n", "")
+
+
+# ---- memory and space
+
+
+def test_a_text_that_can_be_cut_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_WIDEST_WINDOW_BYTES", 64)
+    monkeypatch.setattr(segments, "WINDOW_BYTES", 16)
+    monkeypatch.setattr(segments, "TASK_BYTES", 100)
+    (tmp_path / "marks").write_text("\u0301" * 1000)
+    for part in (plain_part(tmp_path / "marks"), streamed_part(tmp_path / "marks", 50)):
+        with pytest.raises(CorpusError, match=r"marks has no line end, .* in 64 bytes near"), Workers(0) as workers:
+            scan(Source("marks", (part,)), Rules(), workers, lambda _: None)
+
+
+@pytest.mark.usefixtures("here")
+def test_too_little_space_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("novel.txt").write_text("ab" * 1_000_000)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_500_000}))
+    with pytest.raises(CorpusError, match=r"the ids take 2.0 MB and 1.5 MB are free; .*data.cache_dir=DIR"):
+        prepare(DataConfig(source="novel.txt"))
+    assert names_in("data/prepared") == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    (tmp_path / "disk").mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path / "disk")]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(options, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_disk_that_fills_up_is_told_of_and_left_as_it_was(
+    here: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("novel.txt").write_text("ab\n" * 700_000)
+    monkeypatch.setattr(segments, "TASK_BYTES", 100_000)
+    monkeypatch.setattr(cache, "_refuse_full", lambda *_: None)  # as if others filled it meanwhile
+    with pytest.raises(CorpusError, match=r"cannot write to .*disk/data/prepared: No space left.*; free some space"):
+        prepare(DataConfig(source="novel.txt", cache_dir=str(small_disk / "data")))
+    assert names_in(small_disk / "data" / "prepared") == []
+
+
+def test_memory_of_pages_that_were_read_can_be_given_back(tmp_path: Path) -> None:
+    np.zeros(8 << 20, np.uint8).tofile(tmp_path / "ids")
+    ids = np.memmap(tmp_path / "ids", np.uint8, mode="r")[: 7 << 20]
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[2])  # noqa: E731  pages of files
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux's /proc")
+    before = resident()
+    assert ids.sum() == 0
+    full = resident()
+    forget_pages(ids)
+    assert full - before > 1000
+    assert resident() - before < 100
+    assert ids[-1] == 0
+    forget_pages(np.zeros(3))
+
+
+# ---- found again
+
+
+def prepared(content: str, **fields: Any) -> Corpus:
+    Path("novel.txt").write_text(content)
+    return prepare(DataConfig(source="novel.txt", **{"split": (0.5, 0.5, 0.0)} | fields))
+
+
+@pytest.mark.usefixtures("here", "all_large")
+def test_a_large_text_that_was_not_touched_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared("one\ntwo\n" * 1000, min_count=1001)
+    assert first.notes
+    monkeypatch.setattr(module, "scan", None)
+    again = prepare(DataConfig(source="novel.txt", min_count=1001, split=(0.5, 0.5, 0.0)))
+    assert again.ids.tolist() == first.ids.tolist()
+    assert (again.sha256, again.vocab, again.notes) == (first.sha256, first.vocab, first.notes)
+
+
+@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_text("two\none\n" * 1000),
+        lambda path: os.utime(path, ns=(0, 0)),
+        lambda path: (path.rename("other"), path.write_bytes(Path("other").read_bytes())),
+        lambda _: next(Path("data/known").glob("[!.]*.json")).write_text("[]"),
+        lambda _: next(Path("data/prepared").glob("*/ids.bin")).write_bytes(b"short"),
+    ],
+    ids=["content", "times", "inode", "record", "ids"],
+)
+def test_what_was_touched_or_damaged_is_read_again(change: Any) -> None:
+    prepared("one\ntwo\n" * 1000)
+    change(Path("novel.txt"))
+    text = Path("novel.txt").read_text()
+    again = prepare(DataConfig(source="novel.txt"))
+    assert again.vocab.decode(again.ids) == text
+    assert again.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.parametrize(
+    "fields",
+    [{"newlines": "keep"}, {"normalize": "NFD"}, {"encoding": "latin-1"}, {"min_count": 900}, {"document_end": "|"}],
+    ids=str,
+)
+def test_each_option_that_changes_ids_has_an_entry_of_its_own(fields: dict[str, Any]) -> None:
+    Path("novel.txt").write_bytes("é\r\nab\r\n".encode() * 1000 + b"rare")
+    plain = prepare(DataConfig(source="novel.txt"))
+    other = prepare(DataConfig(source="novel.txt", **fields))
+    assert other.ids.tolist() != plain.ids.tolist() or other.vocab != plain.vocab
+    assert prepare(DataConfig(source="novel.txt")).ids.tolist() == plain.ids.tolist()
+    assert len(names_in("data/prepared")) == 2
+
+
+@pytest.mark.usefixtures("here", "all_large")
+def test_a_text_written_just_before_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_RACY_NS", 2_000_000_000)
+    prepared("one\ntwo\n" * 1000)
+    assert not list(Path("data/known").glob("[!.]*.json"))
+
+
+@pytest.mark.usefixtures("here", "all_large")
+def test_a_text_that_grows_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scan_then_append(*args: Any) -> Any:
+        found = scan(*args)
+        with Path("novel.txt").open("a") as file:
+            file.write("three\n")
+        return found
+
+    monkeypatch.setattr(module, "scan", scan_then_append)
+    with pytest.raises(CorpusError, match="novel changed while it was read"):
+        prepared("one\ntwo\n" * 1000)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_killed_process_left_is_removed_when_nobody_writes_it_any_more() -> None:
+    corpus = prepared("one\ntwo\n" * 9)
+    name = names_in("data/prepared")[0]
+    for path in Path("data/prepared", name).iterdir():
+        path.unlink()
+    Path("data/prepared", name).rmdir()
+    for left, age in (("old", 7200), ("new", 60)):
+        folder = Path("data/prepared", f".{name}.{left}")
+        folder.mkdir()
+        (folder / "ids.bin").write_bytes(b"half")
+        for path in (folder / "ids.bin", folder):
+            os.utime(path, (time.time() - age,) * 2)
+    assert prepare(DataConfig(source="novel.txt")).ids.tolist() == corpus.ids.tolist()
+    assert names_in("data/prepared") == sorted([name, f".{name}.new"])
+
+
+# ---- one makes, others wait
+
+
+def _hold(target: str, started: Any, release: Any) -> None:
+    with turns.turn(Path(target), 200, shown=False) as tell:
+        tell(50)
+        Path(target).with_name(f".{Path(target).name}.turn.json").write_text(
+            json.dumps({"process": 4242, "machine": "here", "total": 200, "done": 50})
+        )
+        started.set()
+        release.wait(20)
+
+
+def test_who_waits_is_told_for_whom_and_how_far_that_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(turns, "_LOOK_S", 0.01)
+    context = multiprocessing.get_context("spawn")
+    started, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path / "it"), started, release))
+    holder.start()
+    assert started.wait(20)
+    monkeypatch.setattr(turns, "say", lambda text, shown: (print(text, file=sys.stderr), release.set()))
+    with turns.turn(tmp_path / "it", 10, shown=True):
+        assert release.is_set()
+    holder.join()
+    told = capsys.readouterr().err
+    assert told == "waiting for process 4242 on here, which prepares the same corpus: 25%\n"
+    assert names_in(tmp_path) == [".it.lock"]
+
+
+@pytest.mark.usefixtures("here", "all_large")
+def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared("one\ntwo\n" * 1000)
+    recalled, asked = module._Preparation.recalled, []
+
+    def at_first_not(self: Any) -> Any:
+        asked.append(self)
+        return recalled(self) if len(asked) > 1 else None
+
+    monkeypatch.setattr(module._Preparation, "recalled", at_first_not)
+    monkeypatch.setattr(module, "scan", None)
+    prepare(DataConfig(source="novel.txt"))
+    assert len(asked) == 2
+
+
+# ---- vocabularies
+
+
+@pytest.mark.usefixtures("here")
+def test_rare_characters_become_one_and_the_cost_is_told() -> None:
+    corpus = prepared("aaaabbbbxyz", min_count=2)
+    assert corpus.vocab == Vocab("chars", ("a", "b", RARE), RARE)
+    assert corpus.vocab.decode(corpus.ids) == "aaaabbbb" + RARE * 3
+    assert corpus.notes == ("data.min_count=2: 3 of 5 characters became U+FFFD, 3 of 11 (0.27 of the text)",)
+    assert corpus.vocab.encode("aaaabbbbxyz", "replace").tolist() == corpus.ids.tolist()
+    assert prepared("aabb", min_count=2).vocab == Vocab.of_chars("ab")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
+    vocab = Vocab("chars", tuple("cab\n?"), "?") if as_json else Vocab.of_chars("abc\n?")
+    Path("vocabulary").write_text(vocab.to_json() if as_json else "abcabc\n?")
+    assert prepared("abc\n", vocab="vocabulary").vocab == vocab
+    with pytest.raises(CorpusError, match=r"2 character\(s\) that the vocabulary vocabulary lacks, 3 of 7 .*'x' .*'z'"):
+        prepared("abxxz\nb", vocab="vocabulary")
+    skipped = prepared("abxxz\nb", vocab="vocabulary", unknown="skip")
+    assert skipped.vocab.decode(skipped.ids) == "ab\nb"
+    assert (skipped.num_chars, len(skipped.notes)) == (4, 1)
+    if as_json:
+        replaced = prepared("abxxz\nb", vocab="vocabulary", unknown="replace")
+        assert replaced.vocab.decode(replaced.ids) == "ab???\nb"
+    else:
+        with pytest.raises(VocabError, match=r"no replacement entry for data.unknown=replace"):
+            prepared("abxxz\nb", vocab="vocabulary", unknown="replace")
+
+
+@given(texts=st.lists(st.text("abx\n", max_size=9), min_size=1, max_size=4), task_bytes=st.integers(1, 5))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_skipping_leaves_out_what_the_vocabulary_lacks_wherever_it_is_cut(
+    texts: list[str], task_bytes: int, tmp_path: Path
+) -> None:
+    for letters in ("ab", "ab\n"):
+        vocab = Vocab.of_chars(letters)
+        for number, text in enumerate(texts):
+            (tmp_path / str(number)).write_text(text)
+        source = Source("s", tuple(plain_part(tmp_path / str(number)) for number in range(len(texts))))
+        with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
+            patch.setattr(segments, "TASK_BYTES", task_bytes)
+            found = scan(source, Rules(), workers, lambda _: None, vocab)
+            table = IdTable.of(vocab, skip=True)
+            encode(source, Rules(), workers, lambda _: None, found, table, tmp_path / "ids.bin")
+        ids = np.fromfile(tmp_path / "ids.bin", vocab.dtype)
+        assert ids.tolist() == vocab.encode(normalized(texts, Rules()), "skip").tolist()
+        assert len(ids) == num_ids(found, vocab, skip=True)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("vocab", "content", "told"),
+    [
+        ("byte", None, r"no file 'byte' \(nearest: bytes\)"),
+        ("v", b"", "the vocabulary v is empty"),
+        ("v", b"\xff", "the vocabulary v is not UTF-8: byte 0"),
+        ("v", b'{"kind": "chars"}', "needs at least one symbol"),
+    ],
+)
+def test_a_vocabulary_file_that_is_none_is_refused(vocab: str, content: bytes | None, told: str) -> None:
+    if content is not None:
+        Path("v").write_bytes(content)
+    with pytest.raises(CharRNNError, match=told):
+        prepared("abc\n" * 9, vocab=vocab)
+
+
+@pytest.mark.usefixtures("here")
+def test_replaced_bytes_are_counted_and_placed() -> None:
+    Path("novel.txt").write_bytes(b"abc\xff\xfeabc")
+    corpus = prepare(DataConfig(source="novel.txt", invalid="replace", split=(0.5, 0.5, 0.0)))
+    assert corpus.vocab.decode(corpus.ids) == "abc\ufffd\ufffdabc"
+    told = "2 invalid byte sequence(s) were replaced with U+FFFD, the first at byte 3 of novel.txt"
+    assert corpus.notes == (told,)
