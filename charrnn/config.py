@@ -40,7 +40,7 @@ def check_encoding(name: str) -> str:
     except (LookupError, ValueError):
         codec = None
     if codec is None or not codec._is_text_encoding or codec.name in _NO_ENCODINGS:
-        known = ["auto", *(alias.replace("_", "-") for alias in sorted(aliases))]
+        known = ["auto", *(alias.replace("_", "-") for alias in sorted({*aliases, *aliases.values()}))]
         close = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1, cutoff=0.5)
         raise ValueError(f"{name!r} is no encoding of text (nearest: {close[0] if close else 'utf-8'})")
     return name

@@ -120,3 +120,32 @@ def test_the_dumped_config_loads_as_itself(tmp_path):
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValidationError):
         RunConfig().model.hidden_dim = 3
+
+
+@pytest.mark.parametrize("name", ["auto", "latin-1", "UTF-16", "koi8_r", "cp1252", "gb18030", "utf-8-sig"])
+def test_an_encoding_is_any_codec_of_text(name):
+    assert load_config(None, {"data.encoding": name}).data.encoding == name
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("latn-1", "latin-1"), ("utf-9", "utf-8"), ("base64", ""), ("punycode", ""), ("undefined", "")],
+)
+def test_an_unknown_encoding_is_refused_with_the_nearest(name, nearest):
+    with pytest.raises(ConfigError, match=rf"'{name}' is no encoding of text \(nearest: {nearest}"):
+        load_config(None, {"data.encoding": name})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"vocab": "bytes", "encoding": "latin-1"}, "vocab bytes reads files as they are"),
+        ({"vocab": "bytes", "normalize": "NFC"}, "vocab bytes reads files as they are"),
+        ({"vocab": "bytes", "min_count": 2}, "min_count 2 chooses among the corpus's own characters"),
+        ({"vocab": "v.json", "min_count": 2}, "min_count 2 chooses among the corpus's own characters"),
+        ({"unknown": "skip"}, "vocab chars leaves no character unknown"),
+    ],
+)
+def test_options_of_the_text_that_would_do_nothing_are_refused(options, told):
+    with pytest.raises(ConfigError, match=told):
+        load_config(None, {f"data.{key}": value for key, value in options.items()})

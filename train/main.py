@@ -120,6 +120,10 @@ def train(
             metavar="DIR",
         ),
     ] = None,
+    encoding: Annotated[
+        str | None,
+        _option("data.encoding", "Codec of the text; auto: UTF-8, or UTF-16 or 32 by byte order mark.", metavar="NAME"),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any field of configs/default.yaml; repeatable."),
@@ -144,6 +148,7 @@ def train(
         "train.seed": seed,
         "tracking.tracker": tracker and tracker.value,
         "data.mirror": data_mirror,
+        "data.encoding": encoding,
     }
     path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     chosen = load_config(path, {k: v for k, v in options.items() if v is not None}, assignments or ())

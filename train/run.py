@@ -40,7 +40,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
         keep_freed_memory()
     ranks = Ranks(accelerator)
     with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
-        corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_main))
+        corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_local_main))
         window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
         run_dir = Path(config.train.run_dir or Path("checkpoints") / f"{config_name}-{corpus.name}")
         watchdog.advice = lambda: goes_on(run_dir)
