@@ -15,7 +15,7 @@ from charrnn.errors import CorpusError
 from charrnn.parts import Part
 from charrnn.storage import Advance, reading
 
-TASK_BYTES = 4 << 20
+TASK_BYTES = 4 << 20  # more than a byte order mark, so that no task of a cut document is without text
 PIECE_BYTES = 128 << 10  # what becomes of it fits a core's cache
 WINDOW_BYTES = 64 << 10  # looked through for a place to cut
 _WIDEST_WINDOW_BYTES = 1 << 20

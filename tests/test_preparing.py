@@ -97,9 +97,9 @@ def prepared_ids(parts: list[Part], rules: Rules, folder: Path, workers: Workers
     return found, vocab, np.fromfile(folder / "ids.bin", vocab.dtype).tolist()
 
 
-@given(texts=texts, rules=rules, task_bytes=st.integers(1, 30), window=st.integers(1, 20), chunk=st.integers(0, 9))
-@example(texts=["a\r", "\nb"], rules=Rules(), task_bytes=1, window=1, chunk=0)
-@example(texts=["e", "\u0301"], rules=Rules(normalize="NFC"), task_bytes=1, window=1, chunk=1)
+@given(texts=texts, rules=rules, task_bytes=st.integers(4, 30), window=st.integers(1, 20), chunk=st.integers(0, 9))
+@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0)
+@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
     texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, tmp_path: Path
