@@ -17,6 +17,7 @@ from charrnn.storage import Advance, reading
 
 TASK_BYTES = 4 << 20  # more than a byte order mark, so that no task of a cut document is without text
 PIECE_BYTES = 128 << 10  # what becomes of it fits a core's cache
+_MARK_BYTES = 3  # UTF-8's byte order mark, which would be a task without text
 WINDOW_BYTES = 64 << 10  # looked through for a place to cut
 _WIDEST_WINDOW_BYTES = 1 << 20
 
@@ -164,8 +165,8 @@ def _of_stream(part: Part, rules: Rules, advance: Advance) -> Iterator[Segment]:
         cut = len(window) if rules.binary else last_cut_of_utf8(window)
         if not cut and len(held) > TASK_BYTES + _WIDEST_WINDOW_BYTES:
             _uncut(part.name, start)
-        if cut:
-            cut += len(held) - len(window)
+        cut += (len(held) - len(window)) * (cut > 0)
+        if cut > (0 if start else _MARK_BYTES):
             yield Segment(part.name, bytes(held[:cut]), start, cut, encoding, start == 0, ends=False)
             start += cut
             del held[:cut]
