@@ -41,9 +41,7 @@ def _read(path: Path, given: str) -> Vocab:
     if not path.is_file():
         close = difflib.get_close_matches(given, ["chars", "bytes", KEEP], n=1)
         nearest = f" (nearest: {close[0]})" if close else ""
-        raise CorpusError(
-            f"data.vocab is chars, bytes, keep or a vocabulary file, and there is no file {given!r}{nearest}"
-        )
+        raise CorpusError(f"data.vocab is chars, bytes, keep or a file, and there is no file {given!r}{nearest}")
     with reading(path):
         if path.stat().st_size > _LARGEST_FILE:
             raise VocabError(

@@ -93,7 +93,7 @@ class DataConfig(Section):
     vocab: str = Field(
         "chars",
         min_length=1,
-        description="the corpus's characters, all 256 bytes, a vocabulary file, or keep (that of --init-from)",
+        description="the corpus's characters, all 256 bytes, a vocabulary file, or keep: --init-from's",
     )
     min_count: int = Field(
         1, ge=1, description="characters that occur less often become one replacement entry; 1 = keep all"

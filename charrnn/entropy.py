@@ -7,6 +7,7 @@ text, or many symbols, too low, since contexts that occur once look certain.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,4 +103,4 @@ def _conditional(keys: Keys, counts: Counts, longest: int, bits: int) -> tuple[f
         starts = np.flatnonzero(np.diff(prefixes, prepend=prefixes[0] ^ np.uint64(1)))
         share = np.add.reduceat(counts, starts) / counts.sum()
         joint.append(float(-(share * np.log2(share)).sum()))
-    return tuple(max(0.0, b - a) for a, b in zip(joint, joint[1:], strict=False))
+    return tuple(max(0.0, b - a) for a, b in pairwise(joint))

@@ -13,6 +13,10 @@ class CharRNNError(Exception):
 
     exit_code = EXIT_USER_FAULT
 
+    def __str__(self) -> str:
+        """The message on one line, whatever the names in it hold."""
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
 
 class ConfigError(CharRNNError):
     """A config field, file or option is unknown, of the wrong type or out of range."""

@@ -119,7 +119,7 @@ def as_text(facts: dict[str, Any]) -> str:
     seen = "" if lines["compared"] == lines["count"] else f", of the first {lines['compared']:,} lines"
     share = lines["repeated_chars"] / n
     out = [
-        f"corpus     {facts['name']}: {n:,} {unit}, {len(facts['alphabet'])} different; vocabulary of {vocab['size']:,}",
+        f"corpus     {facts['name']}: {n:,} {unit}, {len(facts['alphabet'])} different, vocabulary {vocab['size']:,}",
         f"sha256     {facts['sha256']}",
         "split      " + ", ".join(f"{name} {size:,}" for name, size in split.items()),
         f"batches    at this seq_len, batch_size may be up to {facts['largest_batch']:,}",

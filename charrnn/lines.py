@@ -75,7 +75,7 @@ def _blocks(ids: Ids, newline: int | None) -> Iterator[tuple[NDArray[np.int64], 
         ends = np.flatnonzero(block == newline) if newline is not None else np.empty(0, np.int64)
         if not len(ends):  # the last line, or one that is longer than a block
             end = _next(ids, newline, begun + len(block))
-            digest = _hashes(block, np.array([0]), np.array([len(block)]), power) + np.uint64(end - begun)
+            digest = _hashes(block, np.array([0]), np.array([len(block)]), power) + np.uint64(end - begun - len(block))
             yield np.array([end - begun]), digest
             begun = end + 1
             continue
@@ -108,5 +108,6 @@ def _hashes(
     mixed = (block.astype(np.uint64) + np.uint64(1)) * _MIX
     mixed ^= mixed >> np.uint64(29)
     places = np.arange(len(block)) - np.repeat(starts, np.diff(starts, append=len(block)))
-    sums = np.concatenate([[0], np.cumsum(mixed * power[places], dtype=np.uint64)]).astype(np.uint64)
+    sums = np.zeros(len(block) + 1, np.uint64)
+    np.cumsum(mixed * power[places], out=sums[1:])
     return sums[starts + lengths] - sums[starts]

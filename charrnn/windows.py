@@ -110,7 +110,7 @@ class WindowPlan:
             f"x seq_len {self.seq_len} ({self.windows} windows)"
         )
         for seq_len in (self.seq_len, 64, 32, 16, 8):
-            most = largest_batch(self.num_chars, seq_len, self.windows, min(self.stride, seq_len))
+            most = largest_batch(self.num_chars, seq_len, self.windows, self.stride)
             if most and seq_len <= self.seq_len:
                 return (
                     f"{what}; --set data.seq_len={seq_len} --set data.batch_size={most} would fit, or use a longer text"

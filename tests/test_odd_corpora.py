@@ -118,15 +118,16 @@ def hold_to_it(shapes, options, single):
             config = DataConfig(source=str(target), cache_dir=str(folder / "data"), split=(0.5, 0.5, 0.0), **options)
         except ValueError:  # options that have no meaning together, which test_config.py holds
             return
+        told = ""
         try:
             corpus = prepare(config)
         except CharRNNError as error:
-            assert "\n" not in str(error)
-            assert len(str(error)) > 20
+            told = str(error)
         else:
             assert 2 <= corpus.num_chars == len(corpus.ids)
             assert int(corpus.ids.max()) < len(corpus.vocab)
             check_text(corpus, target, options)
+        assert told.isprintable()
         left = [p for p in (folder / "data").rglob(".*") if not p.name.endswith(".lock")]
         assert not left
         for entry in (folder / "data" / "prepared").glob("*"):
@@ -161,7 +162,7 @@ FUZZ = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomi
 
 
 @given(shapes=SHAPES, options=OPTIONS, single=st.booleans())
-@settings(max_examples=150, **FUZZ)
+@settings(max_examples=100, **FUZZ)
 def test_anything_becomes_a_corpus_or_one_line(shapes, options, single):
     hold_to_it(shapes, options, single)
 

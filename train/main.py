@@ -107,7 +107,7 @@ def train(
     ] = Resume.auto,
     init_from: Annotated[
         Path | None,
-        typer.Option(metavar="CKPT", help="Run or checkpoint to fine-tune: a new run starts from its weights."),
+        typer.Option(metavar="CKPT", help="Run or checkpoint whose weights a new run fine-tunes."),
     ] = None,
     tracker: Annotated[
         TrackerName | None, _option("tracking.tracker", "Where figures go besides metrics.jsonl.")

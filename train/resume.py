@@ -101,8 +101,8 @@ def extended_weights(weights: Tensors, count: int) -> Tensors:
     """The same with `count` more characters, whose embedding, head row and bias are the means of all others'.
 
     embedding.weight: (V, E) -> (V + count, E); head.weight: (V, H) -> (V + count, H); head.bias likewise. A new
-    character's logit is then the mean of the others', so that, by Jensen's inequality, it gets at most the mean of their
-    probabilities, and the loss on the old characters grows by at most ln(1 + count / V).
+    character's logit is then the mean of the others', so that, by Jensen's inequality, it gets at most the mean of
+    their probabilities, and the loss on the old characters grows by at most ln(1 + count / V).
     """
     grown = dict(weights)
     for name in ("embedding.weight", "head.weight", "head.bias"):
