@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from training import make_trainer, some_text
+from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
 from charrnn.config import DataConfig, load_config
 from charrnn.corpus import prepare
-from charrnn.errors import CharRNNError, CorpusError
+from charrnn.errors import CharRNNError, CheckpointError, CorpusError
 from charrnn.windows import WindowPlan
+from train.run import run
 
 ROOT = Path(__file__).parent.parent
 CPU_QUICK = ROOT / "configs" / "cpu-quick.yaml"
@@ -57,6 +58,65 @@ def test_a_diary_of_2_kb_trains_with_the_line_that_its_refusal_names(tmp_path):
     trainer = make_trainer(load_config(CPU_QUICK, fields, named))
     trainer.fit()
     assert trainer.progress.step == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", r"is empty; name a text"),
+        (b"a", r"1 times the symbol 'a' and nothing else|nothing to learn"),
+        (b"aaaaaaaa" * 400, r"3200 times the symbol 'a' and nothing else"),
+        (b"ab", r"val split .* too small: 0\.1 of 2 characters is 1, and evaluation needs 2"),
+        (b"some words and no more\n" * 3, r"too few for batch_size 128 x seq_len 128 .* would fit"),
+        (bytes(range(256)) * 20, r"not UTF-8.*byte 0x80 at offset 128.*data\.vocab=bytes"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_a_run_folder_is_made(content, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("train.trainer.CharRNN", lambda *_: pytest.fail("a model was built"))
+    Path("odd.txt").write_bytes(content)
+    fresh_accelerator()
+    config = load_config(None, {"data.source": "odd.txt", "train.run_dir": "run"})
+    with pytest.raises(CorpusError, match=why) as refusal:
+        run(config, config_name="odd", resume=True, init_from=None)
+    assert str(refusal.value).isprintable()
+    assert not Path("run").exists()
+
+
+def test_a_corpus_changed_since_the_run_began_is_refused_with_both_digests(tmp_path):
+    first = make_trainer(tiny_config(tmp_path))
+    first.fit()
+    (tmp_path / "words.txt").write_text(some_text(seed=9))
+    config = tiny_config(tmp_path)
+    changed = prepare(config.data).sha256
+    with pytest.raises(CheckpointError, match=f"{first.corpus.sha256[:12]}.*{changed[:12]}"):
+        make_trainer(config)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody without rights"
+)
+def test_a_text_without_permission_is_named(tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text(some_text())
+    secret.chmod(0)
+    tmp_path.chmod(0o755)
+    nobody = 65534
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.chdir("/")
+            for folder in (tmp_path, *tmp_path.parents):
+                if str(folder).startswith("/tmp/"):
+                    folder.chmod(0o755)
+            os.setuid(nobody)
+            prepare(DataConfig(source=str(secret), cache_dir=str(tmp_path / "data")))
+        except CorpusError as error:
+            code = 0 if f"{secret}: Permission denied" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 ODD_NAMES = st.text("ab -\n.é漢*[\\'\"", min_size=1, max_size=12).filter(lambda n: n.strip(".") and "/" not in n)
