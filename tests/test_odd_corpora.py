@@ -222,13 +222,13 @@ FUZZ = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomi
 
 
 @given(shapes=SHAPES, options=OPTIONS, single=st.booleans())
-@settings(max_examples=100, **FUZZ)
+@settings(max_examples=200, **FUZZ)
 def test_anything_becomes_a_corpus_or_one_line(shapes, options, single):
     hold_to_it(shapes, options, single)
 
 
 @pytest.mark.slow
 @given(shapes=SHAPES, options=OPTIONS, single=st.booleans())
-@settings(max_examples=4000, **FUZZ)
+@settings(max_examples=2000, **FUZZ)
 def test_anything_becomes_a_corpus_or_one_line_for_longer(shapes, options, single):
     hold_to_it(shapes, options, single)
