@@ -117,7 +117,7 @@ def check_against_the_limit(folder, name, assignments, closeness):
     assert bits.mean() == pytest.approx(source.entropy_rate, abs=4 * error)
     # On the same text, the excess over the source's own surprise is a divergence: only chance makes it negative.
     assert reached > bits.mean() - error / 4
-    assert reached < source.entropy_rate * closeness + 2 * error
+    assert reached < closeness * bits.mean()
 
     best = load_for_inference(trainer.run_dir)
     export_checkpoint(best, folder / "model.onnx")
@@ -139,7 +139,7 @@ def test_a_trained_models_loss_comes_near_the_limit_and_not_below_it(tmp_path):
         "checkpoint.every=0",
     ]
     settings += ["data.windows=carry", "data.batch_size=16", "data.seq_len=32"]
-    check_against_the_limit(tmp_path, "markov:1:1:100000", settings, 1.02)
+    check_against_the_limit(tmp_path, "markov:1:1:100000", settings, 1.01)
 
 
 @pytest.mark.slow
@@ -150,4 +150,3 @@ def test_a_well_trained_model_is_within_one_percent_of_the_limit(tmp_path, rnn):
     settings += ["data.windows=carry", "data.batch_size=32", "data.seq_len=64"]
     reached, rate, own, error = check_against_the_limit(tmp_path, "markov:2:1:1000000", settings, 1.01)
     print(f"{rnn}: {reached:.4f} bits/char; limit {rate:.4f}, the source on that text {own:.4f} +- {error:.4f}")
-    assert reached < 1.01 * own
