@@ -19,7 +19,7 @@ from charrnn.vocab import Vocab
 
 # A resumed run must agree with its checkpoint on these; the rest may change between segments.
 _FIXED = {
-    "data": ("vocab", "split", "batch_size", "seq_len", "windows", "stride"),
+    "data": ("vocab", "split", "batch_size", "seq_len", "windows", "stride", "jitter"),
     "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout"),
     "train": ("seed",),
 }
@@ -56,13 +56,13 @@ def starting_point(
         )
     saved = load_newest(run_dir, warn, lambda c: _check_same_run(c, config, corpus, run_dir)) if resume else None
     if saved:
-        return StartingPoint(saved.vocab, _table(saved.vocab, corpus, run_dir), saved.weights, saved)
+        return StartingPoint(saved.vocab, table_between(saved.vocab, corpus, run_dir), saved.weights, saved)
     if init_from:
         other = load_for_inference(init_from)
         differing = _differences(other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers")})
         if differing:
             raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
-        return StartingPoint(other.vocab, _table(other.vocab, corpus, init_from), other.weights)
+        return StartingPoint(other.vocab, table_between(other.vocab, corpus, init_from), other.weights)
     return StartingPoint(corpus.vocab)
 
 
@@ -116,7 +116,7 @@ def _differences(theirs: RunConfig, ours: RunConfig, names: dict[str, tuple[str,
     return ", ".join(clauses)
 
 
-def _table(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:
+def table_between(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:
     """(V_corpus,) the id in `vocab` of each entry of the corpus's vocabulary; None when they are the same."""
     if vocab == corpus.vocab:
         return None
