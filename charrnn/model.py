@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
-from charrnn.gru import pays, run_gru
+from charrnn.gru import gru_layer, pays, run_gru
 
 State = tuple[Tensor, ...]
 
@@ -51,28 +51,10 @@ class CharRNN(nn.Module):
             # One layer has nothing between layers to drop, and torch warns when asked to.
             dropout=config.dropout if config.num_layers > 1 else 0.0,
         )
+        # Of what a layer hands on, not of its state. Source: Ba, Kiros and Hinton, arXiv 1607.06450.
         norms = config.num_layers if config.layer_norm else 0
         self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_dim) for _ in range(norms))
-        self.projection = nn.Linear(config.hidden_dim, config.embedding_dim) if config.tied else nn.Identity()
-        self.head = nn.Linear(config.embedding_dim if config.tied else config.hidden_dim, vocab_size)
-        if config.tied:
-            nn.init.normal_(self.embedding.weight, std=config.embedding_dim**-0.5)
-            self.head.weight = self.embedding.weight
-        self._start_gates()
-
-    @torch.no_grad()
-    def _start_gates(self) -> None:
-        """Orthogonal recurrent matrices (Saxe et al., arXiv 1312.6120), and a forget gate that begins open.
-
-        Source of the latter: Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures", 2015.
-        """
-        width = self.config.hidden_dim
-        for name, weight in self.rnn.named_parameters():
-            if self.config.orthogonal and name.startswith("weight_hh"):
-                for gate in weight.split(width):
-                    nn.init.orthogonal_(gate)
-            if self.config.forget_bias and self.config.rnn == "LSTM" and name.startswith("bias_ih"):
-                weight[width : 2 * width] += self.config.forget_bias
+        self.head = nn.Linear(config.hidden_dim, vocab_size)
 
     def forward(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of the next character at every position.
@@ -80,16 +62,33 @@ class CharRNN(nn.Module):
         ids: (B, T) int64. state: each (L, B, H). Returns logits (B, T, V) and the state after the last character.
         """
         x = self.dropout(self.embedding(ids))  # (B, T, E)
-        hidden, state = (self._run_layers if self._by_layer() else self._run_rnn)(x, state)  # (B, T, H)
-        return self.head(self.projection(self.dropout(hidden))), state  # (B, T, V)
+        hidden, state = self._run(x, state)  # (B, T, H)
+        return self.head(self.dropout(hidden)), state  # (B, T, V)
 
-    def _by_layer(self) -> bool:
-        """Whether something happens between layers, or to the weights, that one fused call for all cannot do."""
+    def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """All layers over x (B, T, E): what the last hands on, (B, T, H), and the state after the last character."""
         config = self.config
-        masked = self.training and (
-            config.weight_dropout > 0 or (config.dropout > 0 and config.dropout_mask == "window")
-        )
-        return config.layer_norm or config.residual or masked
+        masked = self.training and config.dropout > 0 and config.dropout_mask == "window"
+        if not (config.layer_norm or (masked and config.num_layers > 1)):
+            return self._run_rnn(x, state)
+        states = []
+        for i in range(config.num_layers):
+            x, after = self._run_layer(i, self.dropout(x) if i else x, tuple(part[i : i + 1] for part in state))
+            x = self.norms[i](x) if config.layer_norm else x
+            states.append(after)
+        return x, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+
+    def _run_layer(self, i: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Layer i over x (B, T, E or H), from its state to that after the last character, each (1, B, H)."""
+        weights = [getattr(self.rnn, f"{name}_l{i}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        if len(state) == 2:
+            hidden, h, c = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)
+            return hidden, (h, c)
+        if pays(x):
+            hidden, h = gru_layer(x.transpose(0, 1), state[0][0], weights)  # time first
+            return hidden.transpose(0, 1), (h[None],)
+        hidden, h = torch.gru(x, state[0], weights, True, 1, 0.0, self.training, False, True)
+        return hidden, (h,)
 
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """torch takes and gives a bare tensor for a GRU and a pair for an LSTM; here both are tuples."""
@@ -98,31 +97,6 @@ class CharRNN(nn.Module):
             return hidden, (h,)
         hidden, pair = self.rnn(x, state)
         return hidden, cast(State, pair)
-
-    def _run_layers(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The layers one by one: x (B, T, E) to (B, T, H), and the state after the last character."""
-        states = []
-        for i in range(self.config.num_layers):
-            hidden, after = self._run_layer(i, self.dropout(x) if i else x, tuple(part[i : i + 1] for part in state))
-            if self.config.layer_norm:
-                hidden = self.norms[i](hidden)
-            x = x + hidden if self.config.residual and x.shape == hidden.shape else hidden
-            states.append(after)
-        return x, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
-
-    def _run_layer(self, i: int, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Layer i over x (B, T, E or H) from its state, each (1, B, H); a share of its recurrent weights is dropped.
-
-        Source: Merity et al., "Regularizing and Optimizing LSTM Language Models", arXiv 1708.02182.
-        """
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = [getattr(self.rnn, f"{name}_l{i}") for name in names]
-        weights[1] = F.dropout(weights[1], self.config.weight_dropout, self.training)
-        if len(state) == 1:
-            hidden, h = torch.gru(x, state[0], weights, True, 1, 0.0, self.training, False, True)
-            return hidden, (h,)
-        hidden, h, c = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)
-        return hidden, (h, c)
 
     def zero_state(self, batch_size: int, device: torch.device | None = None) -> State:
         """The state before the first character: zeros, each (L, B, H) float32."""
@@ -138,17 +112,14 @@ class CharRNN(nn.Module):
 class NextCharLoss(nn.Module):
     """The model and its loss in one module: what Accelerate wraps, so that the model inside stays plain fp32."""
 
-    def __init__(self, model: CharRNN, label_smoothing: float = 0.0) -> None:
-        """label_smoothing: share of the target spread over all symbols (Szegedy et al., arXiv 1512.00567)."""
+    def __init__(self, model: CharRNN) -> None:
         super().__init__()
         self.model = model
-        self.label_smoothing = label_smoothing
 
     def forward(self, window: Tensor, state: State) -> tuple[Tensor, State]:
         """window: (B, T + 1) ids. Returns the mean negative log likelihood in nats/char, and the state at the end."""
         logits, state = self.model(window[:, :-1], state)  # (B, T, V)
-        logits, targets = logits.flatten(0, 1), window[:, 1:].flatten()
-        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing), state
+        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()), state
 
 
 def detach(state: State) -> State:

@@ -19,8 +19,8 @@ from charrnn.vocab import Vocab
 
 # A resumed run must agree with its checkpoint on these; the rest may change between segments.
 _FIXED = {
-    "data": ("vocab", "split", "batch_size", "seq_len", "windows", "stride", "jitter"),
-    "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout"),
+    "data": ("vocab", "split", "batch_size", "seq_len", "windows", "stride"),
+    "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout", "dropout_mask", "layer_norm"),
     "train": ("seed",),
 }
 
@@ -59,7 +59,9 @@ def starting_point(
         return StartingPoint(saved.vocab, table_between(saved.vocab, corpus, run_dir), saved.weights, saved)
     if init_from:
         other = load_for_inference(init_from)
-        differing = _differences(other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers")})
+        differing = _differences(
+            other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "layer_norm")}
+        )
         if differing:
             raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
         return StartingPoint(other.vocab, table_between(other.vocab, corpus, init_from), other.weights)

@@ -17,7 +17,6 @@ from charrnn.model import CharRNN, NextCharLoss, State, detach
 from charrnn.windows import Batch, rank_slice
 from train.averaging import LocalUpdates
 from train.batches import IdSource, check_inside, total_steps, window_plan
-from train.ema import AveragedWeights
 from train.evaluate import evaluate, sample_text
 from train.faults import out_of_memory
 from train.figures import Figures
@@ -71,16 +70,13 @@ class Trainer:
         if start.weights:
             self.model.load_state_dict(start.weights)
         optimizer = make_optimizer(self.model, config.optim)
-        self.loss_module, self.optimizer = accelerator.prepare(
-            NextCharLoss(self.model, config.optim.label_smoothing), optimizer
-        )
+        self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
         compress_gradients(self.loss_module, config.train.grad_compression)
         self.model.rnn.flatten_parameters()
         self.local_updates = LocalUpdates(
             accelerator, self.loss_module, self.model, self.optimizer.optimizer, config.train.local_sgd_steps
         )
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
-        self.averaged = AveragedWeights(self.model, config.optim.ema)
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
         self.progress, self._pace = Progress(), Pace()
         self._decayed = True
@@ -141,15 +137,14 @@ class Trainer:
         self._figures.add(lr, loss, grad_norm)
         self.progress.step += 1
         self.local_updates.step(self.progress.step)
-        self.averaged.update(self.progress.step)
         self.beat(2 * self.progress.step - 1)
 
     def _read_batch(self) -> tuple[Batch, Tensor]:
         """The next global batch, and this rank's windows of it, (B / world, T + 1)."""
         batch = self.plan.batch(self.progress.step)
         starts = batch.starts[self.rows]  # (B / world,)
-        check_inside(starts, batch.length + 1, len(self.train_ids), self.progress.step)
-        return batch, self.train_ids.windows(starts, batch.length + 1)
+        check_inside(starts, self.plan.seq_len + 1, len(self.train_ids), self.progress.step)
+        return batch, self.train_ids.windows(starts, self.plan.seq_len + 1)
 
     def _accumulate(self, window: Tensor, state: State) -> tuple[Tensor, State]:
         """Backward over equal micro-batches, so that the mean of their losses is the mean over all characters."""
@@ -226,10 +221,6 @@ class Trainer:
             self.metrics |= losses
             figures |= losses
             loss = losses[f"val/{self.config.eval.best_by}/loss"]
-            if self.averaged.decay:
-                with self.averaged.applied():
-                    losses = evaluate(self.model, self.val_ids, self.config.eval, self.accelerator, self.beat)
-                figures |= {k.replace("val/", "val_ema/"): v for k, v in losses.items()}
         if self.config.sample.length and self.accelerator.is_main_process:
             figures["sample"] = sample_text(self.model, self.vocab, self.config.sample, self.device)
         if figures:
