@@ -25,7 +25,7 @@ from train.graph import build_onnx
 
 VOCAB = Vocab.of_chars("abcdefg\n")
 METADATA = {
-    "charrnn.format_version": "2",
+    "charrnn.format_version": "3",
     "charrnn.vocab": VOCAB.to_json(),
     "charrnn.metrics": "{}",
     "charrnn.corpus": json.dumps({"name": "x", "source": "x", "num_chars": 1}),

@@ -32,7 +32,7 @@ from train.convert import is_model_file, matrices_of_file
 from train.graph import Weights, build_of_matrices, build_onnx, matrices_of
 from train.quantize import Precision
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PARITY_TOLERANCE = 1e-4
 # Mean nats by which a rounded model's predictions may lie from the exact one's, after random characters and states.
 # Real text costs a hundredth of that (docs/performance.md); weights in a wrong place cost more than 1.
