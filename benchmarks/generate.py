@@ -124,7 +124,7 @@ def files(model: CharRNN, folder: Path) -> dict[Precision, Engine]:
     engines: dict[Precision, Engine] = {}
     for precision in _PRECISIONS:
         metadata = {
-            "charrnn.format_version": "2",
+            "charrnn.format_version": "3",
             "charrnn.precision": precision,
             "charrnn.vocab": vocab.to_json(),
             "charrnn.config": RunConfig(model=model.config).model_dump_json(),

@@ -72,6 +72,10 @@ class ModelConfig(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="chance of dropping a unit of the embedding, between layers and before the output"
     )
+    dropout_mask: Literal["character", "window"] = Field(
+        "character", description="a new mask for every character, or one for a window (variational dropout)"
+    )
+    layer_norm: bool = Field(False, description="normalise what each layer gives")
 
 
 class DataConfig(Section):

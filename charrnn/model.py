@@ -8,9 +8,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
-from charrnn.gru import pays, run_gru
+from charrnn.gru import gru_layer, pays, run_gru
 
 State = tuple[Tensor, ...]
+
+
+class WindowDropout(nn.Module):
+    """Dropout with one mask for all characters of a window.
+
+    Source: Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks",
+    arXiv 1512.05287.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, D). Returns the same shape; each row has one mask, (D,)."""
+        if not self.training or not self.p:
+            return x
+        return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.p)
 
 
 class CharRNN(nn.Module):
@@ -26,7 +44,7 @@ class CharRNN(nn.Module):
         self.config = config
         self.document_end = document_end
         self.embedding = nn.Embedding(vocab_size, config.embedding_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = (nn.Dropout if config.dropout_mask == "character" else WindowDropout)(config.dropout)
         cell = nn.GRU if config.rnn == "GRU" else nn.LSTM
         self.rnn = cell(
             config.embedding_dim,
@@ -36,6 +54,9 @@ class CharRNN(nn.Module):
             # One layer has nothing between layers to drop, and torch warns when asked to.
             dropout=config.dropout if config.num_layers > 1 else 0.0,
         )
+        # Of what a layer hands on, not of its state. Source: Ba, Kiros and Hinton, arXiv 1607.06450.
+        norms = config.num_layers if config.layer_norm else 0
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_dim) for _ in range(norms))
         self.head = nn.Linear(config.hidden_dim, vocab_size)
 
     def forward(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
@@ -46,21 +67,46 @@ class CharRNN(nn.Module):
         """
         x = self.dropout(self.embedding(ids))  # (B, T, E)
         if self.document_end is None:
-            hidden, state = self._run_rnn(x, state)  # (B, T, H)
+            hidden, state = self._run(x, state)  # (B, T, H)
         else:
             hidden, state = self._run_documents(x, state, ids == self.document_end)
         return self.head(self.dropout(hidden)), state  # (B, T, V)
 
     def _run_documents(self, x: Tensor, state: State, ends: Tensor) -> tuple[Tensor, State]:
-        """`_run_rnn` in pieces that begin where some row has a document's end. x: (B, T, E), ends: (B, T) bool."""
+        """`_run` in pieces that begin where some row has a document's end. x: (B, T, E), ends: (B, T) bool."""
         at = ends.any(0).nonzero()[:, 0].tolist()  # on a GPU this waits for it, once a window
         pieces = []
         for start, stop in pairwise(sorted({0, *at, x.shape[1]})):
             if start in at:
                 state = tuple(part.masked_fill(ends[:, start, None], 0.0) for part in state)  # (B, 1) on (L, B, H)
-            hidden, state = self._run_rnn(x[:, start:stop], state)
+            hidden, state = self._run(x[:, start:stop], state)
             pieces.append(hidden)
         return torch.cat(pieces, dim=1) if len(pieces) > 1 else hidden, state
+
+    def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """All layers over x (B, T, E): what the last hands on, (B, T, H), and the state after the last character."""
+        config = self.config
+        masked = self.training and config.dropout > 0 and config.dropout_mask == "window"
+        if not (config.layer_norm or (masked and config.num_layers > 1)):
+            return self._run_rnn(x, state)
+        states = []
+        for i in range(config.num_layers):
+            x, after = self._run_layer(i, self.dropout(x) if i else x, tuple(part[i : i + 1] for part in state))
+            x = self.norms[i](x) if config.layer_norm else x
+            states.append(after)
+        return x, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+
+    def _run_layer(self, i: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Layer i over x (B, T, E or H), from its state to that after the last character, each (1, B, H)."""
+        weights = [getattr(self.rnn, f"{name}_l{i}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        if len(state) == 2:
+            hidden, h, c = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)
+            return hidden, (h, c)
+        if pays(x):
+            hidden, h = gru_layer(x.transpose(0, 1), state[0][0], weights)  # time first
+            return hidden.transpose(0, 1), (h[None],)
+        hidden, h = torch.gru(x, state[0], weights, True, 1, 0.0, self.training, False, True)
+        return hidden, (h,)
 
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """torch takes and gives a bare tensor for a GRU and a pair for an LSTM; here both are tuples."""

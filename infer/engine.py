@@ -43,7 +43,7 @@ class Engine:
 
     path: the model file; None is the shipped default. threads: CPU threads an operator may use; None is as many as help
     a model of that size to write `streams` texts at once, mostly 1. The text does not depend on it.
-    draws: whether the file draws characters by itself, as those of format version 2 do.
+    draws: whether the file draws characters by itself, as those from format version 2 on do.
     vocab: what it reads and writes. config, metrics, corpus: the run that made it. metadata: as in the file.
     Raises: ModelFileError when the file is missing, damaged, not charrnn's, or too new.
     """

@@ -16,7 +16,7 @@ from charrnn.errors import ConfigError, ModelFileError, VocabError
 from charrnn.vocab import Vocab
 from infer import limits, onnx_scan
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_THREADS = 256
 _REQUIRED = ("charrnn.vocab", "charrnn.config")
 # Where the shipped model lies: inside an installed wheel, and in the checkout behind an editable install.

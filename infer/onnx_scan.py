@@ -29,7 +29,7 @@ _OPERATORS = {
     *("Add", "And", "ArgMax", "Cast", "Concat", "ConstantOfShape", "CumSum", "Div", "Exp", "Gather", "Greater"),
     *("GreaterOrEqual", "GRU", "Identity", "If", "Less", "Loop", "LSTM", "MatMul", "Max", "Min", "Mul"),
     *("Not", "Or", "QuantizeLinear", "ReduceSum", "Reshape", "Scan", "ScatterElements", "Shape", "Sigmoid", "Slice"),
-    *("Softmax", "Split", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where"),
+    *("LayerNormalization", "Softmax", "Split", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where"),
 }
 _CONTRIB_OPERATORS = {"MatMulIntegerToFloat", "MatMulNBits"}
 # TensorProto.DataType -> bytes an element: FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE.

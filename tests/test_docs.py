@@ -219,10 +219,10 @@ def test_minimal_client_refuses_a_newer_file(tmp_path: Path, monkeypatch: pytest
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) {y = Neg(x)}'
     )
-    onnx.helper.set_model_props(proto, {"charrnn.format_version": "3"})
+    onnx.helper.set_model_props(proto, {"charrnn.format_version": "4"})
     onnx.save(proto, tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="format version 3"):
+    with pytest.raises(SystemExit, match="format version 4"):
         run_python(MODEL_FILE)
 
 

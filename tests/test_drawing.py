@@ -30,11 +30,11 @@ CHOICES = [
 LETTERS = 7
 
 
-@pytest.fixture(scope="module", params=list(itertools.product(CELLS, PRECISIONS)), ids="-".join)
+@pytest.fixture(scope="module", params=list(itertools.product(CELLS, PRECISIONS, ("plain", "normed"))), ids="-".join)
 def engine(request, tmp_path_factory):
-    rnn, precision = request.param
+    rnn, precision, kind = request.param
     path = tmp_path_factory.mktemp("drawing") / "m.onnx"
-    return Engine(write_model(path, rnn=rnn, precision=precision, hidden_dim=40))
+    return Engine(write_model(path, rnn=rnn, precision=precision, hidden_dim=40, layer_norm=kind == "normed"))
 
 
 def drawn(engine, options, seeds=(3,), length=150, **kwargs):

@@ -25,7 +25,7 @@ from train.graph import build_onnx
 
 VOCAB = Vocab.of_chars("abcdefg\n")
 METADATA = {
-    "charrnn.format_version": "2",
+    "charrnn.format_version": "3",
     "charrnn.vocab": VOCAB.to_json(),
     "charrnn.metrics": "{}",
     "charrnn.corpus": json.dumps({"name": "x", "source": "x", "num_chars": 1}),
@@ -33,10 +33,14 @@ METADATA = {
 }
 
 
-def model_of(rnn="GRU", num_layers=2, dropout=0.0):
+def model_of(rnn="GRU", num_layers=2, dropout=0.0, layer_norm=False):
     torch.manual_seed(3)
-    config = ModelConfig(rnn=rnn, embedding_dim=5, hidden_dim=12, num_layers=num_layers, dropout=dropout)
-    return CharRNN(config, len(VOCAB))
+    shape = {"rnn": rnn, "embedding_dim": 5, "hidden_dim": 12, "num_layers": num_layers}
+    model = CharRNN(ModelConfig(**shape, dropout=dropout, layer_norm=layer_norm), len(VOCAB))
+    for norm in model.norms:  # as training leaves it: neither ones nor zeros
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+        torch.nn.init.normal_(norm.bias, 0.0, 0.3)
+    return model
 
 
 def metadata_for(model):
@@ -44,8 +48,9 @@ def metadata_for(model):
 
 
 @pytest.mark.parametrize(("rnn", "num_layers"), list(itertools.product(("GRU", "LSTM"), (1, 2, 3))))
-def test_parity_over_cell_layers_batch_and_length(tmp_path, rnn, num_layers):
-    model = model_of(rnn, num_layers, dropout=0.4)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_parity_over_cell_layers_batch_and_length(tmp_path, rnn, num_layers, layer_norm):
+    model = model_of(rnn, num_layers, dropout=0.4, layer_norm=layer_norm)
     difference = export_model(model, VOCAB, metadata_for(model), tmp_path / "m.onnx")
     assert difference < 1e-5
     engine = Engine(tmp_path / "m.onnx")

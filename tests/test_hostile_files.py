@@ -190,6 +190,7 @@ def operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:
 def test_the_operators_allowed_are_those_that_files_have():
     large = Vocab.of_chars(map(chr, range(0x4E00, 0x4E00 + 700)))
     files = [*WHOLE.values(), *(model_bytes(precision=p) for p in ("fp32", "int8"))]
+    files += [model_bytes(rnn=r, layer_norm=True) for r in CELLS]
     files += [model_bytes(large, rnn=r, precision=p) for r, p in itertools.product(CELLS, ("fp32", "int8", "int4"))]
     found = set().union(*(operators(onnx.load_from_string(file).graph) for file in files))
     allowed = {("", name) for name in onnx_scan._OPERATORS}

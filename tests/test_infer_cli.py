@@ -190,7 +190,7 @@ def test_info_says_what_the_file_is_knows_and_came_from(cli, model):
         "abcdefg",
         "tiny, from tiny.txt",
     ]
-    facts += ["1,200 steps", "on 2 cores", "stream 1.5000 nats/char (2.1640 bits/char)", "format version 2", "0" * 64]
+    facts += ["1,200 steps", "on 2 cores", "stream 1.5000 nats/char (2.1640 bits/char)", "format version 3", "0" * 64]
     assert [fact for fact in facts if fact not in out] == []
     assert cli("info", "-m", model).out == out
 
@@ -208,7 +208,7 @@ def test_info_json_is_one_object_with_everything(cli, model):
     assert facts["metrics"]["val/windows/loss"] == 1.5
     assert facts["corpus"] == {"name": "tiny", "source": "tiny.txt", "num_chars": 1000, "sha256": "0" * 64}
     assert facts["bytes"] == Path(model).stat().st_size
-    assert facts["format_version"] == 2
+    assert facts["format_version"] == 3
 
 
 def test_info_shows_odd_figures_as_they_are(cli, folder):
@@ -273,7 +273,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
     )
     (folder / "text.onnx").write_text("no model\n" * 50)
     (folder / "short.onnx").write_bytes(model_bytes()[:5000])
-    write_model(folder / "newer.onnx", changed={"format_version": "3"})
+    write_model(folder / "newer.onnx", changed={"format_version": "4"})
     (folder / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
     (folder / "good.txt").write_text("a good text\n" * 10)
     (folder / "unknown.txt").write_text("5€\n", encoding="utf-8")
@@ -287,7 +287,7 @@ BAD_MODELS = {
     "text.onnx": "not an ONNX model",
     "short.onnx": "not an ONNX model",
     "foreign.onnx": "not charrnn's",
-    "newer.onnx": "format version 3",
+    "newer.onnx": "format version 4",
 }
 BAD_OPTIONS = {
     ("--temp", "-1"): "temperature must be 0 .*not -1",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from charrnn.config import ModelConfig
-from charrnn.model import CharRNN, detach
+from charrnn.model import CharRNN, WindowDropout, detach
 
 CELLS = ("GRU", "LSTM")
 
@@ -131,3 +131,53 @@ def test_a_window_without_a_documents_end_runs_as_one(monkeypatch):
     assert calls == [9]
     model(documents(9, [0, 4], [4, 6]), model.zero_state(2))
     assert calls == [9, 4, 2, 3]
+
+
+def test_one_mask_serves_all_characters_of_a_window_and_differs_between_rows():
+    torch.manual_seed(0)
+    mask = WindowDropout(0.5)(torch.ones(6, 9, 40))
+    assert torch.equal(mask, mask[:, :1].expand_as(mask))
+    assert not torch.equal(mask[0], mask[1])
+    assert set(mask.unique().tolist()) == {0.0, 2.0}
+    layer = WindowDropout(0.5).eval()
+    assert torch.equal(layer(mask), mask)
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_layer_by_layer_gives_what_one_call_gives(rnn):
+    model = model_of(rnn, 3).eval()
+    ids = torch.randint(7, (2, 9))
+    state = tuple(torch.randn_like(part) for part in model.zero_state(2))
+    x = model.embedding(ids)
+    whole, after = model._run_rnn(x, state)
+    hidden, states = x, []
+    for i in range(3):
+        hidden, part = model._run_layer(i, hidden, tuple(part[i : i + 1] for part in state))
+        states.append(part)
+    states = [torch.cat(parts) for parts in zip(*states, strict=True)]
+    torch.testing.assert_close(hidden, whole)
+    for one, other in zip(states, after, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_layer_normalisation_is_that_of_its_definition(rnn):
+    torch.manual_seed(0)
+    config = ModelConfig(rnn=rnn, embedding_dim=3, hidden_dim=5, num_layers=1, layer_norm=True)
+    model = CharRNN(config, vocab_size=7).eval()
+    ids = torch.randint(7, (2, 4))
+    hidden, _ = model.rnn(model.embedding(ids))  # (B, T, H)
+    centred = hidden - hidden.mean(-1, keepdim=True)
+    normalised = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    logits, after = model(ids, model.zero_state(2))
+    torch.testing.assert_close(logits, model.head(normalised))  # gain 1, offset 0 at the start
+    torch.testing.assert_close(after[0][0], hidden[:, -1])  # the state is what the cell gives, not normalised
+
+
+@pytest.mark.parametrize("mask", ["character", "window"])
+@pytest.mark.parametrize("rnn", CELLS)
+def test_every_parameter_is_trained_with_every_kind_of_dropout(rnn, mask):
+    config = ModelConfig(rnn=rnn, embedding_dim=8, hidden_dim=8, dropout=0.2, dropout_mask=mask, layer_norm=True)
+    model = CharRNN(config, vocab_size=7)
+    model(torch.randint(7, (4, 6)), model.zero_state(4))[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())

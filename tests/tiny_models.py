@@ -18,9 +18,11 @@ GATES = {"GRU": 3, "LSTM": 4}
 Weights = dict[str, NDArray[np.float32]]
 
 
-def run_config(rnn: str = "GRU", num_layers: int = 2, hidden_dim: int = 24, embedding_dim: int = 16) -> RunConfig:
+def run_config(
+    rnn: str = "GRU", num_layers: int = 2, hidden_dim: int = 24, embedding_dim: int = 16, layer_norm: bool = False
+) -> RunConfig:
     model = {"rnn": rnn, "num_layers": num_layers, "hidden_dim": hidden_dim, "embedding_dim": embedding_dim}
-    return RunConfig.model_validate({"model": model})
+    return RunConfig.model_validate({"model": model | {"layer_norm": layer_norm}})
 
 
 def random_weights(config: RunConfig, vocab_size: int, seed: int = 0) -> Weights:
@@ -32,6 +34,8 @@ def random_weights(config: RunConfig, vocab_size: int, seed: int = 0) -> Weights
         shapes[f"rnn.weight_ih_l{i}"] = (gates * m.hidden_dim, m.hidden_dim if i else m.embedding_dim)
         shapes[f"rnn.weight_hh_l{i}"] = (gates * m.hidden_dim, m.hidden_dim)
         shapes[f"rnn.bias_ih_l{i}"] = shapes[f"rnn.bias_hh_l{i}"] = (gates * m.hidden_dim,)
+        if m.layer_norm:
+            shapes |= {f"norms.{i}.weight": (m.hidden_dim,), f"norms.{i}.bias": (m.hidden_dim,)}
     rng = np.random.default_rng(seed)
     return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
@@ -39,7 +43,7 @@ def random_weights(config: RunConfig, vocab_size: int, seed: int = 0) -> Weights
 def metadata(config: RunConfig, vocab: Vocab, changed: dict[str, str | None]) -> dict[str, str]:
     """What train.export writes, with some keys (given without their `charrnn.`) changed, or left out by None."""
     fields: dict[str, str | None] = {
-        "format_version": "2",
+        "format_version": "3",
         "vocab": vocab.to_json(),
         "config": config.model_dump_json(),
         "metrics": json.dumps(

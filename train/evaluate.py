@@ -2,22 +2,35 @@
 
 `stream` is the whole split once with the state carried: what generation sees. `windows` is non-overlapping windows
 from a zero state: comparable with fixed-context models. The two are never mixed.
+
+`python -m train.evaluate RUN|CHECKPOINT [--data TEXT] [--split test] [--dynamic]`
 """
 
+import json
 import math
+import sys
 from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from charrnn.config import EvalConfig, SampleConfig
+from charrnn.checkpoint import load_for_inference
+from charrnn.config import EvalConfig, SampleConfig, load_config
+from charrnn.corpus import LEAST_EVALUATED, prepare
+from charrnn.errors import CharRNNError, CorpusError
 from charrnn.model import CharRNN
 from charrnn.sampling import SamplingOptions, generate
 from charrnn.vocab import Vocab
 from charrnn.windows import EvalBatch, rank_slice, stream_batch, window_batches
 from train.batches import IdSource
+from train.dynamic import DynamicOptions, dynamic_loss
+from train.resume import table_between
 
 # Characters a row runs in one call: bounds the logits, (R, T, V), whatever the length of a lane.
 _CHUNK = 256
@@ -98,3 +111,81 @@ def sample_text(model: CharRNN, vocab: Vocab, config: SampleConfig, device: torc
     text = vocab.decode(int(ids[0]) for ids in draws)
     model.train(was_training)
     return text
+
+
+class Part(StrEnum):
+    """Parts of a corpus, as --split names them."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+def command(
+    source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
+    data: Annotated[str | None, typer.Option(help="The text. [default: the one it was trained on]")] = None,
+    split: Annotated[Part, typer.Option(help="Which part of it.")] = Part.VAL,
+    shares: Annotated[
+        str, typer.Option(metavar="TRAIN,VAL,TEST", help="How it is cut. [default: as it was for training]")
+    ] = "",
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Besides, let the model learn from what it has predicted, as it reads.")
+    ] = False,
+    segment: Annotated[int, typer.Option(min=1, help="Characters between two moves.")] = DynamicOptions.segment,
+    lr: Annotated[float, typer.Option(min=0.0, help="How far a move goes.")] = DynamicOptions.lr,
+    decay: Annotated[
+        float, typer.Option(min=0.0, help="Pull back to the weights of the start.")
+    ] = DynamicOptions.decay,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Losses of a checkpoint on a part of a text, by both protocols; dynamic evaluation apart."""
+    options = DynamicOptions(segment=segment, lr=lr, decay=decay)
+    figures = evaluate_checkpoint(source, data, split.value, shares, options if dynamic else None)
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    for protocol in [k.removesuffix("/loss") for k in figures if k.endswith("/loss")]:
+        loss, bits = figures[f"{protocol}/loss"], figures[f"{protocol}/bpc"]
+        typer.echo(f"{protocol:16s} {loss:.4f} nats/char  {bits:.4f} bits/char")
+
+
+def evaluate_checkpoint(
+    source: Path, data: str | None, split: str, shares: str = "", dynamic: DynamicOptions | None = None
+) -> dict[str, float]:
+    """`<split>/<protocol>/loss` and `.../bpc` of the checkpoint at `source`, and `dynamic/stream/...` when asked for.
+
+    data: the text, None = the checkpoint's own. shares: "0.9,0.05,0.05", "" = the checkpoint's own.
+    Raises: CharRNNError when there is no such checkpoint or text, or they do not fit.
+    """
+    checkpoint = load_for_inference(source)
+    fields = {f"data.{name}": value for name, value in checkpoint.config.data.model_dump().items()}
+    fields |= {"data.source": data or checkpoint.config.data.source}
+    fields |= {"data.split": shares.split(",")} if shares else {}
+    config = load_config(None, fields)
+    corpus = prepare(config.data, progress=True)
+    table = table_between(checkpoint.vocab, corpus, source)
+    accelerator = Accelerator()
+    model = CharRNN(checkpoint.config.model, len(checkpoint.vocab), checkpoint.vocab.document_end_id)
+    model.load_state_dict(checkpoint.weights)
+    model.to(accelerator.device)
+    ids = IdSource(getattr(corpus, split), accelerator.device, table)
+    if len(ids) < LEAST_EVALUATED:
+        raise CorpusError(f"the {split} part of {config.data.source} has {len(ids)} characters; give --shares")
+    losses = evaluate(model, ids, checkpoint.config.eval, accelerator)
+    figures = {name.replace("val/", f"{split}/"): value for name, value in losses.items()}
+    if dynamic:
+        figures |= dynamic_loss(model, ids, IdSource(corpus.train, accelerator.device, table), dynamic)
+    return figures
+
+
+def main() -> None:
+    """Entry of `python -m train.evaluate`."""
+    try:
+        typer.run(command)
+    except CharRNNError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

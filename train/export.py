@@ -32,7 +32,7 @@ from train.convert import is_model_file, matrices_of_file
 from train.graph import Weights, build_of_matrices, build_onnx, matrices_of
 from train.quantize import Precision
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PARITY_TOLERANCE = 1e-4
 # The fields of a run's config that do not say how its text was read.
 _NOT_READ_BY = {"source", "cache_dir", "mirror"}

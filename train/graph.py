@@ -6,6 +6,7 @@ none in int8: every precision has the same graph, and the first layer's product 
 Letters: B batch, T seq_len, N characters to draw; E, H, L, V as in docs/how-it-works.md; G 3H for GRU, 4H for LSTM.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ _CONTRIB = "com.microsoft"
 _GATE_ORDER = {"GRU": (0, 1, 2), "LSTM": (0, 1, 3, 2)}
 # Above this many symbols a table of embeddings already multiplied, (V, G), would outgrow what it replaces.
 _TABLE_UP_TO = 512
+_NORM_EPSILON = 1e-5  # torch's
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -57,7 +59,8 @@ def matrices_of(config: ModelConfig, weights: Weights) -> Weights:
     """What the graph multiplies with and adds, in float32: of `weights`, torch's state dict of a CharRNN.
 
     `table` (V, G), the first layer's input for each symbol, or for a large vocabulary `embedding` (V, E) and `input0`
-    (E, G); `input1` ... (H, G), `recurrent0` ... (H, G), `head` (H, V), each of these with its `..._bias`.
+    (E, G); `input1` ... (H, G), `recurrent0` ... (H, G), `head` (H, V), each of these with its `..._bias`. With layer
+    normalisation `input1` ... and `head` have a `..._shift` instead, see `_after_norm`.
     """
     found: Weights = {}
     embedding = weights["embedding.weight"]  # (V, E)
@@ -72,11 +75,28 @@ def matrices_of(config: ModelConfig, weights: Weights) -> Weights:
         if i == 0 and len(embedding) <= _TABLE_UP_TO:
             found["table"] = (embedding.astype(np.float64) @ w.T + (b_w + b_r - inner)).astype(np.float32)
         else:
-            found |= {f"input{i}": w.T, f"input{i}_bias": b_w + b_r - inner}
+            found |= _reading(f"input{i}", w.T, b_w + b_r - inner, weights, i - 1)
         found |= {f"recurrent{i}": r.T, f"recurrent{i}_bias": inner}
     if "table" not in found:
         found["embedding"] = embedding
-    return found | {"head": weights["head.weight"].T, "head_bias": weights["head.bias"]}
+    return found | _reading("head", weights["head.weight"].T, weights["head.bias"], weights, config.num_layers - 1)
+
+
+def _reading(
+    name: str, matrix: NDArray[np.float32], bias: NDArray[np.float32], weights: Weights, layer: int
+) -> Weights:
+    """A matrix (H, N) that multiplies what `layer` gives, and its bias (N,); behind a normalisation, folded into it.
+
+    LayerNorm(h) = (h - mean h) / s * gain + offset, so its product with W is (h W') / s + shift, where the columns of
+    W' = gain W less their means add up to 0, which takes the mean of h away, and shift = offset W + bias. What is
+    multiplied stays h itself, between -1 and 1.
+    """
+    gain = weights.get(f"norms.{layer}.weight")
+    if gain is None:
+        return {name: matrix, f"{name}_bias": bias}
+    wide = gain[:, None].astype(np.float64) * matrix
+    shift = weights[f"norms.{layer}.bias"].astype(np.float64) @ matrix + bias
+    return {name: (wide - wide.mean(axis=0)).astype(np.float32), f"{name}_shift": shift.astype(np.float32)}
 
 
 def matrices_in(model: onnx.ModelProto) -> Weights | None:
@@ -84,7 +104,8 @@ def matrices_in(model: onnx.ModelProto) -> Weights | None:
     found = {
         t.name: numpy_helper.to_array(t)
         for t in model.graph.initializer
-        if t.name.removesuffix("_bias").rstrip("0123456789") in ("table", "embedding", "input", "recurrent", "head")
+        if re.sub("_(bias|shift)$", "", t.name).rstrip("0123456789")
+        in ("table", "embedding", "input", "recurrent", "head")
     }
     whole = {"recurrent0", "head"} <= found.keys() and all(a.dtype == np.float32 for a in found.values())
     return found if whole else None
@@ -155,10 +176,13 @@ class _Writer:
             "state_scale": np.array(1 / 127, np.float32),
             "state_middle": np.array(128, np.uint8),
             "no_scale": np.array(1, np.float32),
+            "one_gains": np.ones(self._width, np.float32),
         }
         self._packed: dict[str, dict[str, Any]] = {}
         for name, matrix in matrices.items():
-            if not name.endswith("_bias"):
+            if name.endswith("_shift"):
+                self._constants[name] = matrix
+            elif not name.endswith("_bias"):
                 self._store(name, matrix, matrices.get(f"{name}_bias"))
 
     def _store(self, name: str, matrix: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
@@ -184,14 +208,30 @@ class _Writer:
             }
 
     def _product(self, at: _Nodes, value: str, name: str) -> str:
-        """`value` (..., K) times a stored matrix (K, N), plus its bias: (..., N)."""
+        """`value` (..., K), normalised if the model does so, times a stored matrix (K, N), plus its bias: (..., N)."""
+        if f"{name}_shift" not in self._constants:
+            return self._plain_product(at, value, name, f"{name}_bias")
+        inverse = at.many("LayerNormalization", [value, "one_gains"], 3, axis=-1, epsilon=_NORM_EPSILON)[2]  # (..., 1)
+        scaled = at.one("Mul", self._plain_product(at, value, name, ""), inverse)
+        return at.one("Add", scaled, f"{name}_shift")
+
+    def _plain_product(self, at: _Nodes, value: str, name: str, bias: str) -> str:
+        """`value` (..., K) times a stored matrix (K, N), plus a stored bias if one is named: (..., N)."""
         if self._precision == "fp32":
-            return at.one("Add", at.one("MatMul", value, name), f"{name}_bias")
+            product = at.one("MatMul", value, name)
+            return at.one("Add", product, bias) if bias else product
         if name in self._packed:
-            inputs = [value, name, f"{name}_scale", "", "", f"{name}_bias"]
+            inputs = [value, name, f"{name}_scale", *(["", "", bias] if bias else [])]
             return at.one("MatMulNBits", *inputs, **self._packed[name], domain=_CONTRIB)
         # Given a scale a column, onnxruntime (1.32) spends as long on them as on the whole product of one row.
-        inputs = [self._steps(at, value), name, "state_scale", "no_scale", "state_middle", "", f"{name}_bias"]
+        inputs = [
+            self._steps(at, value),
+            name,
+            "state_scale",
+            "no_scale",
+            "state_middle",
+            *(["", bias] if bias else []),
+        ]
         return at.one("Mul", at.one("MatMulIntegerToFloat", *inputs, domain=_CONTRIB), f"{name}_scale")
 
     def _steps(self, at: _Nodes, state: str) -> str:

@@ -34,7 +34,7 @@ _FIXED = {
         "windows",
         "stride",
     ),
-    "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout"),
+    "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout", "dropout_mask", "layer_norm"),
     "train": ("seed",),
 }
 
@@ -74,10 +74,12 @@ def starting_point(
         )
     saved = load_newest(run_dir, warn, lambda c: _check_same_run(c, config, corpus, run_dir)) if resume else None
     if saved:
-        return StartingPoint(saved.vocab, _table(saved.vocab, corpus, run_dir), saved.weights, saved)
+        return StartingPoint(saved.vocab, table_between(saved.vocab, corpus, run_dir), saved.weights, saved)
     if init_from:
         other = load_for_inference(init_from)
-        differing = _differences(other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers")})
+        differing = _differences(
+            other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "layer_norm")}
+        )
         if differing:
             raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
         return _fine_tuning(other, config, corpus, init_from)
@@ -94,7 +96,7 @@ def _fine_tuning(other: Checkpoint, config: RunConfig, corpus: Corpus, path: Pat
     vocab = _with_document_end(vocab, corpus.vocab)
     new = vocab.symbols[len(other.vocab) :] if vocab.kind == "chars" else ()
     weights = extended_weights(other.weights, len(new)) if new else other.weights
-    return StartingPoint(vocab, _table(vocab, corpus, path), weights, new=new)
+    return StartingPoint(vocab, table_between(vocab, corpus, path), weights, new=new)
 
 
 def extended_weights(weights: Tensors, count: int) -> Tensors:
@@ -173,7 +175,7 @@ def _with_document_end(vocab: Vocab, corpus_vocab: Vocab) -> Vocab:
     return vocab if end is not None and vocab.unknown_in(end) else replace(vocab, document_end=end)
 
 
-def _table(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:
+def table_between(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:
     """(V_corpus,) the id in `vocab` of each entry of the corpus's vocabulary; None when they are the same."""
     if vocab == corpus.vocab:
         return None

@@ -1,0 +1,115 @@
+"""Dynamic evaluation: it predicts before it learns, never looks ahead, and is reported apart."""
+
+import json
+import math
+
+import pytest
+import torch
+from training import make_trainer, tiny_config
+from typer.testing import CliRunner
+
+from charrnn.checkpoint import load_for_inference
+from charrnn.errors import ConfigError, CorpusError
+from charrnn.model import CharRNN
+from train import evaluate as evaluation
+from train.batches import IdSource
+from train.dynamic import DynamicOptions, dynamic_loss, mean_squares
+from train.evaluate import evaluate_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
+    trainer.fit()
+    trainer.saver.wait()
+    return trainer
+
+
+def fresh_model(trained):
+    best = load_for_inference(trained.run_dir)
+    model = CharRNN(best.config.model, len(best.vocab))
+    model.load_state_dict(best.weights)
+    return model
+
+
+def losses_of(trained, ids, **options):
+    train = IdSource(trained.corpus.train, CPU)
+    return dynamic_loss(fresh_model(trained), IdSource(ids, CPU), train, DynamicOptions(**options))
+
+
+def test_without_moves_it_is_the_plain_stream(trained):
+    figures = losses_of(trained, trained.corpus.val, lr=0.0, segment=7)
+    val = torch.from_numpy(trained.corpus.val.astype("int64"))[None]
+    model = fresh_model(trained).eval()
+    with torch.no_grad():
+        logits, _ = model(val[:, :-1], model.zero_state(1))
+    expected = torch.nn.functional.cross_entropy(logits[0].double(), val[0, 1:]).item()
+    assert figures["dynamic/stream/loss"] == pytest.approx(expected, rel=1e-5)
+    assert figures["dynamic/stream/bpc"] == pytest.approx(expected / math.log(2), rel=1e-5)
+
+
+def test_learning_from_a_text_that_repeats_itself_helps(trained):
+    repeated = trained.corpus.val[:40].tolist() * 20
+    ids = torch.tensor(repeated, dtype=torch.uint8).numpy()
+    still = losses_of(trained, ids, lr=0.0)["dynamic/stream/loss"]
+    assert losses_of(trained, ids, lr=1e-3)["dynamic/stream/loss"] < still - 0.05
+
+
+def test_a_segment_is_predicted_before_it_is_learnt_from(trained):
+    segment = 16
+    ids = trained.corpus.val[: segment + 1]  # one segment: nothing has been learnt when it is predicted
+    still = losses_of(trained, ids, lr=0.0, segment=segment)
+    assert losses_of(trained, ids, lr=1.0, segment=segment) == still
+
+
+def test_a_strong_pull_keeps_the_weights_where_they_were(trained):
+    model, val, train = fresh_model(trained), IdSource(trained.corpus.val, CPU), IdSource(trained.corpus.train, CPU)
+    before = [p.detach().clone() for p in model.parameters()]
+    moved = {}
+    for decay in (0.0, 1e6):
+        copy = fresh_model(trained)
+        dynamic_loss(copy, val, train, DynamicOptions(lr=1e-3, decay=decay))
+        moved[decay] = sum((p - b).abs().sum().item() for p, b in zip(copy.parameters(), before, strict=True))
+    assert moved[1e6] < 0.2 * moved[0.0]
+
+
+def test_mean_squares_are_those_of_the_segments_gradients(trained):
+    train = IdSource(trained.corpus.train, CPU)
+    options = DynamicOptions(segment=10, statistics=1)
+    model = fresh_model(trained)
+    squares = mean_squares(model, train, options)
+    for square, parameter in zip(squares, model.parameters(), strict=True):
+        torch.testing.assert_close(square, parameter.grad**2)
+
+
+def test_a_checkpoints_figures_are_those_of_its_training(trained):
+    figures = evaluate_checkpoint(trained.run_dir, None, "val")
+    best = load_for_inference(trained.run_dir).trainer["metrics"]
+    for protocol in ("stream", "windows"):
+        assert figures[f"val/{protocol}/loss"] == pytest.approx(best[f"val/{protocol}/loss"], rel=1e-6)
+    assert not any("dynamic" in name for name in figures)
+
+
+def test_another_part_of_another_cut_is_named_after_it(trained):
+    figures = evaluate_checkpoint(trained.run_dir, None, "test", "0.5,0.25,0.25", DynamicOptions(segment=50))
+    assert {"test/stream/loss", "test/windows/bpc", "dynamic/stream/loss"} <= figures.keys()
+    assert not any(name.startswith("val/") for name in figures)
+
+
+def test_a_part_that_is_empty_or_a_cut_that_does_not_add_up_is_refused(trained):
+    with pytest.raises(CorpusError, match="--shares"):
+        evaluate_checkpoint(trained.run_dir, None, "test")
+    with pytest.raises(ConfigError, match="add up to 1"):
+        evaluate_checkpoint(trained.run_dir, None, "test", "0.5,0.1,0.1")
+    with pytest.raises(ConfigError, match="split"):
+        evaluate_checkpoint(trained.run_dir, None, "test", "half,0.1,0.1")
+
+
+def test_the_command_prints_one_json_object(trained):
+    app = evaluation.typer.Typer()
+    app.command()(evaluation.command)
+    ran = CliRunner().invoke(app, [str(trained.run_dir), "--json", "--dynamic"])
+    assert ran.exit_code == 0
+    assert "dynamic/stream/loss" in json.loads(ran.stdout)
