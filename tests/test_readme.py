@@ -1,5 +1,6 @@
 """Every command of the README is one that works: it is run here, or its options are judged by what would run it."""
 
+import itertools
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
 LINES = [line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()]
 SHIPPED = ROOT / "checkpoints" / "shakespeare.onnx"
 TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py --config configs/cpu-quick.yaml"
+PROGRAMS = ("python -m train.export", "python -m train.evaluate", "python -m charrnn.corpus")
 TEST = "pip install -e '.[dev]' && pytest"
 
 
@@ -38,7 +40,7 @@ def test_the_two_commands_are_there_as_promised():
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    kinds = ("pip install -e", "accelerate launch", "torchrun", "infer ", "python -m train.export")
+    kinds = ("pip install -e", "accelerate launch", "torchrun", "infer ", *PROGRAMS)
     assert [line for line in LINES if not any(kind in line for kind in kinds)] == []
 
 
@@ -79,7 +81,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("line", [*lines_with("infer "), *lines_with("python -m train.export")])
+@pytest.mark.parametrize("line", [*lines_with("infer "), *itertools.chain(*map(lines_with, PROGRAMS))])
 def test_commands_that_generate_score_and_export_run(line, folder):
     with_python = line.replace("python -m", f"{shlex.quote(sys.executable)} -m")
     with_python = re.sub(r"(^|\| )infer ", rf"\1{shlex.quote(sys.executable)} -m infer.cli ", with_python)
