@@ -90,11 +90,12 @@ class Clock:
         self._total, self._since = self(), math.nan
 
     def __call__(self) -> float:
+        """Seconds so far."""
         return self._total + (0.0 if math.isnan(self._since) else time.perf_counter() - self._since)
 
 
 class Side(Protocol):
-    """Who races. train_step: one update; False when the schedule is at its end. logits: (R, T) ids to (R, T, V)."""
+    """Who races. precision: bf16, fp16 or no. flops_per_char: of training. chars_per_step: of an update."""
 
     name: str
     model: nn.Module
@@ -102,8 +103,13 @@ class Side(Protocol):
     flops_per_char: int
     chars_per_step: int
 
-    def train_step(self) -> bool: ...
-    def logits(self, ids: Tensor) -> Tensor: ...
+    def train_step(self) -> bool:
+        """One update; False, and none, at the schedule's end."""
+        ...
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """(R, T) to (R, T, V), each row by itself."""
+        ...
 
 
 class Ours:
@@ -206,10 +212,12 @@ def race(make: Callable[[Clock], Side], ids: IdSource, window: int, limits: Limi
     ended, due = False, limits.interval
     while not ended and result.reached_s is None:
         clock.start()
-        while not ended and clock() < due:
+        while True:
             ended = not side.train_step()
             result.steps += not ended
             ended = ended or result.steps == limits.steps or clock() >= limits.seconds
+            if ended or clock() >= due:
+                break
         clock.stop()
         seconds, loss = clock(), windows_loss(side, ids, window)
         result.curve.append((seconds, loss))
@@ -249,10 +257,11 @@ def table(results: list[Result], target: float, peak: float | None) -> list[str]
         share = f"{100 * flops / peak:.1f} %" if peak else "-"
         memory = "-" if r.memory is None else f"{r.memory / 2**20:,.0f}"
         seconds, loss = r.best()
+        precision = "fp32" if r.precision == "no" else r.precision
         missed = f"not reached in {r.seconds:.1f} s and {r.steps} updates; best {loss:.4f} at {seconds:.1f} s"
         reached = missed if r.reached_s is None else f"{r.reached_s:.1f} ({r.steps} updates, {loss:.4f})"
         lines.append(
-            f"{r.name:<22}{r.parameters:>12,}{'fp32' if r.precision == 'no' else r.precision:>11}{r.chars_per_s:>13,.0f}"
+            f"{r.name:<22}{r.parameters:>12,}{precision:>11}{r.chars_per_s:>13,.0f}"
             f"{flops / 1e12:>10.3f}{share:>14}{memory:>8}  {reached}"
         )
     return lines

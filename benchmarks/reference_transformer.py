@@ -1,7 +1,7 @@
 """The transformer that race.py races against: benchmark only, no part of the product.
 
-A decoder of pre-norm blocks with learned positions, GELU, no biases, and the embedding as the head, in the size and with
-the settings published for characters of Shakespeare: https://github.com/karpathy/nanoGPT,
+A decoder of pre-norm blocks with learned positions, GELU, no biases, and the embedding as the head, in the size and
+with the settings published for characters of Shakespeare: https://github.com/karpathy/nanoGPT,
 config/train_shakespeare_char.py. It runs uncompiled. Letters: B batch, T characters, C width, V vocabulary size.
 """
 
