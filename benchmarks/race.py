@@ -98,10 +98,14 @@ class Side(Protocol):
     """Who races. precision: bf16, fp16 or no. flops_per_char: of training. chars_per_step: of an update."""
 
     name: str
-    model: nn.Module
     precision: str
     flops_per_char: int
     chars_per_step: int
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def train_step(self) -> bool:
         """One update; False, and none, at the schedule's end."""
