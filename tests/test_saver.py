@@ -296,9 +296,9 @@ def test_a_disk_that_fills_up_during_a_save_ends_training_and_leaves_the_checkpo
 
 
 def test_a_write_that_failed_ends_training_before_the_next_update_not_at_the_next_save(tmp_path, disk):
-    disk.fill()
     config = tiny_config(tmp_path, ["eval.every=0", "sample.length=0", "train.max_steps=100", "checkpoint.every=50"])
     trainer = make_trainer(config, Calling(57, lambda: failed(trainer.saver)))
+    disk.fill()  # once the text is prepared
     with pytest.raises(CheckpointError, match="step-00000050: No space left on device"):
         trainer.fit()
     assert 50 <= trainer.progress.step <= 57
