@@ -147,7 +147,8 @@ def main(
             figures = losses(base, variant, steps, folder)
             first = first or figures
             cost = costs[variant.name]
-            timed = figures if abs(cost - 1) < _SAME_COST else losses(base, variant, max(1, round(steps / cost)), folder)
+            affordable = steps if abs(cost - 1) < _SAME_COST else max(1, round(steps / cost))
+            timed = figures if affordable == steps else losses(base, variant, affordable, folder)
             print(row(variant.name, cost, figures, first, timed), flush=True)
 
 
