@@ -30,6 +30,7 @@ from charrnn.vocab import Vocab
 from charrnn.windows import EvalBatch, rank_slice, stream_batch, window_batches
 from train.batches import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss
+from train.export import model_of
 from train.resume import table_between
 
 # Characters a row runs in one call: bounds the logits, (R, T, V), whatever the length of a lane.
@@ -165,9 +166,7 @@ def evaluate_checkpoint(
     corpus = prepare(config.data, progress=True)
     table = table_between(checkpoint.vocab, corpus, source)
     accelerator = Accelerator()
-    model = CharRNN(checkpoint.config.model, len(checkpoint.vocab), checkpoint.vocab.document_end_id)
-    model.load_state_dict(checkpoint.weights)
-    model.to(accelerator.device)
+    model = model_of(checkpoint).to(accelerator.device)
     ids = IdSource(getattr(corpus, split), accelerator.device, table)
     if len(ids) < LEAST_EVALUATED:
         raise CorpusError(f"the {split} part of {config.data.source} has {len(ids)} characters; give --shares")
