@@ -8,7 +8,6 @@ from a zero state: comparable with fixed-context models. The two are never mixed
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -23,11 +22,12 @@ from torch.nn import functional as F
 from charrnn.checkpoint import load_for_inference
 from charrnn.config import EvalConfig, SampleConfig, load_config
 from charrnn.corpus import LEAST_EVALUATED, prepare
-from charrnn.errors import CharRNNError, CorpusError
+from charrnn.errors import CorpusError
 from charrnn.model import CharRNN
 from charrnn.sampling import SamplingOptions, generate
 from charrnn.vocab import Vocab
 from charrnn.windows import EvalBatch, rank_slice, stream_batch, window_batches
+from train import command_line
 from train.batches import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss
 from train.export import model_of
@@ -179,11 +179,7 @@ def evaluate_checkpoint(
 
 def main() -> None:
     """Entry of `python -m train.evaluate`."""
-    try:
-        typer.run(command)
-    except CharRNNError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    command_line.run(command)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,12 +21,13 @@ from numpy.typing import NDArray
 from charrnn.checkpoint import Checkpoint, load_for_inference
 from charrnn.config import DataConfig, ModelConfig, RunConfig
 from charrnn.corpus import prepare
-from charrnn.errors import CharRNNError, CorpusError, ExportError
+from charrnn.errors import CorpusError, ExportError
 from charrnn.model import CharRNN
 from charrnn.storage import temporary
 from charrnn.vocab import Vocab
 from infer import scoring
 from infer.engine import Engine
+from train import command_line
 from train.convert import is_model_file, matrices_of_file
 from train.graph import Weights, build_of_matrices, build_onnx, matrices_of
 from train.quantize import Precision
@@ -285,11 +285,7 @@ def command(
 
 def main() -> None:
     """Entry of `python -m train.export`."""
-    try:
-        typer.run(command)
-    except CharRNNError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    command_line.run(command)
 
 
 if __name__ == "__main__":
