@@ -150,9 +150,6 @@ def main(
             affordable = steps if abs(cost - 1) < _SAME_COST else max(1, round(steps / cost))
             timed = figures if affordable == steps else losses(base, variant, affordable, folder)
             print(row(variant.name, cost, figures, first, timed), flush=True)
-            if "val_ema/windows/loss" in figures:
-                averaged = [{k.replace("_ema", ""): v for k, v in f.items() if "_ema" in k} for f in (figures, timed)]
-                print(row(f"{variant.name}, averaged", cost, averaged[0], first, averaged[1]), flush=True)
 
 
 if __name__ == "__main__":

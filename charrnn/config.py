@@ -75,16 +75,7 @@ class ModelConfig(Section):
     dropout_mask: Literal["character", "window"] = Field(
         "character", description="a new mask for every character, or one for a window (variational dropout)"
     )
-    weight_dropout: float = Field(
-        0.0, ge=0, lt=1, description="chance of dropping a recurrent weight, anew for every window"
-    )
     layer_norm: bool = Field(False, description="normalise what each layer gives")
-    residual: bool = Field(False, description="add a layer's input to what it gives, where the widths agree")
-    tied: bool = Field(False, description="the output scores by the embedding, through a projection from H to E")
-    factored: int = Field(0, ge=0, description="width of a linear bottleneck before the output; 0 = none")
-    dense: bool = Field(False, description="every layer also reads the embedding, and the output reads every layer")
-    forget_bias: float = Field(0.0, description="what the forget gate's bias starts from (LSTM)")
-    orthogonal: bool = Field(False, description="recurrent matrices start orthogonal, gate by gate")
 
 
 class DataConfig(Section):
@@ -133,16 +124,7 @@ class DataConfig(Section):
         "sliding", description="shuffled windows from a zero state, or B lanes whose state is carried"
     )
     stride: int = Field(0, ge=0, description="characters between sliding windows; 0 = seq_len (no overlap)")
-    reset: Fraction = Field(0.0, description="chance that a carried lane starts a window from a zero state")
-    seq_len_warmup: int = Field(
-        0, ge=0, description="first windows that are read in pieces, an update each: of a quarter, then of half"
-    )
-    batch_ramp: int = Field(
-        0, ge=0, description="first windows whose rows make several updates: of a quarter, then of half of them"
-    )
-    jitter: Fraction = Field(
-        0.0, description="share of seq_len by which the border between carried windows may lie off; 0 = none"
-    )
+    reset: Fraction = Field(0.0, description="chance that a carried lane begins a window with a zero state")
 
     @model_validator(mode="after")
     def _split_adds_up(self) -> "DataConfig":
@@ -170,6 +152,12 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _reset_applies(self) -> "DataConfig":
+        if self.reset and self.windows == "sliding":
+            raise ValueError(f"reset {self.reset} is of carried lanes; sliding windows all begin with a zero state")
+        return self
+
+    @model_validator(mode="after")
     def _document_end_is_a_symbol(self) -> "DataConfig":
         if self.vocab == "bytes" and not self.document_end.isascii():
             raise ValueError(f"document_end {self.document_end!r} is more than one byte; with vocab bytes use ASCII")
@@ -186,9 +174,6 @@ class OptimConfig(Section):
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="shape after the warm-up")
     warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up from 0")
     final_lr: Fraction = Field(0.05, description="share of lr that cosine and linear end at")
-    muon: bool = Field(False, description="Muon's update for the recurrent layers' matrices, AdamW's for the rest")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all symbols; 0 = off")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated beside the raw ones; 0 = off")
 
 
 class TrainConfig(Section):

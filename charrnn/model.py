@@ -54,36 +54,10 @@ class CharRNN(nn.Module):
             # One layer has nothing between layers to drop, and torch warns when asked to.
             dropout=config.dropout if config.num_layers > 1 else 0.0,
         )
+        # Of what a layer hands on, not of its state. Source: Ba, Kiros and Hinton, arXiv 1607.06450.
         norms = config.num_layers if config.layer_norm else 0
         self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_dim) for _ in range(norms))
-        width = config.embedding_dim if config.tied else config.factored
-        self.projection = nn.Linear(config.hidden_dim, width, bias=config.tied) if width else nn.Identity()
-        self.head = nn.Linear(width or config.hidden_dim, vocab_size)
-        # Alex Graves, "Generating Sequences With Recurrent Neural Networks", arXiv 1308.0850: from the input to every
-        # layer, and from every layer to the output.
-        self.down = nn.ModuleList(nn.Linear(config.embedding_dim, config.hidden_dim, bias=False) for _ in self._skips())
-        self.up = nn.ModuleList(nn.Linear(config.hidden_dim, vocab_size, bias=False) for _ in self._skips())
-        if config.tied:
-            nn.init.normal_(self.embedding.weight, std=config.embedding_dim**-0.5)
-            self.head.weight = self.embedding.weight
-        self._start_gates()
-
-    def _skips(self) -> range:
-        return range(self.config.num_layers - 1 if self.config.dense else 0)
-
-    @torch.no_grad()
-    def _start_gates(self) -> None:
-        """Orthogonal recurrent matrices (Saxe et al., arXiv 1312.6120), and a forget gate that begins open.
-
-        Source of the latter: Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures", 2015.
-        """
-        width = self.config.hidden_dim
-        for name, weight in self.rnn.named_parameters():
-            if self.config.orthogonal and name.startswith("weight_hh"):
-                for gate in weight.split(width):
-                    nn.init.orthogonal_(gate)
-            if self.config.forget_bias and self.config.rnn == "LSTM" and name.startswith("bias_ih"):
-                weight[width : 2 * width] += self.config.forget_bias
+        self.head = nn.Linear(config.hidden_dim, vocab_size)
 
     def forward(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of the next character at every position.
@@ -96,10 +70,7 @@ class CharRNN(nn.Module):
             hidden, state = self._run(x, state)  # (B, T, H)
         else:
             hidden, state = self._run_documents(x, state, ids == self.document_end)
-        logits = self.head(self.projection(self.dropout(hidden)))  # (B, T, V)
-        for i in self._skips():
-            logits = logits + self.up[i](self.dropout(self._given[i]))
-        return logits, state
+        return self.head(self.dropout(hidden)), state  # (B, T, V)
 
     def _run_documents(self, x: Tensor, state: State, ends: Tensor) -> tuple[Tensor, State]:
         """`_run` in pieces that begin where some row has a document's end. x: (B, T, E), ends: (B, T) bool."""
@@ -107,7 +78,7 @@ class CharRNN(nn.Module):
         pieces = []
         for start, stop in pairwise(sorted({0, *at, x.shape[1]})):
             if start in at:
-                state = tuple(part.masked_fill(ends[:, start, None], 0.0) for part in state)  # (B, 1) on (L, B, H)
+                state = zeroed(state, ends[:, start])
             hidden, state = self._run(x[:, start:stop], state)
             pieces.append(hidden)
         return torch.cat(pieces, dim=1) if len(pieces) > 1 else hidden, state
@@ -115,30 +86,19 @@ class CharRNN(nn.Module):
     def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """All layers over x (B, T, E): what the last hands on, (B, T, H), and the state after the last character."""
         config = self.config
-        masked = self.training and (
-            config.weight_dropout > 0 or (config.dropout > 0 and config.dropout_mask == "window")
-        )
-        if not (config.layer_norm or config.residual or config.dense or masked):
+        masked = self.training and config.dropout > 0 and config.dropout_mask == "window"
+        if not (config.layer_norm or (masked and config.num_layers > 1)):
             return self._run_rnn(x, state)
-        states, given, below = [], [], x
+        states = []
         for i in range(config.num_layers):
-            if i and config.dense:
-                x = x + self.down[i - 1](below)
-            hidden, after = self._run_layer(i, self.dropout(x) if i else x, tuple(part[i : i + 1] for part in state))
-            hidden = self.norms[i](hidden) if config.layer_norm else hidden
-            x = x + hidden if config.residual and x.shape == hidden.shape else hidden
+            x, after = self._run_layer(i, self.dropout(x) if i else x, tuple(part[i : i + 1] for part in state))
+            x = self.norms[i](x) if config.layer_norm else x
             states.append(after)
-            given.append(x)
-        self._given = given[:-1]
         return x, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
 
     def _run_layer(self, i: int, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Layer i over x (B, T, E or H), from its state, each (1, B, H); a share of its recurrent weights is dropped.
-
-        Source: Merity et al., "Regularizing and Optimizing LSTM Language Models", arXiv 1708.02182.
-        """
+        """Layer i over x (B, T, E or H), from its state to that after the last character, each (1, B, H)."""
         weights = [getattr(self.rnn, f"{name}_l{i}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        weights[1] = F.dropout(weights[1], self.config.weight_dropout, self.training)
         if len(state) == 2:
             hidden, h, c = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)
             return hidden, (h, c)
@@ -170,17 +130,19 @@ class CharRNN(nn.Module):
 class NextCharLoss(nn.Module):
     """The model and its loss in one module: what Accelerate wraps, so that the model inside stays plain fp32."""
 
-    def __init__(self, model: CharRNN, label_smoothing: float = 0.0) -> None:
-        """label_smoothing: share of the target spread over all symbols (Szegedy et al., arXiv 1512.00567)."""
+    def __init__(self, model: CharRNN) -> None:
         super().__init__()
         self.model = model
-        self.label_smoothing = label_smoothing
 
     def forward(self, window: Tensor, state: State) -> tuple[Tensor, State]:
         """window: (B, T + 1) ids. Returns the mean negative log likelihood in nats/char, and the state at the end."""
         logits, state = self.model(window[:, :-1], state)  # (B, T, V)
-        logits, targets = logits.flatten(0, 1), window[:, 1:].flatten()
-        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing), state
+        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()), state
+
+
+def zeroed(state: State, rows: Tensor) -> State:
+    """The state, each part (L, B, H), with zeros in the rows that `rows` (B,) picks."""
+    return tuple(part.masked_fill(rows[:, None], 0.0) for part in state)
 
 
 def detach(state: State) -> State:

@@ -31,13 +31,11 @@ def split_bounds(num_chars: int, fractions: tuple[float, float, float]) -> dict[
 class Batch:
     """Global training batch: row b is the characters starts[b] .. starts[b] + T (T + 1 of them).
 
-    starts: (B,). fresh: (B,) bool, the rows that start from a zero state; the others continue the previous batch's.
-    length: T.
+    starts: (B,). fresh: (B,), the rows that start from a zero state; the others continue the previous batch's.
     """
 
     starts: Index
     fresh: NDArray[np.bool_]
-    length: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class WindowPlan:
     """The training batches of a split, as a pure function of (seed, step).
 
     windows: `sliding` (windows at a stride, shuffled every epoch) or `carry` (B contiguous lanes read side by side).
-    stride: characters between sliding windows; 0 means seq_len.
+    stride: characters between sliding windows; 0 means seq_len. reset: chance that a lane is fresh within an epoch.
     Every epoch begins at its own offset into the text, so that window borders fall elsewhere.
     """
 
@@ -55,7 +53,6 @@ class WindowPlan:
     windows: Literal["sliding", "carry"]
     stride: int
     seed: int
-    jitter: float = 0.0
     reset: float = 0.0
 
     def __post_init__(self) -> None:
@@ -99,27 +96,16 @@ class WindowPlan:
         offset, keys = self._epoch_draws(epoch)
         if self.windows == "carry":
             lanes = np.arange(self.batch_size, dtype=np.int64) * self._lane_chars  # (B,)
-            begin, end = self._border(epoch, k), self._border(epoch, k + 1)
-            return Batch(offset + lanes + begin, self._fresh(epoch, k), length=end - begin)
+            return Batch(offset + lanes + k * self.seq_len, self._fresh_lanes(epoch, k))
         positions = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.uint64)  # (B,)
         order = permute(positions, self.windows_per_epoch, keys)  # (B,)
-        return Batch(offset + order.astype(np.int64) * self._step_chars, np.ones(self.batch_size, bool), self.seq_len)
+        return Batch(offset + order.astype(np.int64) * self._step_chars, np.ones(self.batch_size, bool))
 
-    def _fresh(self, epoch: int, k: int) -> NDArray[np.bool_]:
+    def _fresh_lanes(self, epoch: int, k: int) -> NDArray[np.bool_]:
+        """(B,): all at an epoch's start, and then those that chance picks, anew for each window k of it."""
         if k == 0 or not self.reset:
             return np.full(self.batch_size, k == 0)
-        return np.random.default_rng([self.seed, epoch, k, 1]).random(self.batch_size) < self.reset
-
-    def _border(self, epoch: int, k: int) -> int:
-        """Where carried window k of an epoch begins in its lane; those inside lie off by a share of seq_len.
-
-        Windows of random lengths: Merity et al., arXiv 1708.02182; here the mean stays seq_len.
-        """
-        reach = int(self.jitter * self.seq_len / 2)
-        if not reach or k in (0, self.steps_per_epoch):
-            return k * self.seq_len
-        draw = int(np.random.SeedSequence([self.seed, epoch, k]).generate_state(1)[0])
-        return k * self.seq_len + draw % (2 * reach + 1) - reach
+        return np.random.default_rng([self.seed, epoch, k]).random(self.batch_size) < self.reset
 
     def _epoch_draws(self, epoch: int) -> tuple[int, NDArray[np.uint64]]:
         draws = np.random.SeedSequence([self.seed, epoch]).generate_state(1 + _ROUNDS, np.uint64).astype(np.uint64)

@@ -42,6 +42,7 @@ UNEVEN_EVALUATION = (
     f"eval.every={HALF}",
 )
 DROPOUT = "model.dropout=0.3"
+RESETS = {"sliding": (), "carry": ("data.reset=0.2",)}
 # Gradients of more than one bucket. A rank's windows, a byte a character, are larger than SMALL with 4 processes too.
 # An evaluation, and a better `best/`, come once between two updates and once at the end.
 TRAFFIC_STEPS = 3
@@ -75,7 +76,7 @@ def accumulation_splits(world: int) -> list[int]:
 def segments(world: int) -> Iterator[Segment]:
     """What a launch of `world` processes trains."""
     for cell, mode in itertools.product(CELLS, MODES):
-        kind = (f"model.rnn={cell}", f"data.windows={mode}", *UNEVEN_EVALUATION)
+        kind = (f"model.rnn={cell}", f"data.windows={mode}", *RESETS[mode], *UNEVEN_EVALUATION)
         for parts in accumulation_splits(world):
             name = f"{cell}-{mode}-{parts}"
             yield Segment(name, f"{name}-by-{world}", (*kind, f"train.accumulation_steps={parts}"))

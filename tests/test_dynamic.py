@@ -71,7 +71,7 @@ def test_a_strong_pull_keeps_the_weights_where_they_were(trained):
     for decay in (0.0, 1e6):
         copy = fresh_model(trained)
         dynamic_loss(copy, val, train, DynamicOptions(lr=1e-3, decay=decay))
-        moved[decay] = sum(float((p - b).abs().sum()) for p, b in zip(copy.parameters(), before, strict=True))
+        moved[decay] = sum((p - b).abs().sum().item() for p, b in zip(copy.parameters(), before, strict=True))
     assert moved[1e6] < 0.2 * moved[0.0]
 
 

@@ -99,6 +99,17 @@ def test_carried_state_makes_a_difference_within_an_epoch_and_none_at_its_start(
     assert not carried.requires_grad
 
 
+def test_lanes_that_begin_afresh_forget_and_the_others_go_on(tmp_path):
+    trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry", "data.reset=0.5", "model.rnn=LSTM"]))
+    trainer.train_step()
+    batch = trainer.plan.batch(1)
+    assert 0 < batch.fresh.sum() < len(batch.fresh)
+    for part, carried in zip(trainer._state_before(batch), trainer.carried, strict=True):
+        assert carried.abs().sum(dim=(0, 2)).all()
+        assert not part[:, batch.fresh].any()
+        assert torch.equal(part[:, ~batch.fresh], carried[:, ~batch.fresh])
+
+
 @pytest.mark.parametrize("rnn", CELLS)
 def test_a_model_learns_a_repetitive_text_by_heart(tmp_path, rnn):
     settings = [f"model.rnn={rnn}", "optim.lr=0.02", "train.max_steps=150", "log.every=10", "eval.every=0"]

@@ -33,6 +33,7 @@ _FIXED = {
         "seq_len",
         "windows",
         "stride",
+        "reset",
     ),
     "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout", "dropout_mask", "layer_norm"),
     "train": ("seed",),
@@ -77,7 +78,9 @@ def starting_point(
         return StartingPoint(saved.vocab, table_between(saved.vocab, corpus, run_dir), saved.weights, saved)
     if init_from:
         other = load_for_inference(init_from)
-        differing = _differences(other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers")})
+        differing = _differences(
+            other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "layer_norm")}
+        )
         if differing:
             raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
         return _fine_tuning(other, config, corpus, init_from)

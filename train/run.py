@@ -148,10 +148,6 @@ def finish(trainer: Trainer) -> Path | None:
     if trainer.stopped_by or not trainer.accelerator.is_main_process:
         trainer.recorder.lines(trainer.recorder.finish({}, None, step))
         return None
-    model = trainer.config.model
-    if model.residual or model.tied or model.dense or model.factored:  # no model file holds such networks yet
-        trainer.recorder.lines(trainer.recorder.finish({}, None, step))
-        return None
     best = load_for_inference(trainer.run_dir / BEST)
     model_file = trainer.run_dir / "model.onnx"
     difference = export_checkpoint(best, model_file)

@@ -1,7 +1,6 @@
 """Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, V vocabulary size."""
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +13,10 @@ from torch import Tensor
 from charrnn.config import RunConfig
 from charrnn.corpus import Corpus
 from charrnn.errors import CharRNNError
-from charrnn.model import CharRNN, NextCharLoss, State, detach
+from charrnn.model import CharRNN, NextCharLoss, State, detach, zeroed
 from charrnn.windows import Batch, rank_slice
 from train.averaging import LocalUpdates
 from train.batches import IdSource, check_inside, total_steps, window_plan
-from train.ema import AveragedWeights
 from train.evaluate import evaluate, sample_text
 from train.faults import out_of_memory
 from train.figures import Figures
@@ -72,16 +70,13 @@ class Trainer:
         if start.weights:
             self.model.load_state_dict(start.weights)
         optimizer = make_optimizer(self.model, config.optim)
-        self.loss_module, self.optimizer = accelerator.prepare(
-            NextCharLoss(self.model, config.optim.label_smoothing), optimizer
-        )
+        self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
         compress_gradients(self.loss_module, config.train.grad_compression)
         self.model.rnn.flatten_parameters()
         self.local_updates = LocalUpdates(
             accelerator, self.loss_module, self.model, self.optimizer.optimizer, config.train.local_sgd_steps
         )
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
-        self.averaged = AveragedWeights(self.model, config.optim.ema)
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
         self.progress, self._pace = Progress(), Pace()
         self._decayed = True
@@ -134,44 +129,26 @@ class Trainer:
         batch, window = self._upcoming or self._read_batch()  # (B / world, T + 1)
         self._upcoming = None
         self.beat(2 * self.progress.step)
-        fresh = torch.from_numpy(batch.fresh[self.rows]).to(self.device)  # (B / world,)
-        self.carried = tuple(part.masked_fill(fresh[:, None], 0.0) for part in self.carried)
-        for rows, columns in self._pieces(batch.length):
-            states = tuple(part[:, rows].contiguous() for part in self.carried)
-            loss, after = self._accumulate(window[rows, columns], states)
-            for part, new in zip(self.carried, after, strict=True):
-                part[:, rows] = new
-            grad_norm = self.accelerator.clip_grad_norm_(
-                self.model.parameters(), self.config.optim.grad_clip or math.inf
-            )
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        loss, self.carried = self._accumulate(window, self._state_before(batch))
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self._figures.add(lr, loss, grad_norm)
         self.progress.step += 1
         self.local_updates.step(self.progress.step)
-        self.averaged.update(self.progress.step)
         self.beat(2 * self.progress.step - 1)
 
-    def _pieces(self, length: int) -> list[tuple[slice, slice]]:
-        """The parts of a batch, rows and columns, that make an update each."""
-
-        def count(first: int) -> int:
-            return 1 if self.progress.step >= first else 2 if self.progress.step >= first // 2 else 4
-
-        def cuts(total: int, parts: int, overlap: int) -> list[slice]:
-            borders = [total * i // parts for i in range(parts + 1)]
-            return [slice(a, b + overlap) for a, b in itertools.pairwise(borders)]
-
-        columns = cuts(length, count(self.config.data.seq_len_warmup), 1)
-        rows = cuts(self.rows.stop - self.rows.start, count(self.config.data.batch_ramp), 0)
-        return [(r, c) for c in columns for r in rows]
+    def _state_before(self, batch: Batch) -> State:
+        """What the batch before left, each part (L, B / world, H), with zeros in the rows that start afresh."""
+        fresh = batch.fresh[self.rows]  # (B / world,)
+        return zeroed(self.carried, torch.from_numpy(fresh).to(self.device)) if fresh.any() else self.carried
 
     def _read_batch(self) -> tuple[Batch, Tensor]:
         """The next global batch, and this rank's windows of it, (B / world, T + 1)."""
         batch = self.plan.batch(self.progress.step)
         starts = batch.starts[self.rows]  # (B / world,)
-        check_inside(starts, batch.length + 1, len(self.train_ids), self.progress.step)
-        return batch, self.train_ids.windows(starts, batch.length + 1)
+        check_inside(starts, self.plan.seq_len + 1, len(self.train_ids), self.progress.step)
+        return batch, self.train_ids.windows(starts, self.plan.seq_len + 1)
 
     def _accumulate(self, window: Tensor, state: State) -> tuple[Tensor, State]:
         """Backward over equal micro-batches, so that the mean of their losses is the mean over all characters."""
@@ -248,10 +225,6 @@ class Trainer:
             self.metrics |= losses
             figures |= losses
             loss = losses[f"val/{self.config.eval.best_by}/loss"]
-            if self.averaged.decay:
-                with self.averaged.applied():
-                    losses = evaluate(self.model, self.val_ids, self.config.eval, self.accelerator, self.beat)
-                figures |= {k.replace("val/", "val_ema/"): v for k, v in losses.items()}
         if self.config.sample.length and self.accelerator.is_main_process:
             figures["sample"] = sample_text(self.model, self.vocab, self.config.sample, self.device)
         if figures:
