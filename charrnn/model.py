@@ -65,40 +65,54 @@ class CharRNN(nn.Module):
         ids: (B, T) int64. state: each (L, B, H). Returns logits (B, T, V) and the state after the last character.
         A row's state is zero before each `document_end`, whose logits are those of a document's first character.
         """
-        x = self.dropout(self.embedding(ids))  # (B, T, E)
+        x, matrix = self._read(ids)  # (B, T, I), (G, I)
         if self.document_end is None:
-            hidden, state = self._run(x, state)  # (B, T, H)
+            hidden, state = self._run(x, matrix, state)  # (B, T, H)
         else:
-            hidden, state = self._run_documents(x, state, ids == self.document_end)
+            hidden, state = self._run_documents(x, matrix, state, ids == self.document_end)
         return self.head(self.dropout(hidden)), state  # (B, T, V)
 
-    def _run_documents(self, x: Tensor, state: State, ends: Tensor) -> tuple[Tensor, State]:
-        """`_run` in pieces that begin where some row has a document's end. x: (B, T, E), ends: (B, T) bool."""
+    def _read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer reads, (B, T, I), and the matrix that it multiplies that with, (G, I).
+
+        These are embeddings, I = E, and its own matrix. On a CPU, where it is less arithmetic and nothing is dropped in
+        between, they are one-hot symbols, I = V, and the product of the matrix with every embedding.
+        """
+        matrix, (symbols, width) = self.rnn.weight_ih_l0, self.embedding.weight.shape
+        dropped = self.training and self.config.dropout > 0
+        if dropped or ids.device.type != "cpu" or symbols * width > ids.numel() * (width - symbols):
+            return self.dropout(self.embedding(ids)), matrix
+        identity = torch.eye(symbols, dtype=matrix.dtype)
+        return F.embedding(ids, identity), matrix @ self.embedding.weight.t()
+
+    def _run_documents(self, x: Tensor, matrix: Tensor, state: State, ends: Tensor) -> tuple[Tensor, State]:
+        """`_run` in pieces that begin where some row has a document's end. x: (B, T, I), ends: (B, T) bool."""
         at = ends.any(0).nonzero()[:, 0].tolist()  # on a GPU this waits for it, once a window
         pieces = []
         for start, stop in pairwise(sorted({0, *at, x.shape[1]})):
             if start in at:
                 state = zeroed(state, ends[:, start])
-            hidden, state = self._run(x[:, start:stop], state)
+            hidden, state = self._run(x[:, start:stop], matrix, state)
             pieces.append(hidden)
         return torch.cat(pieces, dim=1) if len(pieces) > 1 else hidden, state
 
-    def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """All layers over x (B, T, E): what the last hands on, (B, T, H), and the state after the last character."""
+    def _run(self, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
+        """All layers over what `_read` gives: what the last hands on, (B, T, H), and the state after it."""
         config = self.config
         masked = self.training and config.dropout > 0 and config.dropout_mask == "window"
-        if not (config.layer_norm or (masked and config.num_layers > 1)):
+        if matrix is self.rnn.weight_ih_l0 and not (config.layer_norm or (masked and config.num_layers > 1)):
             return self._run_rnn(x, state)
         states = []
         for i in range(config.num_layers):
-            x, after = self._run_layer(i, self.dropout(x) if i else x, tuple(part[i : i + 1] for part in state))
+            x, matrix = (self.dropout(x), getattr(self.rnn, f"weight_ih_l{i}")) if i else (x, matrix)
+            x, after = self._run_layer(i, x, matrix, tuple(part[i : i + 1] for part in state))
             x = self.norms[i](x) if config.layer_norm else x
             states.append(after)
         return x, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
 
-    def _run_layer(self, i: int, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Layer i over x (B, T, E or H), from its state to that after the last character, each (1, B, H)."""
-        weights = [getattr(self.rnn, f"{name}_l{i}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    def _run_layer(self, i: int, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
+        """Layer i over x (B, T, I), from its state to that after the last character, each (1, B, H)."""
+        weights = [matrix, *(getattr(self.rnn, f"{name}_l{i}") for name in ("weight_hh", "bias_ih", "bias_hh"))]
         if len(state) == 2:
             hidden, h, c = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)
             return hidden, (h, c)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
 from charrnn.model import CharRNN, WindowDropout, detach
@@ -152,12 +153,34 @@ def test_layer_by_layer_gives_what_one_call_gives(rnn):
     whole, after = model._run_rnn(x, state)
     hidden, states = x, []
     for i in range(3):
-        hidden, part = model._run_layer(i, hidden, tuple(part[i : i + 1] for part in state))
+        matrix = getattr(model.rnn, f"weight_ih_l{i}")
+        hidden, part = model._run_layer(i, hidden, matrix, tuple(part[i : i + 1] for part in state))
         states.append(part)
     states = [torch.cat(parts) for parts in zip(*states, strict=True)]
     torch.testing.assert_close(hidden, whole)
     for one, other in zip(states, after, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_reading_one_hot_symbols_is_reading_embeddings(rnn):
+    torch.manual_seed(0)
+    config = ModelConfig(rnn=rnn, embedding_dim=30, hidden_dim=5, num_layers=2)
+    model = CharRNN(config, vocab_size=7).double()
+    ids, targets = torch.randint(7, (2, 4, 9))
+    state = tuple(torch.randn_like(part, dtype=torch.float64) for part in model.zero_state(4))
+    x, matrix = model._read(ids)
+    assert x.shape == (4, 9, 7)
+    assert matrix.shape == (5 * (3 if rnn == "GRU" else 4), 7)
+    logits = [model(ids, state)[0], model.head(model._run_rnn(model.embedding(ids), state)[0])]
+    gradients = [
+        torch.autograd.grad(F.cross_entropy(some.flatten(0, 1), targets.flatten()), list(model.parameters()))
+        for some in logits
+    ]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert model._read(ids[:1, :1])[0].shape == (1, 1, 30)  # of so few, the product would be more
 
 
 @pytest.mark.parametrize("rnn", CELLS)
