@@ -5,10 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_models import write_model
 
 from charrnn.vocab import Vocab
 from infer import Engine
+
+# A shared machine's pauses are no failure of an example.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_configure() -> None:

@@ -16,7 +16,8 @@ _GATES = {"GRU": 3, "LSTM": 4}
 
 # Dense products on tensor cores, 1e12 FLOP/s in (16-bit floats, TF32 or, where there is none, fp32), as published in
 # NVIDIA's data sheets of each product (https://www.nvidia.com/en-us/data-center/products/); figures "with sparsity"
-# are halved. cuDNN's recurrent kernels compute fp32 models in TF32 unless told otherwise. The first match counts.
+# are halved. Those of A100, H100 and H200 are also in torchtitan's tools/utils.py, those of V100 in Lightning's
+# throughput.py. cuDNN's recurrent kernels compute fp32 models in TF32 unless told otherwise. The first match counts.
 _PUBLISHED = {
     "H200": (989.4, 494.7),
     "H100 PCIe": (756.0, 378.0),
