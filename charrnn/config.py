@@ -155,7 +155,7 @@ class DataConfig(Section):
     def _reset_applies(self) -> "DataConfig":
         if self.reset and self.windows == "sliding":
             raise ValueError(
-                f"reset {self.reset} is of carried lanes, and sliding windows all begin with a zero state; set reset to 0"
+                f"reset {self.reset} is of carried lanes, sliding windows all begin with a zero state; set reset to 0"
             )
         return self
 
