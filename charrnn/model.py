@@ -78,7 +78,8 @@ class CharRNN(nn.Module):
         These are embeddings, I = E, and its own matrix. On a CPU, where it is less arithmetic and nothing is dropped in
         between, they are one-hot symbols, I = V, and the product of the matrix with every embedding.
         """
-        matrix, (symbols, width) = self.rnn.weight_ih_l0, self.embedding.weight.shape
+        matrix = cast(Tensor, self.rnn.weight_ih_l0)
+        symbols, width = self.embedding.weight.shape
         dropped = self.training and self.config.dropout > 0
         if dropped or ids.device.type != "cpu" or symbols * width > ids.numel() * (width - symbols):
             return self.dropout(self.embedding(ids)), matrix
