@@ -67,8 +67,9 @@ def check_inside(starts: NDArray[np.int64], length: int, num_chars: int, step: i
 def window_plan(config: RunConfig, num_chars: int) -> WindowPlan:
     """The training batches of `config` over a split of `num_chars` characters. Raises: CorpusError if too small."""
     data = config.data
-    shape = (data.seq_len, data.batch_size, data.windows, data.stride)
-    return WindowPlan(num_chars, *shape, config.train.seed, data.reset)
+    return WindowPlan(
+        num_chars, data.seq_len, data.batch_size, data.windows, data.stride, config.train.seed, data.reset
+    )
 
 
 def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
