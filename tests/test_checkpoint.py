@@ -302,7 +302,7 @@ def test_whichever_file_is_damaged_the_run_goes_on_from_the_checkpoint_before(tr
     assert_passed_over(trained, run_dir, name, "no readable" if name == MANIFEST else FAULTS[damage])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
 def test_a_changed_byte_is_found_wherever_it_is(trained, name, where, mask):
     """In the manifest's white space it may change nothing, and then nothing is lost."""
@@ -327,7 +327,7 @@ def same_manifest(one, other):
         return False
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True))
 def test_a_file_that_was_cut_off_is_found_wherever_it_ends(trained, name, share):
     path = trained.run_dir / "step-00000012" / name

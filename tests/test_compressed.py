@@ -55,7 +55,7 @@ def test_what_was_packed_comes_out_however_it_is_cut(
     assert unpack(COMPRESSORS[suffix](RAW), suffix, chunk_bytes) == RAW
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     suffix=st.sampled_from(list(KINDS)),
     raws=st.lists(st.binary(max_size=40), min_size=1, max_size=3),

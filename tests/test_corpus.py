@@ -206,7 +206,7 @@ def test_an_empty_document_has_no_end() -> None:
     chunk_bytes=st.integers(1, 9),
 )
 @example(texts=["\ufeffa\r", "\nb"], chunk_bytes=1)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_where_the_chunks_end_does_not_show(texts: list[str], chunk_bytes: int, tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(len(texts))]
     expected = ""

@@ -137,7 +137,7 @@ any_options = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(logits=logits_of_a_row, options=any_options)
 def test_the_graph_has_the_rules_of_charrnn_sampling(constant_engine, logits, options):
     engine = constant_engine(logits)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from training import make_trainer, tiny_config
 
@@ -18,14 +18,12 @@ NOT_FINITE = [math.nan, math.inf, -math.inf]
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(FINITE, FINITE, FINITE), max_size=20), st.booleans())
 def test_finite_figures_pass_however_large(figures, judged):
     lrs, losses, norms = zip(*figures, strict=True) if figures else ((), (), ())
     check_finite(99, lrs, losses, norms if judged else None, "run")
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(1, 20),
     step=st.integers(20, 10**6),
@@ -54,7 +52,6 @@ def test_gradients_that_the_loss_scaler_judges_are_left_to_it_but_losses_are_not
     assert f"at step 1: loss {value}, learning rate 0.1;" in str(caught.value)
 
 
-@settings(deadline=None)
 @given(
     starts=st.lists(st.integers(-5, 110), min_size=1, max_size=20),
     length=st.integers(1, 30),

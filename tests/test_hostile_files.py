@@ -28,7 +28,7 @@ WHOLE = {f"{rnn} {precision}": model_bytes(rnn=rnn, precision=precision, num_lay
          for rnn, precision in itertools.product(CELLS, ("fp32", "int8", "int4"))}  # fmt: skip
 WHOLE |= {f"{rnn} version 1": format_1(rnn=rnn, num_layers=1) for rnn in CELLS}
 LIMIT = 3 * 2**30  # bytes of address space; numpy and onnxruntime take under 1 GiB of it
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True)
+FUZZ = settings(max_examples=150, derandomize=True)
 
 
 def refusal(path: Path) -> str | None:

@@ -29,7 +29,7 @@ def plain_entropy(text, order):
 
 
 @given(text=st.text("ab\nc", min_size=1, max_size=60), chunk=st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_entropies_are_those_of_plain_counting_wherever_chunks_end(text, chunk):
     ids = np.frombuffer(text.encode(), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def test_wide_ids_and_the_caps(monkeypatch):
 
 
 @given(text=st.text("ab\n", min_size=1, max_size=60), chunk=st.integers(1, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lines_are_those_of_plain_counting_wherever_blocks_end(text, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "_CHUNK", chunk)

@@ -61,7 +61,7 @@ def text_of(path: Path) -> str:
 
 
 @given(st.floats(0, 1, exclude_max=True), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_file_cut_short_is_refused_or_lacks_nothing_that_matters(tmp_path_factory, fraction, in_metadata):
     """A cut between two pieces of metadata leaves a whole ONNX file; the last ones only tell where it came from."""
     folder, whole = tmp_path_factory.getbasetemp(), model_bytes()

@@ -29,7 +29,7 @@ NAMED = re.compile(r"--set data\.seq_len=(\d+) --set data\.batch_size=(\d+) woul
     windows=st.sampled_from(["sliding", "carry"]),
     stride=st.integers(0, 300),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_a_refusal_names_fits(num_chars, seq_len, batch_size, windows, stride):
     try:
         WindowPlan(num_chars, seq_len, batch_size, windows, stride, 1)
@@ -218,7 +218,7 @@ def check_text(corpus, target, options):
     assert corpus.vocab.decode(corpus.ids) == text
 
 
-FUZZ = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": False}
+FUZZ = {"suppress_health_check": list(HealthCheck), "derandomize": False}
 
 
 @given(shapes=SHAPES, options=OPTIONS, single=st.booleans())

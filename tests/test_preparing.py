@@ -100,7 +100,7 @@ def prepared_ids(parts: list[Part], rules: Rules, folder: Path, workers: Workers
 @given(texts=texts, rules=rules, task_bytes=st.integers(4, 30), window=st.integers(1, 20), chunk=st.integers(0, 9))
 @example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0)
 @example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
     texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, tmp_path: Path
 ) -> None:
@@ -122,7 +122,7 @@ def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
 
 
 @given(texts=texts, codec=st.sampled_from(["utf-16", "utf-32-be", "gb18030"]), task_bytes=st.integers(4, 30))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_large_texts_in_other_encodings_are_the_same(
     texts: list[str], codec: str, task_bytes: int, tmp_path: Path
 ) -> None:
@@ -421,7 +421,7 @@ def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
 
 
 @given(texts=st.lists(st.text("abx\n", max_size=9), min_size=1, max_size=4), task_bytes=st.integers(1, 5))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_skipping_leaves_out_what_the_vocabulary_lacks_wherever_it_is_cut(
     texts: list[str], task_bytes: int, tmp_path: Path
 ) -> None:

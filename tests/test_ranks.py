@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ranks_worker as worker
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, ended_well, torchrun
 from training import fresh_accelerator
@@ -45,7 +45,6 @@ def test_a_defect_is_not_taken_for_a_fault_that_all_share(alone):
         alone.together(lambda: 1 / 0)
 
 
-@settings(deadline=None)
 @given(
     starts=st.lists(st.integers(0, 2**40), min_size=1, max_size=9), other=st.lists(st.integers(0, 2**40), min_size=1)
 )
@@ -58,7 +57,6 @@ def test_a_notice_tells_batches_apart_and_carries_a_clock_of_years(starts, other
         assert (packed(starts)[3] == packed(batch)[3]) == (starts == batch)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 9), st.sampled_from(KINDS), min_size=1))
 def test_all_ranks_raise_the_same_words_which_name_up_to_four_ranks_unless_it_is_the_first(failing):
     """failing: rank -> kind of its error."""

@@ -175,7 +175,7 @@ def test_main_threads_that_wait_for_one_that_signed_off_are_left_to_their_collec
     assert set(fleet.seconds(300, alive=[1]).values()) == {None}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     count=st.integers(2, 6),
     timeout_s=st.sampled_from([8.0, 20.0]),
