@@ -2,7 +2,7 @@
 
 torch runs its GRU there as a loop of small operations and adds every step's share to the weights' gradients in that
 loop. Here inputs are projected before the loop and gradients of weights taken after it, each in one large product, and
-in the loop's backward half all that does not depend on the gradient has been computed before. The values are those of
+going back all that does not depend on the gradient is computed for several steps at once. The values are those of
 nn.GRU up to rounding; so are the parameters and their names.
 
     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)      z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+_CACHED = 2**17  # numbers of one kind that stay in a core's cache between a few steps' operations
 
 
 class _Layer(torch.autograd.Function):
@@ -63,39 +65,51 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_states: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        """Backpropagation through time; `g` is the gradient of what W_hh h + b_hh gives, (T, B, 3, H)."""
+        """Backpropagation through time, a few steps at a time, whose numbers the cache holds.
+
+        `g` is the gradient of what W_hh h + b_hh gives, (T, B, 3, H).
+        """
         x, states, factors, rz, n, m, w_ih, w_hh = ctx.saved_tensors
         steps, batch, width = n.shape
+        gates, mixed = 2 * width, x.dtype != n.dtype
         r, z = rz.split(width, dim=2)
-        # 1. What each gate's gradient is per unit of the state's.
-        g = n.new_empty(steps, batch, 3, width)
-        to_n = (1 - z).mul_(1 - n * n)
-        torch.mul(to_n, r, out=g[:, :, 2])
-        g[:, :, 0] = g[:, :, 2] * m * (1 - r)
-        g[:, :, 1] = (states[:-1] - n) * z * (1 - z)
-        # 2. The states' gradients, from the last step to the first; d[t + 1] is that of what step t gives.
-        d = n.new_empty(steps + 1, batch, width)
-        d[0] = 0
-        d[1:] = d_states
-        d[-1] += d_last
-        g_factors = _twin(g, x.dtype)
-        mixed = x.dtype != n.dtype
-        d_each, z_each, g_each = d.unbind(), z.unbind(), g.unbind()
-        factor_each, flat_each = g_factors.unbind(), g_factors.flatten(2).unbind()
-        for t in reversed(range(steps)):
-            torch.mul(g_each[t], d_each[t + 1].unsqueeze(1), out=factor_each[t])
-            d_each[t].addcmul_(d_each[t + 1], z_each[t])
-            if mixed:
-                d_each[t].add_(flat_each[t] @ w_hh)
-            else:
-                d_each[t].addmm_(flat_each[t], w_hh)
+        g = x.new_empty(steps, batch, 3, width)
+        g_n = x.new_empty(steps, batch, width)  # what W_in x + b_in has in place of W_hn h + b_hn's
+        few = min(steps, max(1, _CACHED // (batch * width)))
+        d = n.new_empty(few + 1, batch, width)  # d[k + 1] is the gradient of the state that step k of a few gives
+        d[0] = d_last
+        d_states_each, z_each, flat_each, d_each = d_states.unbind(), z.unbind(), g.flatten(2).unbind(), d.unbind()
+        for start in reversed(range(0, steps, few)):
+            part = slice(start, min(start + few, steps))
+            count = part.stop - start
+            # 1. What each gate's gradient is per unit of the state's.
+            factor = n.new_empty(count, batch, 3, width)
+            to_n = 1 - z[part]
+            to_n.addcmul_(to_n, n[part].square(), value=-1)
+            torch.mul(to_n, r[part], out=factor[:, :, 2])
+            torch.mul(factor[:, :, 2] * m[part], 1 - r[part], out=factor[:, :, 0])
+            torch.mul(z[part] * (1 - z[part]), states[part] - n[part], out=factor[:, :, 1])
+            # 2. The states' gradients, from the last step to the first.
+            d[count] = d[0]
+            factor_each, g_each = factor.unbind(), g[part].unbind()
+            for k in reversed(range(count)):
+                t = start + k
+                d_each[k + 1].add_(d_states_each[t])
+                torch.mul(factor_each[k], d_each[k + 1].unsqueeze(1), out=g_each[k])
+                torch.mul(d_each[k + 1], z_each[t], out=d_each[k])
+                if mixed:
+                    d_each[k].add_(flat_each[t] @ w_hh)
+                else:
+                    d_each[k].addmm_(flat_each[t], w_hh)
+            torch.mul(to_n, d[1 : count + 1], out=g_n[part])
         # 3. The weights' gradients, each in one product over all steps.
-        rows = g_factors.view(steps * batch, 3 * width)
+        rows, rows_n, x_rows = g.flatten(2).flatten(0, 1), g_n.flatten(0, 1), x.flatten(0, 1)
+        rows_rz = rows[:, :gates]
         d_w_hh, d_b_hh = rows.t() @ factors[:-1].flatten(0, 1), rows.sum(0)
-        # From here on it is the gradient of what W_ih x + b_ih gives.
-        torch.mul(to_n, d[1:], out=g_factors[:, :, 2])
-        d_w_ih, d_b_ih = rows.t() @ x.flatten(0, 1), rows.sum(0)
-        d_x = (rows @ w_ih).view_as(x) if ctx.needs_input_grad[0] else None
+        d_w_ih, d_b_ih = torch.empty_like(w_ih), torch.cat((d_b_hh[:gates], rows_n.sum(0)))
+        torch.mm(rows_rz.t(), x_rows, out=d_w_ih[:gates])
+        torch.mm(rows_n.t(), x_rows, out=d_w_ih[gates:])
+        d_x = torch.addmm(rows_rz @ w_ih[:gates], rows_n, w_ih[gates:]).view_as(x) if ctx.needs_input_grad[0] else None
         return d_x, d[0], d_w_ih, d_w_hh, d_b_ih, d_b_hh
 
 

@@ -26,8 +26,10 @@ def both(batch, steps, inputs, width, layers, dtype=torch.float64):
     return zip(*results, strict=True)
 
 
+@pytest.mark.parametrize("cached", [1, 18, 2**17])  # one step at a time, a few and a rest, all at once
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_outputs_states_and_all_gradients_are_those_of_nn_gru(sizes):
+def test_outputs_states_and_all_gradients_are_those_of_nn_gru(sizes, cached, monkeypatch):
+    monkeypatch.setattr("charrnn.gru._CACHED", cached)
     for theirs, ours in both(*sizes):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
