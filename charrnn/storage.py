@@ -68,9 +68,9 @@ def fault_of(path: Path, size: int, sha256: str) -> str:
     with reading(path), path.open("rb") as file:
         actual_size = os.fstat(file.fileno()).st_size
         if size and actual_size != size:
-            return f"it has {actual_size} bytes and must have {size}"
+            return f"size mismatch: expected {size} bytes, got {actual_size}"
         if sha256 and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
-            return f"its sha256 is {actual} and must be {sha256}"
+            return f"checksum mismatch: expected sha256 {sha256}, got {actual}"
     return ""
 
 

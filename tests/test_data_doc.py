@@ -28,7 +28,7 @@ LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitli
 TRAINING = [line for line in LINES if "train/main.py" in line]
 # The table's options, what else the cell says left out.
 ROWS = [span for row in re.findall(r"^\|[^|]*\|(.*)\|$", TEXT, re.M) for span in re.findall(r"`(--data [^`]+)`", row)]
-NEEDS_NETWORK = ("hf:roneneldan", "https://", "shakespeare")
+NEEDS_NETWORK = ("hf:roneneldan", "https://", "shakespeare", "novels")
 FIELDS = {"title": ["a", "b"], "body": [f"{some_text(3000)}\n", some_text(3000, seed=1)]}
 
 

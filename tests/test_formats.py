@@ -392,7 +392,9 @@ def test_patterns_that_leave_nothing_say_what_they_left_out() -> None:
 @pytest.mark.parametrize("source", ["novel.txt", "python"])
 def test_patterns_are_refused_where_there_is_nothing_to_choose_from(source: str) -> None:
     write("novel.txt", VERSE)
-    with pytest.raises(CorpusError, match=r"choose files of a folder, glob or zip archive, and \w+ is none"):
+    with pytest.raises(
+        CorpusError, match=r"choose files of a folder, glob, zip archive or the corpus novels, and \w+ is none"
+    ):
         find(source, include=["*.txt"])
 
 
