@@ -99,8 +99,13 @@ def save_step(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def save_best(run_dir: Path, checkpoint: Checkpoint) -> Path:
     """Writes RUN/best, replacing the one before. Raises: CheckpointError."""
-    _write_folder(run_dir / BEST, _inference_files(checkpoint))
-    return run_dir / BEST
+    return save_for_inference(run_dir / BEST, checkpoint)
+
+
+def save_for_inference(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Writes what inference and fine-tuning need to `folder`, replacing it. Raises: CheckpointError."""
+    _write_folder(folder, _inference_files(checkpoint))
+    return folder
 
 
 def remove_unfinished(run_dir: Path) -> None:

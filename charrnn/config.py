@@ -1,6 +1,6 @@
 """The configuration of a run: what can be set, in which unit and range, and how YAML and options become one.
 
-`configs/default.yaml` spells every field with its comment; a test holds the two together.
+`configs/plain.yaml` spells every field with its comment; a test holds the two together.
 """
 
 import codecs
@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from charrnn.errors import ConfigError
 
 KEEP = "keep"  # data.vocab: that of the model which training goes on from
+BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -188,6 +189,9 @@ class TrainConfig(Section):
     )
     accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
     seed: int = Field(1, ge=0, description="start of every random choice")
+    init_from: str = Field(
+        SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
+    )
     mixed_precision: Precision = Field(
         "auto", description="auto = what accelerate launch says; native = bf16 where the device computes it, else no"
     )
@@ -215,13 +219,21 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Evaluation on the validation split, by both protocols."""
 
-    every: int = Field(250, ge=0, description="updates between evaluations; 0 = only at the end")
+    every: int = Field(250, ge=0, description="updates between evaluations; 0 = only at the end, or as times says")
+    times: int = Field(0, ge=0, description="evaluations spread evenly over the run, besides those of every; 0 = none")
+    sample: int = Field(
+        0,
+        ge=0,
+        description="characters, spread evenly, read in training precision before the final evaluation; 0 = all, in fp32",
+    )
     window: int = Field(256, ge=1, description="characters of a window of the `windows` protocol")
     batch_rows: int = Field(64, ge=1, description="windows evaluated at once")
     stream_lanes: int = Field(16, ge=1, description="lanes the `stream` protocol reads side by side")
     stream_warmup: int = Field(512, ge=0, description="uncounted characters that build up a later lane's state")
     best_by: Literal["stream", "windows"] = Field("stream", description="protocol whose loss decides what is best")
-    patience: int = Field(0, ge=0, description="stop after so many evaluations without a better one; 0 = off")
+    patience: int = Field(
+        0, ge=0, description="evaluations without a better one after which the rate is decayed and the run ends; 0 = off"
+    )
 
 
 class LogConfig(Section):
@@ -242,6 +254,7 @@ class SampleConfig(Section):
 
     prompt: str = Field("\n", min_length=1, description="text to go on from; what the vocabulary lacks is dropped")
     length: int = Field(200, ge=0, description="characters; 0 = no sample")
+    every: int = Field(1, ge=1, description="evaluations between samples")
     temperature: float = Field(0.8, ge=0, description="divides the logits; 0 = always the likeliest")
     top_k: int = Field(0, ge=0, description="draw among the k likeliest; 0 = all")
     top_p: float = Field(1.0, gt=0, le=1, description="draw among the likeliest that hold this probability; 1 = all")

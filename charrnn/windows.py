@@ -208,6 +208,22 @@ def stream_batch(num_chars: int, lanes: int, warmup: int) -> EvalBatch:
     return EvalBatch(starts, length, counted)  # counted: (lanes, length)
 
 
+def sampled_stream_batch(num_chars: int, sample: int, lanes: int, warmup: int) -> EvalBatch:
+    """An estimate of the `stream` protocol: `lanes` segments at equal distances, `sample` characters of them counted.
+
+    Each segment is preceded by `warmup` uncounted characters. All of the split when `sample` is not less than it.
+    """
+    predictions = num_chars - 1
+    length = -(-sample // lanes)
+    if sample >= predictions or length * lanes >= predictions:
+        return stream_batch(num_chars, lanes, warmup)
+    first = np.linspace(0, predictions - length, lanes).astype(np.int64)  # (lanes,) first counted character
+    starts = np.maximum(first - warmup, 0)
+    columns = np.arange(warmup + length)
+    counted = (columns >= (first - starts)[:, None]) & (columns < (first - starts)[:, None] + length)
+    return EvalBatch(starts, warmup + length, counted)  # counted: (lanes, warmup + length)
+
+
 def window_batches(num_chars: int, window: int, batch_rows: int) -> Iterator[EvalBatch]:
     """The `windows` protocol: non-overlapping windows of `window` characters, each from a zero state.
 
@@ -221,3 +237,19 @@ def window_batches(num_chars: int, window: int, batch_rows: int) -> Iterator[Eva
     tail = predictions - whole * window
     if tail:
         yield EvalBatch(np.array([whole * window], np.int64), tail, np.ones((1, tail), bool))
+
+
+def sampled_window_batches(num_chars: int, sample: int, window: int, batch_rows: int) -> Iterator[EvalBatch]:
+    """An estimate of the `windows` protocol: windows at equal distances, `sample` characters in all, rounded up.
+
+    All of the split when `sample` is not less than it.
+    """
+    whole = (num_chars - 1) // window
+    count = -(-sample // window)
+    if count >= whole:
+        yield from window_batches(num_chars, window, batch_rows)
+        return
+    chosen = np.linspace(0, whole - 1, count).astype(np.int64) * window  # (count,)
+    for first in range(0, count, batch_rows):
+        starts = chosen[first : first + batch_rows]  # (R,)
+        yield EvalBatch(starts, window, np.ones((len(starts), window), bool))

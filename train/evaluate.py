@@ -6,6 +6,7 @@ from a zero state: comparable with fixed-context models. The two are never mixed
 `python -m train.evaluate RUN|CHECKPOINT [--data TEXT] [--split test] [--dynamic]`
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -26,7 +27,14 @@ from charrnn.errors import CorpusError
 from charrnn.model import CharRNN
 from charrnn.sampling import SamplingOptions, generate
 from charrnn.vocab import Vocab
-from charrnn.windows import EvalBatch, rank_slice, stream_batch, window_batches
+from charrnn.windows import (
+    EvalBatch,
+    rank_slice,
+    sampled_stream_batch,
+    sampled_window_batches,
+    stream_batch,
+    window_batches,
+)
 from train import command_line
 from train.batches import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss
@@ -43,15 +51,28 @@ def evaluate(
     config: EvalConfig,
     accelerator: Accelerator,
     beat: Callable[[], object] = lambda: None,
+    *,
+    sample: int = 0,
 ) -> dict[str, float]:
-    """`val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc` of `ids` for both protocols, in fp32.
+    """`val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc` of `ids` for both protocols.
 
-    beat: called as it goes on. The rows are shared among the ranks; the sums, not the means, are reduced.
+    The rows are shared among the ranks; the sums, not the means, are reduced.
+
+    Args:
+        beat: Called as the evaluation proceeds.
+        sample: Characters to estimate each loss from, in training precision; 0 reads every character, in fp32.
     """
+    rows, warmup = config.batch_rows, config.stream_warmup
     protocols: dict[str, Iterable[EvalBatch]] = {
-        "stream": [stream_batch(len(ids), config.stream_lanes, config.stream_warmup)],
-        "windows": window_batches(len(ids), config.window, config.batch_rows),
+        "stream": [stream_batch(len(ids), config.stream_lanes, warmup)],
+        "windows": window_batches(len(ids), config.window, rows),
     }
+    if sample:
+        # More rows side by side, and so a shorter warm-up: an estimate should take little time.
+        protocols = {
+            "stream": [sampled_stream_batch(len(ids), sample, rows, min(warmup, config.window))],
+            "windows": sampled_window_batches(len(ids), sample, config.window, rows),
+        }
     figures: dict[str, float] = {}
     was_training = model.training
     model.eval()
@@ -59,7 +80,8 @@ def evaluate(
         mine = (
             b.rows(rank_slice(len(b.starts), accelerator.process_index, accelerator.num_processes)) for b in batches
         )
-        totals = nll_sum(model, ids, mine, beat)
+        with accelerator.autocast() if sample else contextlib.nullcontext():
+            totals = nll_sum(model, ids, mine, beat)
         if accelerator.num_processes > 1:
             totals = accelerator.reduce(totals.to(accelerator.device), "sum")
         nll, count = totals.tolist()

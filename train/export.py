@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,21 +166,30 @@ def model_of(checkpoint: Checkpoint) -> CharRNN:
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     """The model file's metadata: all that a stranger needs to use the file and to know where it came from."""
+    checkpoint = without_paths(checkpoint)
     corpus = checkpoint.trainer["corpus"]
-    source = without_folders(corpus["source"])
-    config = checkpoint.config.model_dump(mode="json")
-    # Where things lay on the machine that trained is nobody's business who gets the file.
-    config["data"] |= {"source": source, "cache_dir": "", "mirror": ""}
-    config["train"] |= {"run_dir": ""}
     return {
         "charrnn.format_version": str(FORMAT_VERSION),
         "charrnn.precision": "fp32",
         "charrnn.vocab": checkpoint.vocab.to_json(),
-        "charrnn.config": json.dumps(config),
+        "charrnn.config": checkpoint.config.model_dump_json(),
         "charrnn.metrics": json.dumps(checkpoint.trainer["metrics"]),
-        "charrnn.corpus": json.dumps({"name": corpus["name"], "source": source, "num_chars": corpus["num_chars"]}),
+        "charrnn.corpus": json.dumps({name: corpus[name] for name in ("name", "source", "num_chars")}),
         "charrnn.corpus_sha256": corpus["sha256"],
     }
+
+
+def without_paths(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without the folders of the machine that trained it, which are nobody's business who gets it."""
+    config, corpus = checkpoint.config, checkpoint.trainer["corpus"]
+    source = without_folders(corpus["source"])
+    data = config.data.model_copy(update={"source": source, "cache_dir": "", "mirror": ""})
+    train = config.train.model_copy(update={"run_dir": "", "init_from": without_folders(config.train.init_from)})
+    return replace(
+        checkpoint,
+        config=config.model_copy(update={"data": data, "train": train}),
+        trainer={**checkpoint.trainer, "corpus": {**corpus, "source": source}},
+    )
 
 
 def rounded(metadata: dict[str, str], precision: Precision) -> dict[str, str]:

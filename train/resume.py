@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from charrnn.checkpoint import Checkpoint, Tensors, load_for_inference, load_newest, step_folders
-from charrnn.config import KEEP, RunConfig
+from charrnn.config import BASE, KEEP, SCRATCH, RunConfig
 from charrnn.corpus import Corpus
 from charrnn.errors import CheckpointError, CorpusError, listing
 from charrnn.model import CharRNN, State
 from charrnn.vocab import Vocab
+from train.base import base_folder
 
 # A resumed run must agree with its checkpoint on these; the rest may change between segments.
 _FIXED = {
@@ -60,13 +61,12 @@ def starting_point(
     run_dir: Path,
     *,
     resume: bool,
-    init_from: Path | None,
     warn: Callable[[str], None],
 ) -> StartingPoint:
     """Decides where the run starts.
 
     Raises: CheckpointError when the folder's run is another one, when it holds a run and `resume` is False, or when
-    the weights of `init_from` do not fit.
+    the weights of `train.init_from` do not fit.
     """
     if not resume and step_folders(run_dir):
         raise CheckpointError(
@@ -76,8 +76,9 @@ def starting_point(
     saved = load_newest(run_dir, warn, lambda c: _check_same_run(c, config, corpus, run_dir)) if resume else None
     if saved:
         return StartingPoint(saved.vocab, table_between(saved.vocab, corpus, run_dir), saved.weights, saved)
-    if init_from:
-        other = load_for_inference(init_from)
+    init_from = config.train.init_from
+    if init_from != SCRATCH:
+        other = load_for_inference(origin_folder(init_from))
         differing = _differences(
             other.config, config, {"model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "layer_norm")}
         )
@@ -89,34 +90,49 @@ def starting_point(
     return StartingPoint(corpus.vocab)
 
 
-def _fine_tuning(other: Checkpoint, config: RunConfig, corpus: Corpus, path: Path) -> StartingPoint:
-    """Another model's weights, with entries for the characters that only the corpus has, unless data.vocab is keep."""
+def origin_folder(init_from: str) -> Path:
+    """The folder that `train.init_from` names: that of the shipped base, or a run or checkpoint."""
+    return base_folder() if init_from == BASE else Path(init_from).expanduser()
+
+
+def _fine_tuning(other: Checkpoint, config: RunConfig, corpus: Corpus, origin: str) -> StartingPoint:
+    """Another model's weights, with entries for the characters that only the corpus has, unless data.vocab is keep.
+
+    Of the shipped base, entries of characters that the corpus lacks are dropped: they would cost time and space.
+    """
     vocab = other.vocab
     if config.data.vocab != KEEP and vocab.kind == corpus.vocab.kind == "chars":
-        vocab = vocab.extended_by(corpus.vocab)
+        vocab = corpus.vocab if origin == BASE else vocab.extended_by(corpus.vocab)
     vocab = _with_document_end(vocab, corpus.vocab)
-    new = vocab.symbols[len(other.vocab) :] if vocab.kind == "chars" else ()
-    weights = extended_weights(other.weights, len(new)) if new else other.weights
-    return StartingPoint(vocab, table_between(vocab, corpus, path), weights, new=new)
+    new = tuple(other.vocab.unknown_in("".join(vocab.symbols)))
+    weights = {name: tensor.float() for name, tensor in other.weights.items()}
+    if vocab.symbols != other.vocab.symbols:
+        weights = refitted_weights(weights, other.vocab, vocab)
+    return StartingPoint(vocab, table_between(vocab, corpus, Path(origin)), weights, new=new)
 
 
-def extended_weights(weights: Tensors, count: int) -> Tensors:
-    """The same with `count` more characters, whose embedding, head row and bias are the means of all others'.
+def refitted_weights(weights: Tensors, vocab: Vocab, wanted: Vocab) -> Tensors:
+    """The same for the characters of `wanted`, V of them: those that `vocab`, V0, lacks get the mean of all its entries.
 
-    embedding.weight: (V, E) -> (V + count, E); head.weight: (V, H) -> (V + count, H); head.bias likewise. A new
-    character's logit is then the mean of the others', so that, by Jensen's inequality, it gets at most the mean of
-    their probabilities, and the loss on the old characters grows by at most ln(1 + count / V).
+    embedding.weight: (V0, E) -> (V, E); head.weight: (V0, H) -> (V, H); head.bias likewise. A new character's logit is
+    then the mean of the others', so that, by Jensen's inequality, it gets at most the mean of their probabilities, and
+    the loss on the old characters grows by at most ln(1 + new / V0).
     """
-    grown = dict(weights)
+    places = {symbol: i for i, symbol in enumerate(vocab.symbols)}
+    index = torch.tensor([places.get(symbol, len(vocab)) for symbol in wanted.symbols])  # (V,)
+    refitted = dict(weights)
     for name in ("embedding.weight", "head.weight", "head.bias"):
-        rows = weights[name]  # (V, ...)
+        rows = weights[name]  # (V0, ...)
         mean = rows.double().mean(0, keepdim=True).to(rows.dtype)
-        grown[name] = torch.cat([rows, mean.expand(count, *rows.shape[1:])])
-    return grown
+        refitted[name] = torch.cat([rows, mean])[index]
+    return refitted
 
 
 def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_dir: Path) -> None:
-    differing = _differences(saved.config, config, _FIXED)
+    fixed = dict(_FIXED)
+    if config.train.init_from != SCRATCH:  # need not be repeated to resume
+        fixed["train"] += ("init_from",)
+    differing = _differences(saved.config, config, fixed)
     if differing:
         raise CheckpointError(
             f"{run_dir} holds a run with other settings: {differing}; set them as they were to continue it, "

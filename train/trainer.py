@@ -4,14 +4,16 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from charrnn.checkpoint import BEST, load_for_inference, save_best
 from charrnn.config import RunConfig
-from charrnn.corpus import Corpus
+from charrnn.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
 from charrnn.model import CharRNN, NextCharLoss, State, detach, zeroed
 from charrnn.windows import Batch, rank_slice
@@ -79,7 +81,7 @@ class Trainer:
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
         self.progress, self._pace = Progress(), Pace()
-        self._decayed = True
+        self._decay = 1.0
         self.flops_per_char, self._peak_flops = flops_per_char(config.model, len(self.vocab)), peak_flops
         self.metrics: dict[str, float] = {}
         self.stopped_by = 0
@@ -110,7 +112,7 @@ class Trainer:
                 self.train_step()
                 if self._due(self.config.log.every):
                     self.log()
-                if self._due(self.config.eval.every):
+                if self._due(self.config.eval.every) or self.progress.evaluation_due(self.config, self.total_steps):
                     self.evaluate()
                 # The last checkpoint comes after the last evaluation, so that it knows of it.
                 self.save(step=self._due(self.config.checkpoint.every) and not self._done())
@@ -221,17 +223,50 @@ class Trainer:
         # Without a validation split the newest model is the best there is.
         loss = -float(progress.step)
         if len(self.val_ids) > 1:
-            losses = evaluate(self.model, self.val_ids, self.config.eval, self.accelerator, self.beat)
+            losses = self._losses(self.config.eval.sample)
             self.metrics |= losses
             figures |= losses
             loss = losses[f"val/{self.config.eval.best_by}/loss"]
-        if self.config.sample.length and self.accelerator.is_main_process:
+        if self._sample_due() and self.accelerator.is_main_process:
             figures["sample"] = sample_text(self.model, self.vocab, self.config.sample, self.device)
         if figures:
             self._record(figures)
-        self._best_unsaved = progress.evaluated(loss)
+        self._best_unsaved = progress.evaluated(loss, progress.share(self.config, self.total_steps))
+        if progress.stop_early(self.config.eval.patience, self._decay):
+            self.recorder.message(
+                f"no better evaluation since step {progress.best_step:,}: decaying the learning rate over the next "
+                f"{progress.cooldown_steps:,} steps, then stopping"
+            )
         # Evaluation is not training: its time stays out of chars/s.
         self._logged_at += self.clock() - began
+
+    def _losses(self, sample: int) -> dict[str, float]:
+        return evaluate(self.model, self.val_ids, self.config.eval, self.accelerator, self.beat, sample=sample)
+
+    def _sample_due(self) -> bool:
+        """Every `sample.every`-th evaluation writes a sample, and so does the last."""
+        config = self.config.sample
+        return bool(config.length) and (self._done() or (self.progress.evaluations + 1) % config.every == 0)
+
+    def evaluate_best(self) -> dict[str, float]:
+        """The losses of `best/` on the complete validation split, where the evaluations so far were estimates.
+
+        Records them in metrics.jsonl and in best/ itself. Called after `fit`, on every rank: the model is left with
+        the weights of best/.
+        """
+        if not self.config.eval.sample or len(self.val_ids) < LEAST_EVALUATED:
+            return {}
+        best = self.ranks.together(lambda: load_for_inference(self.run_dir / BEST))
+        if "final" in best.trainer:
+            return {}
+        self.model.load_state_dict(best.weights)
+        losses = self._losses(0)
+        if self.accelerator.is_main_process:
+            record = {**best.trainer, "final": True, "metrics": {**best.trainer["metrics"], **losses}}
+            self._alone(lambda: save_best(self.run_dir, replace(best, trainer=record)))
+            self._record(losses)
+        self.ranks.raise_together(self._fault)
+        return losses
 
     def save(self, *, step: bool) -> None:
         """Begins to write what is due: `best/` after a better evaluation, and with `step` a step checkpoint.
@@ -272,9 +307,8 @@ class Trainer:
             raise
 
     def _set_lr(self) -> float:
-        decay = self.progress.decay(self.config, self.total_steps, self._pace.step_s)
-        lr = lr_at(self.progress.step, self.config.optim, decay)
-        self._decayed = decay >= 1
+        self._decay = self.progress.decay(self.config, self.total_steps, self._pace.step_s)
+        lr = lr_at(self.progress.step, self.config.optim, self._decay)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -288,7 +322,7 @@ class Trainer:
         return self._resumed_s + self.clock() - self._started
 
     def _done(self) -> bool:
-        return self.progress.done(self.config, self.total_steps, decayed=self._decayed)
+        return self.progress.done(self.config, self.total_steps, decayed=self._decay >= 1)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0

@@ -1,0 +1,61 @@
+"""The base model that fine-tuning starts from: checkpoints/base/, and how a run's best checkpoint becomes one.
+
+`python -m train.base RUN --out checkpoints/base`
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from charrnn.checkpoint import load_for_inference, save_for_inference
+from charrnn.errors import CheckpointError
+from train import command_line
+from train.export import without_paths
+
+_TRAIN = Path(__file__).resolve().parent
+# In a checkout, and in an installed package.
+_FOLDERS = (_TRAIN.parent / "checkpoints" / "base", _TRAIN / "models" / "base")
+
+
+def base_folder() -> Path:
+    """The folder of the shipped base model. Raises: CheckpointError when this installation has none."""
+    for folder in _FOLDERS:
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(
+        "this installation has no base model (checkpoints/base is missing); restore that folder, or use --init-from none"
+    )
+
+
+def shrink(source: Path, out: Path) -> Path:
+    """Writes the best checkpoint of a run as a base: weights in half precision, and nothing of the training machine.
+
+    Raises: CheckpointError when there is no such checkpoint, or `out` exists or cannot be written.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out} exists; name another --out, or delete it")
+    best = load_for_inference(source)
+    weights = {name: tensor.to(torch.float16) for name, tensor in best.weights.items()}
+    return save_for_inference(out, replace(without_paths(best), weights=weights))
+
+
+def command(
+    source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = _FOLDERS[0],
+) -> None:
+    """Write a run's best checkpoint in half precision, for --init-from."""
+    folder = shrink(source, out)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    typer.echo(f"{folder}  {size / 2**20:.1f} MiB")
+
+
+def main() -> None:
+    """Entry of `python -m train.base`."""
+    command_line.run(command)
+
+
+if __name__ == "__main__":
+    main()
