@@ -224,7 +224,7 @@ class EvalConfig(Section):
     sample: int = Field(
         0,
         ge=0,
-        description="characters, spread evenly, read in training precision before the final evaluation; 0 = all, in fp32",
+        description="characters that an evaluation before the last reads, in training precision; 0 = all, in fp32",
     )
     window: int = Field(256, ge=1, description="characters of a window of the `windows` protocol")
     batch_rows: int = Field(64, ge=1, description="windows evaluated at once")
@@ -232,7 +232,7 @@ class EvalConfig(Section):
     stream_warmup: int = Field(512, ge=0, description="uncounted characters that build up a later lane's state")
     best_by: Literal["stream", "windows"] = Field("stream", description="protocol whose loss decides what is best")
     patience: int = Field(
-        0, ge=0, description="evaluations without a better one after which the rate is decayed and the run ends; 0 = off"
+        0, ge=0, description="evaluations without a better one before the rate decays and the run ends; 0 = off"
     )
 
 

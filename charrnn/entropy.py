@@ -68,14 +68,14 @@ def _entropies(pieces: Iterator[Ids] | list[Ids], symbols: int, total: int, over
     longest = max(1, min(HIGHEST_ORDER + 1, total, 64 // bits))
     keys, counts, read = np.empty(0, np.uint64), np.empty(0, np.int64), 0
     for piece in pieces:
-        keys, counts = _merged(keys, counts, *np.unique(_packed(piece, longest, bits), return_counts=True))
+        keys, counts = _merged(keys, counts, *np.unique(packed(piece, longest, bits), return_counts=True))
         read += len(piece) - (overlap if read else 0)
         if len(keys) > MOST_GRAMS:
             break
     return Entropies(_conditional(keys, counts, longest, bits), read, total)
 
 
-def _packed(ids: Ids, length: int, bits: int) -> Keys:
+def packed(ids: Ids, length: int, bits: int) -> Keys:
     """(N - length + 1,) each run of `length` ids as one number, the first one in the highest bits."""
     count = max(0, len(ids) - length + 1)
     packed = np.zeros(count, np.uint64)

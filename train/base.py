@@ -26,7 +26,7 @@ def base_folder() -> Path:
         if folder.is_dir():
             return folder
     raise CheckpointError(
-        "this installation has no base model (checkpoints/base is missing); restore that folder, or use --init-from none"
+        "this installation has no base model: checkpoints/base is missing; restore that folder, or use --init-from none"
     )
 
 

@@ -12,8 +12,6 @@ import typer
 from charrnn.config import RunConfig, load_config
 from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
-
 # torchrun ends all processes once one has failed: the one that tells of a fault all have met must come first.
 _TIME_TO_TELL_S = 2.0
 
@@ -53,7 +51,7 @@ def _option(key: str, help_text: str, **extra: Any) -> Any:
 def train(
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Experiment to run, a YAML file.", show_default="configs/default.yaml"),
+        typer.Option(metavar="FILE", help="Experiment to run, a YAML file.", show_default="sized to the text"),
     ] = None,
     data: Annotated[
         str | None,
@@ -99,15 +97,19 @@ def train(
     ] = None,
     run_dir: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Run folder.", show_default="checkpoints/<config>-<corpus>"),
+        typer.Option(metavar="DIR", help="Run folder.", show_default="checkpoints/[<config>-]<corpus>"),
     ] = None,
     seed: Annotated[int | None, _option("train.seed", "Start of every random choice.")] = None,
     resume: Annotated[
         Resume, typer.Option(help="auto: go on from the run folder's newest checkpoint. never: refuse if it has one.")
     ] = Resume.auto,
     init_from: Annotated[
-        Path | None,
-        typer.Option(metavar="CKPT", help="Run or checkpoint whose weights a new run fine-tunes."),
+        str | None,
+        typer.Option(
+            metavar="base|none|CKPT",
+            help="Weights to fine-tune: the shipped base model, none, or a run or checkpoint.",
+            show_default="base where it helps; none with --config",
+        ),
     ] = None,
     tracker: Annotated[
         TrackerName | None, _option("tracking.tracker", "Where figures go besides metrics.jsonl.")
@@ -126,13 +128,14 @@ def train(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any field of configs/default.yaml; repeatable."),
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any field of configs/plain.yaml; repeatable."),
     ] = None,
 ) -> None:
     """Train a character-level GRU or LSTM on a text, and export the best checkpoint as one ONNX file.
 
-    The same command again resumes a run that was cut off. The defaults shown are those of configs/default.yaml;
-    another --config has its own.
+    Without --config, network and schedule are sized to the text, the machine's speed and --time-limit; every option
+    given here is kept. The defaults shown are those of configs/plain.yaml. The same command again resumes a run that
+    was cut off.
     """
     options = {
         "data.source": data,
@@ -146,16 +149,26 @@ def train(
         "train.time_limit": time_limit,
         "train.run_dir": run_dir,
         "train.seed": seed,
+        "train.init_from": init_from,
         "tracking.tracker": tracker and tracker.value,
         "data.mirror": data_mirror,
         "data.encoding": encoding,
     }
-    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
-    chosen = load_config(path, {k: v for k, v in options.items() if v is not None}, assignments or ())
+    given = {key: value for key, value in options.items() if value is not None}
+    assigned = tuple(assignments or ())
     # torch takes a second to import: after the options are known to be right.
-    from train.run import run
+    if config:
+        settings = load_config(config, given, assigned)
+        from train.run import run
 
-    run(chosen, config_name=path.stem if path else "default", resume=resume is Resume.auto, init_from=init_from)
+        run(settings, config_name=config.stem, resume=resume is Resume.auto)
+    else:
+        load_config(None, given, assigned)
+        from train.run import run
+        from train.sizing import Chosen, initial_config
+
+        chosen = Chosen(given, assigned)
+        run(initial_config(chosen), config_name="", resume=resume is Resume.auto, chosen=chosen)
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def _fine_tuning(other: Checkpoint, config: RunConfig, corpus: Corpus, origin: s
 
 
 def refitted_weights(weights: Tensors, vocab: Vocab, wanted: Vocab) -> Tensors:
-    """The same for the characters of `wanted`, V of them: those that `vocab`, V0, lacks get the mean of all its entries.
+    """The same for the V characters of `wanted`: those that `vocab`, of V0, lacks get the mean of all its entries.
 
     embedding.weight: (V0, E) -> (V, E); head.weight: (V0, H) -> (V, H); head.bias likewise. A new character's logit is
     then the mean of the others', so that, by Jensen's inequality, it gets at most the mean of their probabilities, and

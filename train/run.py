@@ -4,6 +4,7 @@ import contextlib
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -23,29 +24,40 @@ from train.recorder import Recorder
 from train.report import closing_lines, goes_on, opening_lines, stopped_line
 from train.resume import StartingPoint, check_same_start, identity_fields, starting_point
 from train.signals import StopSignals, stop_error
+from train.sizing import Chosen, sized
 from train.trainer import Trainer
 from train.watchdog import Watchdog, is_of_a_collective, shared_store
 
 
-def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | None) -> Path | None:
+def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | None = None) -> Path | None:
     """Trains, exports and reports. Returns the model file on the main process, None on others.
+
+    config_name: the run folder's name begins with it, unless empty. chosen: what the user set, when the recipe is to
+    choose the rest; None takes `config` as it is.
 
     Raises: CharRNNError for everything that is the user's to mend, and for a stop that was asked for. A process whose
     peers are lost does not return: the watchdog ends it.
     """
     accelerator = make_accelerator(config.train)
-    check_processes(config, accelerator.num_processes)
+    if chosen is None:
+        check_processes(config, accelerator.num_processes)
     threads = set_threads(config.train.threads)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     ranks = Ranks(accelerator)
     with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
         corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_local_main))
+        name = f"{config_name}-{corpus.name}" if config_name else corpus.name
+        run_dir = Path(config.train.run_dir or Path("checkpoints") / name)
+        explanation: list[str] = []
+        if chosen is not None:
+            config, explanation = sized(chosen, config, corpus, run_dir, accelerator, ranks)
+            corpus = replace(corpus, split=config.data.split)
+            check_processes(config, accelerator.num_processes)
         window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
-        run_dir = Path(config.train.run_dir or Path("checkpoints") / f"{config_name}-{corpus.name}")
         watchdog.advice = lambda: goes_on(run_dir)
         ranks.together(lambda: held.enter_context(only_run_in(run_dir)) if ranks.is_main else None)
-        start = find_start(config, corpus, run_dir, ranks, resume=resume, init_from=init_from)
+        start = find_start(config, corpus, run_dir, ranks, resume=resume)
         recorder = ranks.together(lambda: open_recorder(config, corpus, run_dir, start, accelerator))
         held.callback(recorder.close)
         signals = StopSignals(watchdog.hurry)
@@ -62,7 +74,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, init_from: Path | 
             beat=watchdog.beat,
             peak_flops=peak and peak * ranks.count,
         )
-        recorder.lines(opening_lines(trainer, threads, start))
+        recorder.lines([*opening_lines(trainer, threads, start), *explanation])
         with signals.watched():
             return train_and_export(trainer, watchdog)
 
@@ -101,9 +113,7 @@ def watched(config: RunConfig, ranks: Ranks) -> Iterator[Watchdog]:
         yield watchdog
 
 
-def find_start(
-    config: RunConfig, corpus: Corpus, run_dir: Path, ranks: Ranks, *, resume: bool, init_from: Path | None
-) -> StartingPoint:
+def find_start(config: RunConfig, corpus: Corpus, run_dir: Path, ranks: Ranks, *, resume: bool) -> StartingPoint:
     """Where the run starts, the same on every rank. Raises: CheckpointError, as `starting_point` does."""
     ranks.together(lambda: remove_unfinished(run_dir) if ranks.is_main else None)
 
@@ -111,9 +121,7 @@ def find_start(
         if ranks.is_main:
             print(f"warning: {text}", file=sys.stderr)
 
-    start = ranks.together(
-        lambda: starting_point(config, corpus, run_dir, resume=resume, init_from=init_from, warn=warn)
-    )
+    start = ranks.together(lambda: starting_point(config, corpus, run_dir, resume=resume, warn=warn))
     check_same_start(ranks.gather((start.resumed.step if start.resumed else 0, corpus.sha256)), run_dir)
     return start
 

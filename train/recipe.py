@@ -1,0 +1,163 @@
+"""The recipe: what a run without --config trains, from the text's size, the machine's speed and the time there is.
+
+A pure function from facts to fields of the config. docs/quality.md has the experiments behind each rule.
+Letters: N characters of the training split, C characters that will be trained on, P parameters.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from charrnn.config import BASE, SCRATCH, ModelConfig
+from train.flops import flops_per_char
+
+# Networks from small to large: layers, hidden_dim, embedding_dim.
+_SIZES = ((1, 128, 32), (1, 256, 64), (1, 512, 64), (2, 512, 128), (2, 1024, 256))
+# The default budget, in seconds, at most.
+MOST_DEFAULT_S = 300.0
+_MOST_VALIDATION = 1 << 17
+_EVALUATIONS = 16
+_PATIENCE = 6
+# Share of a run that may go into the evaluations before the last, and what reading a character costs of training on it,
+# with the warm-up of each segment.
+_EVALUATION_SHARE, _READING_COST = 0.04, 1.0
+_CHECKPOINT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the recipe knows.
+
+    Attributes:
+        characters: Characters of the whole text.
+        symbols: V, vocabulary size.
+        flops: FLOP/s of training steps over all processes.
+        budget_s: Wall-clock limit in seconds; 0 = the recipe chooses.
+        epochs: Passes over the text that the user asks for; 0 = the recipe chooses.
+        origin: Shape of the weights that training starts from, None from scratch.
+        init_from: Name of those weights.
+        on_gpu: Whether the processes train on GPUs.
+        processes: How many there are.
+    """
+
+    characters: int
+    symbols: int
+    flops: float
+    budget_s: float = 0.0
+    epochs: float = 0.0
+    origin: ModelConfig | None = None
+    init_from: str = SCRATCH
+    on_gpu: bool = False
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """fields: "section.key" -> value of the config. summary: what was chosen and why, in one line."""
+
+    summary: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def choose(facts: Facts) -> Recipe:
+    """The recipe for `facts`.
+
+    Every field it returns is a default that the user's own settings replace.
+    """
+    held_out = min(0.1, _MOST_VALIDATION / facts.characters)
+    length = max(1, int(facts.characters * (1.0 - held_out)))  # N
+    model = facts.origin or _network(facts, length)
+    speed = facts.flops / flops_per_char(model, facts.symbols)  # characters/s
+    most_epochs = facts.epochs or _useful_epochs(length, fine_tuning=facts.origin is not None)
+    budget_s = facts.budget_s or min(MOST_DEFAULT_S, most_epochs * length / speed)
+    chars = min(most_epochs * length, budget_s * speed)  # C
+    epochs = chars / length
+    dropout = _dropout(epochs, length, fine_tuning=facts.origin is not None)
+    rows, seq_len = _batch(facts, length, model)
+    steps = chars / (rows * seq_len)
+    steps_per_s = speed / (rows * seq_len)
+    fields = {
+        "data.split": [1.0 - held_out, held_out, 0.0],
+        "data.windows": "carry",
+        "data.batch_size": rows,
+        "data.seq_len": seq_len,
+        "data.reset": 0.05,
+        "model.rnn": model.rnn,
+        "model.embedding_dim": model.embedding_dim,
+        "model.hidden_dim": model.hidden_dim,
+        "model.num_layers": model.num_layers,
+        "model.layer_norm": model.layer_norm,
+        "model.dropout": dropout,
+        "model.dropout_mask": "window",
+        "optim.lr": _learning_rate(facts, model, length),
+        "optim.weight_decay": 0.01,
+        "optim.warmup_steps": max(1, min(100, round(steps / 20))),
+        "optim.final_lr": 0.02,
+        "train.init_from": facts.init_from,
+        "train.epochs": most_epochs,
+        "train.time_limit": facts.budget_s if facts.budget_s or facts.epochs else math.ceil(budget_s),
+        "eval.every": 0,
+        "eval.times": _EVALUATIONS,
+        "eval.sample": max(256, int(_EVALUATION_SHARE / _EVALUATIONS / _READING_COST * chars)),
+        "eval.patience": _PATIENCE,
+        "log.every": max(1, round(steps_per_s)),
+        "checkpoint.every": max(1, round(_CHECKPOINT_S * steps_per_s)),
+        "sample.length": 100 if chars < 60 * speed else 200,
+        "sample.every": _EVALUATIONS // 4,
+    }
+    start = f"fine-tune {'the base model' if facts.init_from == BASE else facts.init_from}" if facts.origin else "train"
+    shape = f"{model.rnn} {model.num_layers} x {model.hidden_dim}"
+    summary = (
+        f"{start} ({shape}), dropout {dropout:g}, {rows} rows x {seq_len}: about {_rounded(epochs)} passes over "
+        f"{length:,} characters at {speed:,.0f} a second"
+    )
+    return Recipe(summary, fields)
+
+
+def _useful_epochs(length: int, *, fine_tuning: bool) -> int:
+    """Passes over N characters after which more hardly helps: fewer for a long text, and from pretrained weights."""
+    most, share = (16.0, 0.2) if fine_tuning else (40.0, 0.25)
+    return max(1, round(min(2 * most, most * (20_000 / length) ** share)))
+
+
+def _network(facts: Facts, length: int) -> ModelConfig:
+    """An LSTM for training from scratch: as large as the arithmetic of the budget feeds, and as the text bears."""
+    budget_s = facts.budget_s or MOST_DEFAULT_S
+    affordable = 0.3 * math.sqrt(facts.flops * budget_s)  # P, by cpu-sized runs of 3e13 and 1.2e14 FLOPs
+    borne = 25 * length  # P: 0.4M at 20 KB, with dropout
+    chosen = _SIZES[0]
+    for layers, width, embedding in _SIZES:
+        parameters = layers * 8 * width * width + facts.symbols * (width + embedding)
+        if parameters <= min(affordable, max(borne, 400_000)):
+            chosen = layers, width, embedding
+    layers, width, embedding = chosen
+    return ModelConfig(rnn="LSTM", num_layers=layers, hidden_dim=width, embedding_dim=embedding, layer_norm=True)
+
+
+def _dropout(epochs: float, length: int, *, fine_tuning: bool) -> float:
+    """More, the more often each character is seen; in steps of 0.05."""
+    passes = max(1.0, epochs)
+    dropout = 0.1 + 0.1 * math.log2(passes) if fine_tuning else 0.12 * math.log2(passes / 2)
+    return round(20 * min(0.5 if fine_tuning else 0.6, max(0.0, dropout))) / 20
+
+
+def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
+    """Peak learning rate: low where pretrained weights meet little text; else by the depth of the network."""
+    if facts.origin:
+        return float(f"{min(0.003, max(0.001, 0.001 * (length / 100_000) ** 0.25)):.2g}")
+    return 0.006 if model.num_layers == 1 else 0.003
+
+
+def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
+    """Rows of a batch over all processes, and characters in each: never more than a quarter of the text in all."""
+    if facts.on_gpu:
+        rows, seq_len = (64 if length < 10_000_000 else 256) * facts.processes, 128
+    else:
+        rows, seq_len = (16, 64) if length < 200_000 else (32, 96)
+    seq_len = max(1, min(seq_len, length // 8))
+    rows = max(1, min(rows, length // (4 * seq_len)))
+    return max(facts.processes, rows // facts.processes * facts.processes), seq_len
+
+
+def _rounded(epochs: float) -> str:
+    return f"{epochs:.0f}" if epochs >= 10 else f"{epochs:.2g}"

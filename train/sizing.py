@@ -1,0 +1,121 @@
+"""From a command line without --config to the config of the run: the recipe's choices under the user's own."""
+
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from charrnn.checkpoint import load_for_inference, step_folders
+from charrnn.config import BASE, SCRATCH, ModelConfig, RunConfig, load_config
+from charrnn.corpus import Corpus
+from charrnn.errors import CheckpointError
+from train.base import base_folder
+from train.probe import Speed, training_speed
+from train.ranks import Ranks
+from train.recipe import Facts, Recipe, choose
+from train.resume import origin_folder
+
+# The network that speed is measured with when training starts from scratch.
+_PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
+# Share of a text in Latin script, with ASCII's digits and marks, from which on the English base helps.
+_MOSTLY_LATIN = 0.9
+_COUNTED = 1 << 20
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the user set: options ("section.key" -> value), and --set assignments, which come over them."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    assignments: tuple[str, ...] = ()
+
+    def over(self, fields: dict[str, Any]) -> RunConfig:
+        """The config of `fields` under these. Raises: ConfigError."""
+        return load_config(None, {**fields, **self.options}, self.assignments)
+
+    def over_file(self, path: Path) -> RunConfig:
+        """The config of a file under these. Raises: ConfigError."""
+        return load_config(path, self.options, self.assignments)
+
+    def sets(self, prefix: str) -> bool:
+        """Whether the user set a field whose "section.key" begins so."""
+        keys = [*self.options, *(assignment.partition("=")[0].strip() for assignment in self.assignments)]
+        return any(key.startswith(prefix) for key in keys)
+
+
+def initial_config(chosen: Chosen) -> RunConfig:
+    """What is needed before the corpus and the machine are known. Raises: ConfigError."""
+    return chosen.over({"train.mixed_precision": "native"})
+
+
+def sized(
+    chosen: Chosen, config: RunConfig, corpus: Corpus, run_dir: Path, accelerator: Accelerator, ranks: Ranks
+) -> tuple[RunConfig, list[str]]:
+    """The run's config, the same on every rank, and lines that explain it.
+
+    A run folder with checkpoints keeps the config that they were made with. Raises: CharRNNError.
+    """
+    if step_folders(run_dir) and (run_dir / "config.yaml").exists():
+        return ranks.together(lambda: chosen.over_file(run_dir / "config.yaml")), []
+    init_from, origin = ranks.together(lambda: _origin(chosen, config, corpus))
+    probed = origin or _PROBED
+    speeds = ranks.gather(training_speed(probed, len(corpus.vocab), accelerator))
+    facts = Facts(
+        characters=corpus.num_chars,
+        symbols=len(corpus.vocab),
+        flops=sum(speed.flops for speed in speeds),
+        budget_s=config.train.time_limit,
+        epochs=config.train.epochs if chosen.sets("train.epochs") else 0.0,
+        origin=origin,
+        init_from=init_from,
+        on_gpu=accelerator.device.type == "cuda",
+        processes=ranks.count,
+    )
+    recipe = ranks.gather(choose(facts))[0]
+    settled = ranks.together(lambda: chosen.over(_compatible(recipe, config)))
+    return settled, [f"recipe    {recipe.summary}", *shared_lines(speeds[0])]
+
+
+def _compatible(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
+    """The recipe's fields, less those that have no meaning under what the user set."""
+    fields = dict(recipe.fields)
+    if config.data.windows == "sliding" and "data.windows" in fields:
+        del fields["data.reset"]
+    return fields
+
+
+def _origin(chosen: Chosen, config: RunConfig, corpus: Corpus) -> tuple[str, ModelConfig | None]:
+    """The weights to start from, and their shape; none and None from scratch."""
+    init_from = config.train.init_from
+    if not chosen.sets("train.init_from"):
+        init_from = BASE if base_helps(chosen, config, corpus) else SCRATCH
+    if init_from == SCRATCH:
+        return SCRATCH, None
+    return init_from, load_for_inference(origin_folder(init_from)).config.model
+
+
+def base_helps(chosen: Chosen, config: RunConfig, corpus: Corpus) -> bool:
+    """Whether the recipe fine-tunes the base: the user asked for no other network, and the text is mostly Latin."""
+    shape = ("rnn", "num_layers", "hidden_dim", "embedding_dim", "layer_norm")
+    if corpus.vocab.kind != "chars" or any(chosen.sets(f"model.{name}") for name in shape):
+        return False
+    try:
+        base_folder()
+    except CheckpointError:
+        return False
+    counts = np.bincount(corpus.train[:_COUNTED], minlength=len(corpus.vocab))  # (V,)
+    latin = [ord(unicodedata.normalize("NFKD", symbol)[0]) < 128 for symbol in corpus.vocab.symbols]  # (V,)
+    return bool(counts[latin].sum() >= _MOSTLY_LATIN * counts.sum())
+
+
+def shared_lines(speed: Speed) -> list[str]:
+    """A warning when other processes use the cores."""
+    if not speed.shared:
+        return []
+    line = "shared    other processes use this machine's cores"
+    if speed.fewer_threads > 1.1:
+        line += f"; one thread is {speed.fewer_threads:.1f} times as fast now: --set train.threads=1"
+    return [line]
