@@ -243,7 +243,7 @@ def different_steps(folder: Path) -> dict[str, Any]:
     trainer.run_dir = trainer._figures._run_dir = folder / "runs" / "apart-0"
     trainer.fit()
     here, run_dir = ranks(), Path(config.train.run_dir)
-    return raised(lambda: find_start(config, prepare(config.data), run_dir, here, resume=True, init_from=None))
+    return raised(lambda: find_start(config, prepare(config.data), run_dir, here, resume=True))
 
 
 @scenario
@@ -251,7 +251,7 @@ def different_texts(folder: Path) -> dict[str, Any]:
     source = [f"data.source={folder / 'other.txt'}"] if RANK else []
     config = config_of(folder, "texts", *source)
     here, run_dir = ranks(), Path(config.train.run_dir)
-    return raised(lambda: find_start(config, prepare(config.data), run_dir, here, resume=True, init_from=None))
+    return raised(lambda: find_start(config, prepare(config.data), run_dir, here, resume=True))
 
 
 @scenario
@@ -263,7 +263,7 @@ def damaged_on_one(folder: Path) -> dict[str, Any]:
         (run_dir / "step-00000005").mkdir(parents=True)
     else:
         run_dir = folder / "runs" / "absent"
-    return raised(lambda: find_start(config, prepare(config.data), run_dir, here, resume=True, init_from=None))
+    return raised(lambda: find_start(config, prepare(config.data), run_dir, here, resume=True))
 
 
 # Faults of one rank

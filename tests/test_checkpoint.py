@@ -250,7 +250,7 @@ def run_dir(trained, tmp_path):
 def start_of(trained, run_dir):
     """Where the same command again goes on from, and what it says of the checkpoints that it passes over."""
     warnings = []
-    start = starting_point(trained.config, trained.corpus, run_dir, resume=True, init_from=None, warn=warnings.append)
+    start = starting_point(trained.config, trained.corpus, run_dir, resume=True, warn=warnings.append)
     return start, warnings
 
 
@@ -445,7 +445,7 @@ def test_with_no_whole_checkpoint_training_is_refused_and_nothing_is_touched(tra
     )
     warnings = []
     with pytest.raises(CheckpointError, match=rf"^none of the 2 checkpoint\(s\) in {run_dir} is whole; restore one"):
-        starting_point(config, prepare(config.data), run_dir, resume=True, init_from=None, warn=warnings.append)
+        starting_point(config, prepare(config.data), run_dir, resume=True, warn=warnings.append)
     assert [re.search(r"step-\d+", line)[0] for line in warnings] == ["step-00000012", "step-00000010"]
     with pytest.raises(CheckpointError, match="none of the 2"):
         make_trainer(config)

@@ -20,12 +20,12 @@ def test_every_shipped_config_loads(path):
 
 
 def test_the_promised_configs_are_shipped():
-    assert {"default.yaml", "shakespeare.yaml", "cpu-quick.yaml", "lstm.yaml"} <= {p.name for p in CONFIGS}
+    assert {"plain.yaml", "shakespeare.yaml", "base.yaml", "lstm.yaml"} <= {p.name for p in CONFIGS}
 
 
-def test_default_yaml_spells_every_field_with_its_default_and_its_comment():
-    text = (ROOT / "configs" / "default.yaml").read_text()
-    assert load_config(ROOT / "configs" / "default.yaml", {}) == RunConfig()
+def test_plain_yaml_spells_every_field_with_its_default_and_its_comment():
+    text = (ROOT / "configs" / "plain.yaml").read_text()
+    assert load_config(ROOT / "configs" / "plain.yaml", {}) == RunConfig()
     spelled = [f"{section}.{key}" for section, fields in yaml.safe_load(text).items() for key in fields]
     assert spelled == field_names()
     for section, info in RunConfig.model_fields.items():
@@ -98,8 +98,8 @@ def test_durations(text, seconds):
 
 
 def test_a_missing_config_names_the_nearest_shipped_one(tmp_path):
-    with pytest.raises(ConfigError, match=r"configs/cpu-quick\.yaml"):
-        load_config(tmp_path / "cpu-quik.yaml", {})
+    with pytest.raises(ConfigError, match=r"configs/shakespeare\.yaml"):
+        load_config(tmp_path / "shakespear.yaml", {})
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just text"])
@@ -111,7 +111,7 @@ def test_a_config_that_is_no_mapping_is_refused(tmp_path, text):
 
 
 def test_the_dumped_config_loads_as_itself(tmp_path):
-    config = load_config(ROOT / "configs" / "cpu-quick.yaml", {}, ["sample.prompt='é: '", "train.mixed_precision=no"])
+    config = load_config(ROOT / "configs" / "shakespeare.yaml", {}, ["sample.prompt='é: '", "train.mixed_precision=no"])
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path, {}) == config

@@ -105,7 +105,7 @@ def test_every_option_is_explained_and_shows_its_default():
         "--init-from", "--vocab", "--tracker", "--data-mirror", "--set",
     ):  # fmt: skip
         assert option in shown
-    for default in ("shakespeare", "(GRU)", "configs/default.yaml", "checkpoints/<config>-<corpus>", "auto"):
+    for default in ("shakespeare", "(GRU)", "configs/plain.yaml", "checkpoints/[<config>-]<corpus>", "auto"):
         assert default in shown
 
 
@@ -123,7 +123,10 @@ def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
         (("--data", "absent.txt"), "absent.txt"),
         (("--data", "shakespear"), "shakespeare"),
         (("--data", "words.txt", "--set", "data.batch_size=100000"), "would fit"),
-        (("--data", "words.txt", "--set", "train.accumulation_steps=3"), "set it to 126 or 129"),
+        (
+            ("--config", "small.yaml", "--data", "words.txt", "--set", "train.accumulation_steps=3"),
+            "set it to 6 or 9",
+        ),
         (("--data", "words.txt", "--set", "train.mixed_precision=fp16"), "precision fp16"),
         (("--config", "small.yaml", "--data", "words.txt", "--init-from", "nowhere"), "nowhere"),
         (("--config", "small.yaml", "--data", "words.txt", "--run-dir", "words.txt"), "choose another --run-dir"),
@@ -148,14 +151,14 @@ def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_
     with monkeypatch.context() as patch:
         stopping_after(patch, 7, signal.Signals[number])
         with pytest.raises(error, match=stopped) as caught:
-            run(config, config_name="small", resume=True, init_from=None)
+            run(config, config_name="small", resume=True)
     assert caught.value.exit_code == exit_code
     assert f"{number}: stopping once this step is done and saved" in capsys.readouterr().err
     run_dir = folder / "checkpoints" / "small-words"
     assert load_newest(run_dir, pytest.fail).step == 7
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
-    assert run(config, config_name="small", resume=True, init_from=None).exists()
+    assert run(config, config_name="small", resume=True).exists()
     assert [r["step"] for r in records_of(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
 
 

@@ -18,7 +18,7 @@ from charrnn.windows import WindowPlan
 from train.run import run
 
 ROOT = Path(__file__).parent.parent
-CPU_QUICK = ROOT / "configs" / "cpu-quick.yaml"
+SHAKESPEARE = ROOT / "configs" / "shakespeare.yaml"
 NAMED = re.compile(r"--set data\.seq_len=(\d+) --set data\.batch_size=(\d+) would fit")
 
 
@@ -52,10 +52,10 @@ def test_a_diary_of_2_kb_trains_with_the_line_that_its_refusal_names(tmp_path):
         "train.mixed_precision": "no",
     }
     with pytest.raises(CorpusError) as refusal:
-        make_trainer(load_config(CPU_QUICK, fields))
+        make_trainer(load_config(SHAKESPEARE, fields))
     assert not (tmp_path / "run").exists()
     named = re.findall(r"--set (\S+)", str(refusal.value))
-    trainer = make_trainer(load_config(CPU_QUICK, fields, named))
+    trainer = make_trainer(load_config(SHAKESPEARE, fields, named))
     trainer.fit()
     assert trainer.progress.step == 2
 
@@ -78,7 +78,7 @@ def test_what_cannot_train_is_refused_before_a_run_folder_is_made(content, why, 
     fresh_accelerator()
     config = load_config(None, {"data.source": "odd.txt", "train.run_dir": "run"})
     with pytest.raises(CorpusError, match=why) as refusal:
-        run(config, config_name="odd", resume=True, init_from=None)
+        run(config, config_name="odd", resume=True)
     assert str(refusal.value).isprintable()
     assert not Path("run").exists()
 

@@ -315,7 +315,7 @@ def test_a_full_disk_ends_the_command_with_one_line_and_exit_code_2(tmp_path, di
     fresh_accelerator()
     config = tiny_config(tmp_path, ["train.threads=1"])
     ahead_of(7, disk.fill)
-    monkeypatch.setattr(command, "app", lambda: run(config, config_name="tiny", resume=True, init_from=None))
+    monkeypatch.setattr(command, "app", lambda: run(config, config_name="tiny", resume=True))
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
@@ -417,9 +417,9 @@ def test_a_really_full_disk_under_the_whole_run_is_the_users_to_mend_with_the_di
         patched.setattr(Recorder, "record", lambda self, values: record(self, {**values, "padding": "x" * padding}))
         ahead_of(7, lambda: fill_up(small_disk, spare_pages))
         with pytest.raises(CheckpointError, match=f"cannot write .*{small_disk}/run.*No space left on device; free"):
-            run(config, config_name="tiny", resume=True, init_from=None)
+            run(config, config_name="tiny", resume=True)
     assert load_newest(small_disk / "run", pytest.fail).step == 5
 
     (small_disk / "ballast").unlink()
-    assert run(config, config_name="tiny", resume=True, init_from=None) == small_disk / "run" / "model.onnx"
+    assert run(config, config_name="tiny", resume=True) == small_disk / "run" / "model.onnx"
     assert load_newest(small_disk / "run", pytest.fail).step == 12

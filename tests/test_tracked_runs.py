@@ -26,7 +26,7 @@ def _no_key_anywhere(monkeypatch, tmp_path_factory):
 
 def segment(config):
     fresh_accelerator()
-    return run(config, config_name="tiny", resume=True, init_from=None)
+    return run(config, config_name="tiny", resume=True)
 
 
 def segments_of(run_dir):
@@ -80,7 +80,7 @@ def killed_at(step, config, folder):
         "    step(trainer)\n"
         "Trainer.train_step = killed\n"
         "config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "run(config, config_name='t', resume=True, init_from=None)"
+        "run(config, config_name='t', resume=True)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder / "config.json"), str(step)], check=False, timeout=120,

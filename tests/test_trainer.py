@@ -11,12 +11,13 @@ from charrnn.checkpoint import load_for_inference, load_newest, step_folders
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError, TrainingError
 from charrnn.model import CharRNN
+from charrnn.vocab import Vocab
 from charrnn.windows import WindowPlan
 from infer import Engine
 from train.export import export_checkpoint
 from train.faults import out_of_memory
 from train.report import new_lines
-from train.resume import StartingPoint, extended_weights
+from train.resume import StartingPoint, refitted_weights
 
 CELLS = ("GRU", "LSTM")
 MODES = ("sliding", "carry")
@@ -178,12 +179,17 @@ def test_only_the_last_two_step_checkpoints_and_the_best_are_kept(tmp_path):
     assert best.trainer["metrics"]["val/stream/loss"] == losses[best.step]
 
 
-def test_early_stopping_ends_after_patience_evaluations_without_a_better_one(tmp_path):
+def test_early_stopping_decays_the_rate_and_then_ends(tmp_path):
     settings = ["optim.lr=1e-12", "eval.patience=2", "eval.every=1", "train.max_steps=50", "optim.weight_decay=0"]
     trainer = make_trainer(tiny_config(tmp_path, settings))
     trainer.fit()
-    assert trainer.progress.step < 50
-    assert trainer.progress.step - trainer.progress.best_step == 2
+    progress = trainer.progress
+    assert progress.cooldown_step - progress.best_step == 2
+    assert progress.step - progress.cooldown_step == 2  # as many steps again
+    rates = {r["step"]: r["train/lr"] for r in trainer.recorder.records if "train/lr" in r}
+    assert rates[progress.cooldown_step] > 0.9e-12
+    assert rates[progress.step] == pytest.approx(1e-12 * trainer.config.optim.final_lr)
+    assert any("decaying the learning rate" in text for text in trainer.recorder.messages)
 
 
 def test_a_time_limit_ends_the_run_with_the_learning_rate_decayed(tmp_path):
@@ -284,7 +290,9 @@ def test_new_characters_cost_the_old_ones_at_most_their_share(count):
     torch.manual_seed(0)
     model = CharRNN(ModelConfig(embedding_dim=8, hidden_dim=16), 20)
     wider = CharRNN(ModelConfig(embedding_dim=8, hidden_dim=16), 20 + count)
-    wider.load_state_dict(extended_weights({k: v * 5 for k, v in model.state_dict().items()}, count))
+    known = Vocab.of_chars(map(chr, range(97, 117)))
+    wanted = known.extended_by(Vocab.of_chars(map(chr, range(200, 200 + count))))
+    wider.load_state_dict(refitted_weights({k: v * 5 for k, v in model.state_dict().items()}, known, wanted))
     model.load_state_dict({k: v * 5 for k, v in model.state_dict().items()})
     ids = torch.randint(20, (4, 32))
     before = torch.log_softmax(model(ids, model.zero_state(4))[0], 2)

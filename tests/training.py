@@ -96,10 +96,10 @@ def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> N
 
 def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options: Any) -> Trainer:
     """A trainer that starts where the config's run folder says."""
+    if init_from := options.pop("init_from", None):
+        config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": str(init_from)})})
     accelerator = fresh_accelerator()
     corpus = prepare(config.data)
     run_dir = Path(config.train.run_dir)
-    start = starting_point(
-        config, corpus, run_dir, resume=True, init_from=options.pop("init_from", None), warn=lambda text: None
-    )
+    start = starting_point(config, corpus, run_dir, resume=True, warn=lambda text: None)
     return Trainer(config, corpus, start, accelerator, run_dir, recorder or ListRecorder(), **options)

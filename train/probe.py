@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +70,11 @@ def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator
     return Speed(rows * SEQ_LEN * flops_per_char(model, vocab_size) / seconds, shared, fewer)
 
 
-def _timed(step, limit_s: float) -> tuple[float, float]:
+def _timed(step: Callable[[], None], limit_s: float) -> tuple[float, float]:
     """Seconds of a step, the lower quartile, and the share of a core that the machine's threads had meanwhile."""
     for _ in range(_WARMUP_STEPS):
         step()
-    times = []
+    times: list[float] = []
     began, cpu_began = time.perf_counter(), time.process_time()
     while len(times) < _LEAST_STEPS or time.perf_counter() - began < limit_s:
         before = time.perf_counter()

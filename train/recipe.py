@@ -37,7 +37,7 @@ class Facts:
         origin: Shape of the weights that training starts from, None from scratch.
         init_from: Name of those weights.
         on_gpu: Whether the processes train on GPUs.
-        processes: How many there are.
+        share: What the batch must be a multiple of: processes x accumulation steps.
     """
 
     characters: int
@@ -48,7 +48,7 @@ class Facts:
     origin: ModelConfig | None = None
     init_from: str = SCRATCH
     on_gpu: bool = False
-    processes: int = 1
+    share: int = 1
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
 def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
     """Rows of a batch over all processes, and characters in each: never more than a quarter of the text in all."""
     if facts.on_gpu:
-        rows, seq_len = (64 if length < 10_000_000 else 256) * facts.processes, 128
+        rows, seq_len = (64 if length < 10_000_000 else 256), 128
     else:
         rows, seq_len = (16, 64) if length < 200_000 else (32, 96)
     seq_len = max(1, min(seq_len, length // 8))
     rows = max(1, min(rows, length // (4 * seq_len)))
-    return max(facts.processes, rows // facts.processes * facts.processes), seq_len
+    return max(facts.share, rows // facts.share * facts.share), seq_len
 
 
 def _rounded(epochs: float) -> str:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from charrnn.checkpoint import Checkpoint, step_folders, step_of
-from charrnn.corpus import Corpus
+from charrnn.corpus import LEAST_EVALUATED, Corpus
 from charrnn.entropy import glance
 from charrnn.errors import listing
 from charrnn.markov import named_source
+from charrnn.ngram import ORDER, ngram_loss
 from charrnn.windows import SPLITS
 from train.display import format_duration
 from train.resume import StartingPoint
@@ -56,9 +57,21 @@ def new_lines(start: StartingPoint) -> list[str]:
     return [f"new       {len(start.new)} character(s) that the given weights lack start from the mean: {names}"]
 
 
+def baseline(corpus: Corpus) -> float | None:
+    """Loss of an n-gram model on the validation split, in nats/char; None without one."""
+    if len(corpus.val) < LEAST_EVALUATED:
+        return None
+    return ngram_loss(corpus.train, corpus.val, len(corpus.vocab))
+
+
 def entropy_lines(corpus: Corpus) -> list[str]:
-    """What the loss is to be held against: the training split's own entropies, and a random source's exact limit."""
+    """What to hold the loss against: the text's entropies, an n-gram model's loss, and a random source's exact limit."""
     lines = [f"entropy   {glance(corpus.train, len(corpus.vocab)).line()}"]
+    if (nats := baseline(corpus)) is not None:
+        lines.append(
+            f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split by counting "
+            f"(interpolated Kneser-Ney {ORDER}-grams)"
+        )
     if source := named_source(corpus.source):
         bits = source.entropy_rate
         nats = bits * math.log(2)
@@ -95,7 +108,7 @@ def pace_line(trainer: "Trainer", figures: dict[str, float]) -> str:
         f"pace      {chars_per_s:,.0f} characters/s ({gflops:,.0f} GFLOP/s{share}): about {format_duration(left)} to go"
     )
     if trainer.device.type == "cpu" and left > _LONG_ON_CPU_S:
-        line += "; for a model in minutes on a CPU: --config configs/cpu-quick.yaml"
+        line += "; for a model in minutes on a CPU leave out --config"
     return line
 
 
@@ -124,12 +137,24 @@ def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, differ
         for name in ("stream", "windows")
         if f"val/{name}/loss" in metrics
     ]
+    lines += baseline_warning(trainer.corpus, metrics)
     prompt = ' -p "ROMEO:"' if not trainer.vocab.unknown_in("ROMEO:") else ""
     return [
         *lines,
         f"files     {trainer.run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
         f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
         f"next      infer generate -m {model_file}{prompt}",
+    ]
+
+
+def baseline_warning(corpus: Corpus, metrics: dict[str, float]) -> list[str]:
+    """A warning when the trained model predicts the validation split worse than counting n-grams does."""
+    loss, nats = metrics.get("val/stream/loss"), baseline(corpus)
+    if loss is None or nats is None or loss <= nats:
+        return []
+    return [
+        f"warning   stream {loss:.4f} is worse than the baseline of {nats:.4f} nats/char by counting; train longer "
+        "(--time-limit, --epochs), start from pretrained weights (--init-from base) or give more text"
     ]
 
 

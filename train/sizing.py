@@ -72,7 +72,7 @@ def sized(
         origin=origin,
         init_from=init_from,
         on_gpu=accelerator.device.type == "cuda",
-        processes=ranks.count,
+        share=ranks.count * config.train.accumulation_steps,
     )
     recipe = ranks.gather(choose(facts))[0]
     settled = ranks.together(lambda: chosen.over(_compatible(recipe, config)))

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from charrnn.checkpoint import BEST, load_for_inference, save_best
+from charrnn.checkpoint import BEST, load_for_inference
 from charrnn.config import RunConfig
 from charrnn.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
@@ -263,8 +263,9 @@ class Trainer:
         losses = self._losses(0)
         if self.accelerator.is_main_process:
             record = {**best.trainer, "final": True, "metrics": {**best.trainer["metrics"], **losses}}
-            self._alone(lambda: save_best(self.run_dir, replace(best, trainer=record)))
-            self._record(losses)
+            self.saver.save(replace(best, trainer=record), best=True, step=False)
+            self._alone(self.saver.wait)
+            self._record({**losses})
         self.ranks.raise_together(self._fault)
         return losses
 
