@@ -1,6 +1,6 @@
 """What each choice of a recipe gives: one run with it and one without, at equal steps and at equal time.
 
-    python benchmarks/ablations.py --config configs/cpu-quick.yaml --data tinyshakespeare --steps 1000 \\
+    python benchmarks/ablations.py --config configs/shakespeare.yaml --data tinyshakespeare --steps 1000 \\
         --vary linear:optim.schedule=linear --vary "wide:model.hidden_dim=640 optim.lr=0.006"
 
 Runs of a given number of steps end the same however busy the machine is. What a step costs is measured apart, the

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes on the CPUs of one machine, with the training options as arguments.
-#   launch/several-cpus.sh --config configs/cpu-quick.yaml
-#   PROCESSES=4 RESTARTS=3 launch/several-cpus.sh --config configs/cpu-quick.yaml
+#   launch/several-cpus.sh --data novel.txt
+#   PROCESSES=4 RESTARTS=3 launch/several-cpus.sh --data novel.txt
 # Edit nothing, or set: PROCESSES, by which batch_size must divide; RESTARTS, how often a run of which a process died is
 # started anew without a question. (Not by `accelerate launch --cpu`: it starts one process, whatever --num_processes.)
 set -euo pipefail

@@ -142,7 +142,7 @@ def test_the_folder_command_takes_what_the_text_says(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("reader")
-def test_the_small_text_of_the_table_is_too_small_for_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(["--data", "diary.txt"], monkeypatch)
+def test_the_small_text_is_too_small_for_the_plain_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(["--config", "configs/plain.yaml", "--data", "diary.txt"], monkeypatch)
     with pytest.raises(CorpusError, match="too few for batch_size 128 x seq_len 128"):
         window_plan(config, len(prepare(config.data).train))

@@ -23,7 +23,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
 LINES = [line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()]
 SHIPPED = ROOT / "checkpoints" / "shakespeare.onnx"
-TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py --config configs/cpu-quick.yaml"
+TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py"
 PROGRAMS = ("python -m train.export", "python -m train.evaluate", "python -m charrnn.corpus")
 TEST = "pip install -e '.[dev]' && pytest"
 
@@ -68,11 +68,11 @@ def test_training_commands_have_options_that_are_accepted(line, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder as the README's reader has it: a run of cpu-quick, the shipped model, and a novel."""
+    """A folder as the README's reader has it: a run on Shakespeare, the shipped model, and a novel."""
     folder = tmp_path_factory.mktemp("reader")
     trainer = make_trainer(tiny_config(folder, ["train.max_steps=2"]))
     trainer.fit()
-    run = folder / "checkpoints" / "cpu-quick-shakespeare"
+    run = folder / "checkpoints" / "shakespeare"
     run.parent.mkdir()
     trainer.run_dir.rename(run)
     shutil.copy(SHIPPED, run / "model.onnx")
