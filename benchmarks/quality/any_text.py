@@ -1,0 +1,155 @@
+"""What one command makes of any text: the recipe against PPMd and against random configurations of the same budget.
+
+    PYTHONPATH=benchmarks python benchmarks/quality/any_text.py --text shakespeare=tinyshakespeare.txt@400000 --size 20000 --size 100000 \\
+        --budget 30 --budget 120 --random 20
+
+For each text and size, the last tenth is what all are scored on: `stream` in nats/char. PPMd (pyppmd, the best of the
+orders 3 to 8) is adaptive: it goes on learning from the tenth as it codes it. A run's loss is that of its best
+checkpoint, fp32, on the complete tenth. Random configurations vary all that the recipe chooses, weights to start from
+included. Every line is printed as soon as it is known.
+"""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from machine import machine
+
+ROOT = Path(__file__).resolve().parents[2]
+_ORDERS = range(3, 9)
+_MEMORY = 64 << 20
+
+
+def ppmd_loss(text: str, held_out: int) -> float:
+    """Nats/char with which PPMd codes the last `held_out` characters after the others, at its best order."""
+    import pyppmd
+
+    def coded(part: str, order: int) -> int:
+        encoder = pyppmd.Ppmd7Encoder(order, _MEMORY)
+        return len(encoder.encode(part.encode()) + encoder.flush())
+
+    lengths = [coded(text, order) - coded(text[:-held_out], order) for order in _ORDERS]
+    return min(lengths) * 8 * math.log(2) / held_out
+
+
+def train(text: Path, run_dir: Path, budget_s: float, threads: int, assignments: dict[str, Any]) -> dict[str, Any]:
+    """Runs the command line on a text. Returns its last validation figures, with `seconds` of wall-clock time.
+
+    Raises: RuntimeError with the last line of its messages when it fails.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train" / "main.py")]
+    command += ["--data", str(text), "--time-limit", f"{budget_s}s", "--run-dir", str(run_dir)]
+    for key, value in {"train.threads": threads, "data.cache_dir": str(run_dir.parent / "data"), **assignments}.items():
+        command += ["--set", f"{key}={value}"]
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    figures: dict[str, Any] = {"seconds": time.perf_counter() - began}
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        figures |= json.loads(line)
+    return figures
+
+
+def random_configuration(draw: random.Random) -> dict[str, Any]:
+    """Settings of everything that the recipe chooses but the budget, uniform or log-uniform."""
+    shared = {
+        "optim.lr": f"{10 ** draw.uniform(-3.3, -2):.2g}",
+        "optim.weight_decay": draw.choice([0, 0.01, 0.1]),
+        "data.batch_size": draw.choice([4, 8, 16, 32, 64]),
+        "data.seq_len": draw.choice([32, 64, 96, 128]),
+        "data.reset": draw.choice([0, 0.05]),
+        "model.dropout": round(draw.uniform(0, 0.6), 2),
+        "model.dropout_mask": draw.choice(["window", "character"]),
+        "train.epochs": draw.choice([4, 8, 16, 32, 64]),
+    }
+    if draw.random() < 0.5:
+        return {**shared, "train.init_from": "base"}
+    return {
+        **shared,
+        "train.init_from": "none",
+        "model.rnn": draw.choice(["GRU", "LSTM"]),
+        "model.num_layers": draw.choice([1, 2]),
+        "model.hidden_dim": draw.choice([128, 256, 384, 512, 768]),
+        "model.embedding_dim": draw.choice([32, 64, 128]),
+        "model.layer_norm": draw.choice(["true", "false"]),
+    }
+
+
+def best_of_random(text: Path, folder: Path, budget_s: float, threads: int, count: int) -> tuple[float, str]:
+    """The lowest loss of `count` random configurations, and its settings; those that don't fit the text are redrawn."""
+    best, settings, draw, made = math.inf, "", random.Random(0), 0
+    while made < count:
+        assignments = random_configuration(draw)
+        try:
+            loss = train(text, folder / f"random-{made}", budget_s, threads, assignments)["val/stream/loss"]
+        except RuntimeError as error:
+            if "would fit" not in str(error) and "diverged" not in str(error):
+                raise
+            continue
+        made += 1
+        if loss < best:
+            best, settings = loss, " ".join(f"{key}={value}" for key, value in assignments.items())
+    return best, settings
+
+
+def cut(given: str, size: int) -> tuple[str, str]:
+    """The name and text of NAME=FILE[@START], `size` characters of it; 0 = all."""
+    name, _, place = given.partition("=")
+    path, _, start = place.partition("@")
+    text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")[int(start or 0) :]
+    return name, text[: size or None]
+
+
+def main(
+    text: Annotated[list[str], typer.Option(metavar="NAME=FILE[@START]", help="A text, from a character on.")],
+    size: Annotated[list[int], typer.Option(help="Characters of each text; 0 = all.")],
+    budget: Annotated[list[float], typer.Option(help="Seconds of training.")],
+    random_runs: Annotated[int, typer.Option("--random", help="Random configurations for each budget.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all cores.")] = 0,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the recipe's runs.")] = None,
+) -> None:
+    """Print one line for each text, size and budget."""
+    about = machine()
+    print(
+        f"machine  {about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['time']}; threads {threads}"
+    )
+    print("| text | characters | budget | recipe, `stream` | PPMd | difference | best of random | seconds in all |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for given in text:
+        for length in size:
+            name, content = cut(given, length)
+            held_out = len(content) - int(len(content) * 0.9)
+            ppmd = ppmd_loss(content, held_out)
+            for seconds in budget:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder, f"{name}.txt")
+                    path.write_text(content, encoding="utf-8")
+                    runs = [
+                        train(path, Path(folder, f"seed-{n}"), seconds, threads, {"train.seed": n}) for n in seed or [1]
+                    ]
+                    losses = [run["val/stream/loss"] for run in runs]
+                    loss = sum(losses) / len(losses)
+                    spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+                    random_best = ""
+                    if random_runs:
+                        found, settings = best_of_random(path, Path(folder), seconds, threads, random_runs)
+                        random_best = f"{found:.4f} ({settings})"
+                    took = max(run["seconds"] for run in runs)
+                    cells = [name, f"{len(content):,}", f"{seconds:g} s", f"{loss:.4f}{spread}", f"{ppmd:.4f}"]
+                    cells += [f"{loss / ppmd - 1:+.1%}", random_best, f"{took:.0f}"]
+                    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,131 @@
+"""The recipe: valid, trainable fields for any text, machine and budget, under whatever the user sets."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charrnn.config import ModelConfig, load_config
+from charrnn.windows import WindowPlan, split_bounds
+from train.flops import flops_per_char
+from train.progress import Progress
+from train.recipe import MOST_DEFAULT_S, Facts, Recipe, choose
+from train.sizing import Chosen
+
+BASE = ModelConfig(rnn="LSTM", num_layers=2, hidden_dim=512, embedding_dim=128, layer_norm=True)
+
+FACTS = st.builds(
+    Facts,
+    characters=st.integers(300, 10**10),
+    symbols=st.integers(2, 20_000),
+    flops=st.floats(1e9, 1e16),
+    budget_s=st.one_of(st.just(0.0), st.floats(30, 1e6)),
+    epochs=st.one_of(st.just(0.0), st.floats(0.1, 100)),
+    origin=st.sampled_from([None, BASE]),
+    on_gpu=st.booleans(),
+    share=st.integers(1, 8),
+)
+
+
+def config_of(recipe: Recipe):
+    return load_config(None, recipe.fields)
+
+
+def plan_of(facts: Facts, config):
+    data = config.data
+    start, stop = split_bounds(facts.characters, data.split)["train"]
+    return WindowPlan(stop - start, data.seq_len, data.batch_size, data.windows, data.stride, 1, data.reset)
+
+
+@given(FACTS)
+def test_the_fields_are_valid_and_the_rows_fit_the_text(facts):
+    config = config_of(choose(facts))
+    if facts.characters > 100 * facts.share:
+        assert plan_of(facts, config).steps_per_epoch >= 1
+    assert config.data.batch_size % facts.share == 0
+    assert config.data.split[1] * facts.characters <= max(0.1 * facts.characters, 140_000)
+
+
+@given(FACTS)
+def test_it_is_a_pure_function(facts):
+    assert choose(facts) == choose(facts)
+
+
+@given(FACTS)
+def test_a_run_has_at_least_ten_evaluations_and_ends_by_a_limit(facts):
+    config = config_of(choose(facts))
+    assert config.train.time_limit or config.train.epochs
+    times = 0
+    progress = Progress()
+    total = 1000
+    for step in range(1, total + 1):
+        progress.step = step
+        if progress.evaluation_due(config, total):
+            progress.evaluated(1.0, progress.share(config, total))
+            times += 1
+    assert times >= 10
+
+
+@given(FACTS)
+def test_evaluations_read_at_most_a_twentieth_of_what_is_trained_on(facts):
+    config = config_of(choose(facts))
+    model = facts.origin or config.model
+    speed = facts.flops / flops_per_char(model, facts.symbols)
+    length = facts.characters * config.data.split[0]
+    chars = config.train.epochs * length
+    if config.train.time_limit:
+        chars = min(chars, config.train.time_limit * speed)
+    if config.eval.sample > 256:
+        assert config.eval.times * config.eval.sample <= 0.05 * chars
+
+
+@given(FACTS, st.floats(1.1, 100))
+def test_more_time_never_means_a_smaller_network(facts, times):
+    budget_s = facts.budget_s or 60.0
+    small, large = (choose(_with(facts, budget_s=b, origin=None)) for b in (budget_s, budget_s * times))
+    for name in ("model.hidden_dim", "model.num_layers"):
+        assert large.fields[name] >= small.fields[name]
+
+
+@given(FACTS, st.floats(1.1, 100))
+def test_more_passes_never_mean_less_dropout(facts, times):
+    budget_s = facts.budget_s or 60.0
+    fixed = _with(facts, origin=BASE, epochs=0.0)
+    few, many = (choose(_with(fixed, budget_s=b)) for b in (budget_s, budget_s * times))
+    assert many.fields["model.dropout"] >= few.fields["model.dropout"]
+
+
+@given(FACTS)
+def test_a_limit_of_the_users_is_kept_and_the_default_budget_is_bounded(facts):
+    fields = choose(facts).fields
+    if facts.budget_s:
+        assert fields["train.time_limit"] == facts.budget_s
+    elif facts.epochs:
+        assert fields["train.time_limit"] == 0
+    else:
+        assert 0 < fields["train.time_limit"] <= math.ceil(MOST_DEFAULT_S)
+    if facts.epochs:
+        assert fields["train.epochs"] == facts.epochs
+
+
+@pytest.mark.parametrize("assigned", ["model.hidden_dim=33", "data.seq_len=7", "optim.lr=0.5", "eval.times=3"])
+def test_what_the_user_sets_wins(assigned):
+    recipe = choose(Facts(100_000, 80, 4e11))
+    config = Chosen({}, (assigned,)).over(recipe.fields)
+    section, _, rest = assigned.partition(".")
+    key, _, value = rest.partition("=")
+    assert str(getattr(getattr(config, section), key)) == value
+
+
+@pytest.mark.parametrize(("assignments", "prefix", "found"), [
+    (("model.rnn=GRU",), "model.rnn", True),
+    ((), "train.epochs", True),
+    (("data.reset=0",), "model.", False),
+])  # fmt: skip
+def test_it_is_known_what_the_user_set(assignments, prefix, found):
+    assert Chosen({"train.epochs": 3}, assignments).sets(prefix) is found
+
+
+def _with(facts: Facts, **changes):
+    return Facts(**{**vars(facts), **changes})
