@@ -5,6 +5,8 @@
 
 from typing import TYPE_CHECKING
 
+from infer import cores as cores  # which measures from here on
+
 if TYPE_CHECKING:
     from infer.engine import Engine
 

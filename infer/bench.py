@@ -26,7 +26,7 @@ _TURN_S = 0.3
 # A buffer far larger than caches, and one that fits where a small model's weights do.
 _LARGE_BYTES, _SMALL_BYTES = 256 << 20, 1 << 20
 _FIRST_TEXT = (
-    "from time import perf_counter as now; t = now(); import onnxruntime; i = now() - t;"
+    "from time import perf_counter as now; t = now(); import infer, onnxruntime; i = now() - t;"
     "import sys; from infer.engine import Engine; m = now(); e = Engine(sys.argv[1] or None); l = now() - m;"
     "s = now(); next(e.generate('', 100, seed=1)); print(i, l, now() - s, now() - t)"
 )

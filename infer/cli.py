@@ -59,7 +59,8 @@ UnknownOption = Annotated[
     typer.Option(help="Characters the model does not know: list them and stop, drop them, or put its replacement."),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(help="CPU threads; the text does not depend on them.  [default: as many as help]")
+    int | None,
+    typer.Option(help="CPU threads; the text does not depend on them.  [default: as many as help, on free cores]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -19,6 +19,7 @@ from charrnn import sampling
 from charrnn.errors import ModelFileError, SamplingError, listing
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Unknown, Vocab
+from infer.cores import free_cores
 from infer.limits import told
 from infer.model_file import brief, default_model, open_model
 
@@ -42,7 +43,8 @@ class Engine:
     """A charrnn model file, loaded.
 
     path: the model file; None is the shipped default. threads: CPU threads an operator may use; None is as many as help
-    a model of that size to write `streams` texts at once, mostly 1. The text does not depend on it.
+    a model of that size to write `streams` texts at once, and as other processes leave cores for, mostly 1. The text
+    does not depend on it.
     draws: whether the file draws characters by itself, as those from format version 2 on do.
     vocab: what it reads and writes. config, metrics, corpus: the run that made it. metadata: as in the file.
     Raises: ModelFileError when the file is missing, damaged, not charrnn's, or too new.
@@ -278,12 +280,18 @@ class Engine:
 
 
 def fitting_threads(path: Path, streams: int) -> int:
-    """How many threads to use for a model file: a second one helps from about 1.5 MB of weights on, or many streams."""
+    """How many threads to use for a model file: a second one helps from about 1.5 MB of weights on, or many streams.
+
+    Never more than cores are free: threads wait for each other at every operator, so one that shares its core with
+    another process makes all of them slower than one thread would be.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = 0
     with contextlib.suppress(OSError):  # opening it will say why
         size = path.stat().st_size
-    return min(cores, _MOST_THREADS) if size * min(streams, 8) >= _BYTES_FOR_THREADS else 1
+    if size * min(streams, 8) < _BYTES_FOR_THREADS:
+        return 1
+    return max(1, round(min(cores, _MOST_THREADS, free_cores())))
 
 
 def fresh_seed() -> int:
