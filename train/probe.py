@@ -16,8 +16,8 @@ from train.optimizer import make_optimizer
 ROWS, SEQ_LEN = 16, 64
 _GPU_ROWS = 128
 _WARMUP_STEPS, _LEAST_STEPS, _SECONDS = 3, 5, 1.0
-# Below this share of the cores' time, something else is running on them.
-_UNDISTURBED = 0.85
+# Below this share, other processes use the cores; alone, threads that wait for each other sleep 5 to 10% of the time.
+UNDISTURBED = 0.8
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Speed:
 
     Attributes:
         flops: FLOP/s of training steps.
-        shared: Whether other processes take much of the CPU time of its threads.
-        fewer_threads: How many times as fast one thread is, 1 unless `shared`.
+        cpu_share: Share of its threads' time that it had on the cores; other processes had the rest.
+        one_thread: How many times as fast one thread is as all of them; 1 where the share is high.
     """
 
     flops: float
-    shared: bool = False
-    fewer_threads: float = 1.0
+    cpu_share: float = 1.0
+    one_thread: float = 1.0
 
 
 def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator) -> Speed:
@@ -60,18 +60,17 @@ def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator
             if not on_cpu:
                 torch.cuda.synchronize(accelerator.device)
 
-        seconds, busy = _timed(step, _SECONDS)
-        shared = on_cpu and busy < _UNDISTURBED
-        fewer = 1.0
-        if shared and (threads := torch.get_num_threads()) > 1:
+        seconds, cpu_share = _timed(step, _SECONDS)
+        one_thread = 1.0
+        if on_cpu and cpu_share < UNDISTURBED and (threads := torch.get_num_threads()) > 1:
             torch.set_num_threads(1)
-            fewer = seconds / _timed(step, _SECONDS / 2)[0]
+            one_thread = seconds / _timed(step, _SECONDS / 2)[0]
             torch.set_num_threads(threads)
-    return Speed(rows * SEQ_LEN * flops_per_char(model, vocab_size) / seconds, shared, fewer)
+    return Speed(rows * SEQ_LEN * flops_per_char(model, vocab_size) / seconds, cpu_share, one_thread)
 
 
 def _timed(step: Callable[[], None], limit_s: float) -> tuple[float, float]:
-    """Seconds of a step, the lower quartile, and the share of a core that the machine's threads had meanwhile."""
+    """Seconds of a step, the lower quartile, and the share of its threads' time that the process had on the cores."""
     for _ in range(_WARMUP_STEPS):
         step()
     times: list[float] = []

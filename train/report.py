@@ -65,7 +65,7 @@ def baseline(corpus: Corpus) -> float | None:
 
 
 def entropy_lines(corpus: Corpus) -> list[str]:
-    """What to hold the loss against: the text's entropies, an n-gram model's loss, and a random source's exact limit."""
+    """What to hold the loss against: the text's entropies, an n-gram model's loss, a random source's exact limit."""
     lines = [f"entropy   {glance(corpus.train, len(corpus.vocab)).line()}"]
     if (nats := baseline(corpus)) is not None:
         lines.append(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from charrnn.checkpoint import BEST, load_for_inference, remove_unfinished
@@ -41,7 +42,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
     accelerator = make_accelerator(config.train)
     if chosen is None:
         check_processes(config, accelerator.num_processes)
-    threads = set_threads(config.train.threads)
+    set_threads(config.train.threads)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     ranks = Ranks(accelerator)
@@ -74,7 +75,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
             beat=watchdog.beat,
             peak_flops=peak and peak * ranks.count,
         )
-        recorder.lines([*opening_lines(trainer, threads, start), *explanation])
+        recorder.lines([*opening_lines(trainer, torch.get_num_threads(), start), *explanation])
         with signals.watched():
             return train_and_export(trainer, watchdog)
 

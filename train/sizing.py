@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from charrnn.checkpoint import load_for_inference, step_folders
@@ -13,7 +14,7 @@ from charrnn.config import BASE, SCRATCH, ModelConfig, RunConfig, load_config
 from charrnn.corpus import Corpus
 from charrnn.errors import CheckpointError
 from train.base import base_folder
-from train.probe import Speed, training_speed
+from train.probe import UNDISTURBED, Speed, training_speed
 from train.ranks import Ranks
 from train.recipe import Facts, Recipe, choose
 from train.resume import origin_folder
@@ -23,6 +24,7 @@ _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64
 # Share of a text in Latin script, with ASCII's digits and marks, from which on the English base helps.
 _MOSTLY_LATIN = 0.9
 _COUNTED = 1 << 20
+_FASTER = 1.1
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,17 @@ def sized(
 ) -> tuple[RunConfig, list[str]]:
     """The run's config, the same on every rank, and lines that explain it.
 
-    A run folder with checkpoints keeps the config that they were made with. Raises: CharRNNError.
+    A run folder with checkpoints keeps the config that they were made with. Where other processes use the cores, one
+    thread trains if that is faster, unless the user set their number. Raises: CharRNNError.
     """
-    if step_folders(run_dir) and (run_dir / "config.yaml").exists():
-        return ranks.together(lambda: chosen.over_file(run_dir / "config.yaml")), []
     init_from, origin = ranks.together(lambda: _origin(chosen, config, corpus))
-    probed = origin or _PROBED
-    speeds = ranks.gather(training_speed(probed, len(corpus.vocab), accelerator))
+    speed, lines = _measured(training_speed(origin or _PROBED, len(corpus.vocab), accelerator), config)
+    if step_folders(run_dir) and (run_dir / "config.yaml").exists():
+        return ranks.together(lambda: chosen.over_file(run_dir / "config.yaml")), lines
     facts = Facts(
         characters=corpus.num_chars,
         symbols=len(corpus.vocab),
-        flops=sum(speed.flops for speed in speeds),
+        flops=sum(ranks.gather(speed)),
         budget_s=config.train.time_limit,
         epochs=config.train.epochs if chosen.sets("train.epochs") else 0.0,
         origin=origin,
@@ -76,7 +78,7 @@ def sized(
     )
     recipe = ranks.gather(choose(facts))[0]
     settled = ranks.together(lambda: chosen.over(_compatible(recipe, config)))
-    return settled, [f"recipe    {recipe.summary}", *shared_lines(speeds[0])]
+    return settled, [f"recipe    {recipe.summary}", *lines]
 
 
 def _compatible(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
@@ -111,11 +113,16 @@ def base_helps(chosen: Chosen, config: RunConfig, corpus: Corpus) -> bool:
     return bool(counts[latin].sum() >= _MOSTLY_LATIN * counts.sum())
 
 
-def shared_lines(speed: Speed) -> list[str]:
-    """A warning when other processes use the cores."""
-    if not speed.shared:
-        return []
-    line = "shared    other processes use this machine's cores"
-    if speed.fewer_threads > 1.1:
-        line += f"; one thread is {speed.fewer_threads:.1f} times as fast now: --set train.threads=1"
-    return [line]
+def _measured(speed: Speed, config: RunConfig) -> tuple[float, list[str]]:
+    """FLOP/s with the threads that training will use, and a line where other processes use the cores."""
+    threads = torch.get_num_threads()
+    if speed.cpu_share >= UNDISTURBED:
+        return speed.flops, []
+    line = f"shared    other processes use these cores: {threads} thread(s) had {speed.cpu_share:.0%} of their time"
+    if speed.one_thread <= _FASTER:
+        return speed.flops, [line]
+    line += f", and 1 thread is {speed.one_thread:.1f} times as fast"
+    if config.train.threads:
+        return speed.flops, [f"{line}; --set train.threads=1 uses one"]
+    torch.set_num_threads(1)
+    return speed.flops * speed.one_thread, [f"{line}; training with 1 (--set train.threads={threads} for {threads})"]

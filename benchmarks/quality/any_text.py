@@ -1,7 +1,7 @@
 """What one command makes of any text: the recipe against PPMd and against random configurations of the same budget.
 
-    PYTHONPATH=benchmarks python benchmarks/quality/any_text.py --text shakespeare=tinyshakespeare.txt@400000 --size 20000 --size 100000 \\
-        --budget 30 --budget 120 --random 20
+    PYTHONPATH=benchmarks python benchmarks/quality/any_text.py --text shakespeare=tinyshakespeare.txt@400000 \\
+        --size 20000 --size 100000 --budget 30 --budget 120 --random 20
 
 For each text and size, the last tenth is what all are scored on: `stream` in nats/char. PPMd (pyppmd, the best of the
 orders 3 to 8) is adaptive: it goes on learning from the tenth as it codes it. A run's loss is that of its best
