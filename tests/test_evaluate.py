@@ -96,3 +96,36 @@ def test_a_sample_is_the_same_for_the_same_weights(trained):
     texts = {sample_text(trained.model, trained.vocab, trained.config.sample, torch.device("cpu")) for _ in range(2)}
     assert len(texts) == 1
     assert len(texts.pop()) == trained.config.sample.length
+
+
+def test_an_estimate_of_all_characters_is_the_loss_of_the_protocol_that_decides(trained):
+    ids = IdSource(trained.corpus.val, torch.device("cpu"))
+    accelerator = fresh_accelerator()
+    for best_by in ("stream", "windows"):
+        config = trained.config.eval.model_copy(update={"best_by": best_by})
+        estimate = evaluate(trained.model, ids, config, accelerator, sample=10**6)
+        assert list(estimate) == [f"val/{best_by}/loss", f"val/{best_by}/bpc"]
+        exact = evaluate(trained.model, ids, config, accelerator)
+        assert estimate[f"val/{best_by}/loss"] == pytest.approx(exact[f"val/{best_by}/loss"], rel=0.02)
+
+
+def test_a_run_of_estimates_ends_with_its_best_checkpoint_on_the_complete_split(tmp_path):
+    settings = ["eval.sample=64", "eval.every=0", "eval.times=6", "optim.lr=0.3", "sample.every=4"]
+    trainer = make_trainer(tiny_config(tmp_path, settings))
+    trainer.fit()
+    records = trainer.recorder.records
+    estimates = [r for r in records if "val/stream/loss" in r and "val/windows/loss" not in r]
+    assert [r["step"] for r in estimates] == [2, 4, 6, 8, 10, 12]
+    assert [r["step"] for r in records if "sample" in r] == [8, 12]
+    best = load_for_inference(trainer.run_dir)
+    assert best.step == min(estimates, key=lambda r: r["val/stream/loss"])["step"]
+    model = CharRNN(best.config.model, len(best.vocab))
+    model.load_state_dict(best.weights)
+    exact = evaluate(model, trainer.val_ids, best.config.eval, fresh_accelerator())
+    for name, value in exact.items():
+        assert best.trainer["metrics"][name] == value
+        assert records[-1][name] == value
+
+    again = make_trainer(trainer.config)
+    again.fit()
+    assert not [r for r in again.recorder.records if "val/windows/loss" in r]

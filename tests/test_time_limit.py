@@ -120,3 +120,35 @@ def test_steps_or_time_decay_whichever_is_further():
     progress.elapsed_s = 70
     assert progress.decay(config, 100, 5) == 0.75
     assert progress.decay(config, 100, 40) == 1
+
+
+def test_evaluations_are_spread_evenly_over_steps_and_time():
+    config = load_config(None, {"eval.times": 4, "train.time_limit": 100})
+    progress, at = Progress(), []
+    for step in range(1, 101):
+        progress.step, progress.elapsed_s = step, 2.0 * step  # the clock is the nearer limit
+        if progress.evaluation_due(config, 1000):
+            at.append(step)
+            progress.evaluated(1.0, progress.share(config, 1000))
+    assert at == [13, 25, 38, 50]
+    assert not Progress(step=999).evaluation_due(load_config(None, {}), 1000)
+
+
+def test_a_cool_down_takes_as_long_as_there_was_no_better_evaluation():
+    config = load_config(None, {"optim.warmup_steps": 0})
+    progress = Progress(step=10)
+    progress.evaluated(2.0)
+    for step in (20, 30):
+        progress.step = step
+        progress.evaluated(2.1)
+    assert not progress.stop_early(3, 0.3)
+    assert progress.stop_early(2, 0.3)
+    assert not progress.stop_early(2, 0.3)  # once
+    decays = []
+    while not progress.done(config, 1000, decayed=False):
+        decays.append(progress.decay(config, 1000, 0))
+        progress.step += 1
+    assert len(decays) == 20
+    assert decays == sorted(decays)
+    assert decays[0] == pytest.approx(0.3 + 0.7 / 20)
+    assert decays[-1] == 1

@@ -11,6 +11,8 @@ from charrnn.windows import (
     largest_batch,
     permute,
     rank_slice,
+    sampled_stream_batch,
+    sampled_window_batches,
     split_bounds,
     stream_batch,
     window_batches,
@@ -168,3 +170,39 @@ def test_windows_predict_every_character_but_the_first_once(n, window, rows):
         assert (batch.starts % window == 0).all()
         positions += (batch.starts[:, None] + np.arange(batch.length))[batch.counted].tolist()
     assert sorted(positions) == list(range(n - 1))
+
+
+@given(st.integers(2, 5000), st.integers(1, 3000), st.integers(1, 32), st.integers(0, 300))
+def test_a_sampled_stream_counts_what_was_asked_for_inside_the_split(num_chars, sample, lanes, warmup):
+    batch = sampled_stream_batch(num_chars, sample, lanes, warmup)
+    places = batch.starts[:, None] + np.arange(batch.length)
+    counted = places[batch.counted]
+    assert counted.min() >= 0
+    assert counted.max() < num_chars - 1
+    if sample >= num_chars - 1:
+        assert sorted(counted) == list(range(num_chars - 1))
+    else:
+        assert sample <= len(counted) or len(counted) == num_chars - 1
+    if len(counted) < num_chars - 1:
+        assert len(counted) < sample + lanes
+        # Every segment but the first of the split is warmed up.
+        first = batch.counted.argmax(1)
+        assert all(f == warmup or s == 0 for f, s in zip(first, batch.starts, strict=True))
+
+
+def test_a_sampled_stream_is_spread_over_the_split():
+    batch = sampled_stream_batch(100_001, 1000, 10, 50)
+    first = batch.starts + batch.counted.argmax(1)
+    assert first[0] == 0
+    assert first[-1] == 100_000 - 100
+    assert np.ptp(np.diff(first)) <= 1
+
+
+@given(st.integers(2, 5000), st.integers(1, 3000), st.integers(1, 64), st.integers(1, 16))
+def test_sampled_windows_are_windows_of_the_split(num_chars, sample, window, rows):
+    everything = {(int(s), b.length) for b in window_batches(num_chars, window, rows) for s in b.starts}
+    batches = list(sampled_window_batches(num_chars, sample, window, rows))
+    chosen = [(int(s), b.length) for b in batches for s in b.starts]
+    assert len(set(chosen)) == len(chosen)
+    assert set(chosen) <= everything
+    assert sum(int(b.counted.sum()) for b in batches) >= min(sample, num_chars - 1)

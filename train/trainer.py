@@ -122,6 +122,8 @@ class Trainer:
             self.save(step=True)
             self._alone(self.saver.wait)
             self.ranks.raise_together(self._fault)
+            if not self.stopped_by:
+                self.evaluate_best()
         self.progress.elapsed_s = self.now()
         return self.progress
 
@@ -248,17 +250,16 @@ class Trainer:
         config = self.config.sample
         return bool(config.length) and (self._done() or (self.progress.evaluations + 1) % config.every == 0)
 
-    def evaluate_best(self) -> dict[str, float]:
-        """The losses of `best/` on the complete validation split, where the evaluations so far were estimates.
+    def evaluate_best(self) -> None:
+        """Both protocols on the complete validation split for the weights of best/, if so far they were estimated.
 
-        Records them in metrics.jsonl and in best/ itself. Called after `fit`, on every rank: the model is left with
-        the weights of best/.
+        The losses go into metrics.jsonl and best/ itself. The model is left with those weights.
         """
         if not self.config.eval.sample or len(self.val_ids) < LEAST_EVALUATED:
-            return {}
+            return
         best = self.ranks.together(lambda: load_for_inference(self.run_dir / BEST))
         if "final" in best.trainer:
-            return {}
+            return
         self.model.load_state_dict(best.weights)
         losses = self._losses(0)
         if self.accelerator.is_main_process:
@@ -267,7 +268,6 @@ class Trainer:
             self._alone(self.saver.wait)
             self._record({**losses})
         self.ranks.raise_together(self._fault)
-        return losses
 
     def save(self, *, step: bool) -> None:
         """Begins to write what is due: `best/` after a better evaluation, and with `step` a step checkpoint.

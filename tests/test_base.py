@@ -1,0 +1,99 @@
+"""The base model: how a run becomes one, and what fine-tuning it keeps, drops and adds."""
+
+import json
+import string
+
+import pytest
+import torch
+from training import make_trainer, some_text, tiny_config
+
+import train.base
+from charrnn.checkpoint import load, load_for_inference
+from charrnn.errors import CheckpointError
+from infer.engine import Engine
+from train.base import base_folder, shrink
+from train.export import export_checkpoint
+
+TINY = ["model.rnn=LSTM", "model.layer_norm=true"]
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A base model of this test's own, trained for 12 steps on words and some characters that few texts have."""
+    text = some_text() + "".join(f"{c}\n" for c in "ÀÈÌ{}[]") * 20
+    trainer = make_trainer(tiny_config(tmp_path, TINY, text))
+    trainer.fit()
+    folder = shrink(tmp_path / "run", tmp_path / "base")
+    monkeypatch.setattr(train.base, "_FOLDERS", (folder,))
+    return folder
+
+
+def fine_tuned(folder, text, *assignments, **options):
+    (folder / "words.txt").write_text(text, encoding="utf-8")
+    fields = [*TINY, "train.init_from=base", f"train.run_dir={folder / 'tuned'}", *assignments]
+    return make_trainer(tiny_config(folder, fields), **options)
+
+
+def test_a_run_shrinks_to_half_precision_and_tells_nothing_of_its_machine(base, tmp_path):
+    small, run = load(base), load_for_inference(tmp_path / "run")
+    assert small.vocab == run.vocab
+    for name, weights in run.weights.items():
+        assert small.weights[name].dtype == torch.float16
+        assert torch.allclose(small.weights[name].float(), weights, atol=1e-3)
+    for path in base.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name
+    with pytest.raises(CheckpointError, match="exists; name another --out"):
+        shrink(tmp_path / "run", base)
+
+
+def test_the_vocabulary_is_cut_to_the_text_and_new_characters_start_from_the_mean(base, tmp_path):
+    trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
+    assert trainer.vocab == trainer.corpus.vocab
+    old, new = load(base), trainer.model.state_dict()
+    for name in ("embedding.weight", "head.weight", "head.bias"):
+        rows = old.weights[name].float()
+        for i, symbol in enumerate(trainer.vocab.symbols):
+            known = symbol in old.vocab.symbols
+            expected = rows[old.vocab.symbols.index(symbol)] if known else rows.mean(0)
+            assert torch.allclose(new[name][i], expected, atol=1e-6), symbol
+    assert torch.equal(new["rnn.weight_hh_l0"], old.weights["rnn.weight_hh_l0"].float())
+
+
+def test_a_fine_tuned_model_exports_and_knows_where_it_came_from(base, tmp_path):
+    trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
+    trainer.fit()
+    export_checkpoint(load_for_inference(tmp_path / "tuned"), tmp_path / "model.onnx")
+    engine = Engine(tmp_path / "model.onnx")
+    assert engine.config["train"]["init_from"] == "base"
+    assert len(engine.vocab) == len(set("the owl & the fox\n"))
+    assert len("".join(engine.generate("the owl", length=20))) == 20
+
+
+def test_a_run_resumes_only_from_its_own_origin(base, tmp_path):
+    text = "the owl & the fox\n" * 200
+    fine_tuned(tmp_path, text, "train.max_steps=5").fit()
+    assert fine_tuned(tmp_path, text, "train.max_steps=9").progress.step == 5
+    assert fine_tuned(tmp_path, text, "train.init_from=none").progress.step == 5  # need not be said again
+    with pytest.raises(CheckpointError, match=r"train\.init_from is base there and .*run here"):
+        fine_tuned(tmp_path, text, f"train.init_from={tmp_path / 'run'}")
+
+
+def test_bytes_do_not_start_from_characters(base, tmp_path):
+    with pytest.raises(CheckpointError, match="vocabulary of chars, the corpus of bytes"):
+        fine_tuned(tmp_path, "the owl\n" * 400, "data.vocab=bytes")
+
+
+def test_an_installation_without_a_base_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.base, "_FOLDERS", (tmp_path / "nowhere",))
+    with pytest.raises(CheckpointError, match="restore that folder, or use --init-from none"):
+        base_folder()
+
+
+def test_the_shipped_base_is_whole_small_and_in_half_precision():
+    folder = base_folder()
+    shipped = load(folder)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 16 << 20
+    assert {tensor.dtype for tensor in shipped.weights.values()} == {torch.float16}
+    assert all(torch.isfinite(tensor).all() for tensor in shipped.weights.values())
+    assert {*string.ascii_letters, *string.digits, *" \n.,;:!?'\"-()"} <= set(shipped.vocab.symbols)
+    assert json.loads((folder / "trainer.json").read_text())["corpus"]["name"] == "novels"

@@ -1,0 +1,141 @@
+"""Runs without --config: sized once, resumed as they were, and what the user sets is kept."""
+
+import json
+import re
+import time
+
+import pytest
+import torch
+from training import fresh_accelerator, make_trainer, some_text, tiny_config
+
+import train.base
+import train.sizing
+from charrnn.checkpoint import load_newest
+from charrnn.config import ModelConfig, load_config
+from charrnn.corpus import prepare
+from infer.engine import Engine
+from train.base import shrink
+from train.probe import Speed, training_speed
+from train.run import run
+from train.sizing import Chosen, base_helps, initial_config
+
+RUSSIAN = "съешь же ещё этих мягких французских булок, да выпей чаю\n" * 100
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a text and a tiny base model, and a machine of a known speed."""
+    trainer = make_trainer(tiny_config(tmp_path, ["model.rnn=LSTM", "model.layer_norm=true"]))
+    trainer.fit()
+    monkeypatch.setattr(train.base, "_FOLDERS", (shrink(tmp_path / "run", tmp_path / "base"),))
+    monkeypatch.setattr(train.sizing, "training_speed", lambda *_: Speed(1e11))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def started(*assignments, **options):
+    """Runs train/main.py's work with the options ("section__key" = value) and --set assignments."""
+    fresh_accelerator()
+    fixed = {"data.source": "words.txt", "sample.length": 10, "train.mixed_precision": "no", "train.time_limit": 0}
+    chosen = Chosen({**fixed, **{name.replace("__", "."): v for name, v in options.items()}}, assignments)
+    return run(initial_config(chosen), config_name="", resume=True, chosen=chosen)
+
+
+def losses(run_dir):
+    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
+
+
+def test_a_text_alone_is_enough_and_the_same_command_again_resumes(folder, capsys):
+    assert started(train__max_steps=12).resolve() == folder / "checkpoints" / "words" / "model.onnx"
+    run_dir = folder / "checkpoints" / "words"
+    assert re.search(
+        r"^recipe    fine-tune the base model \(LSTM 2 x 16\), dropout \S+, \d+ rows x", capsys.readouterr().err, re.M
+    )
+    config = load_config(run_dir / "config.yaml", {})
+    assert (config.train.init_from, config.model.hidden_dim, config.train.max_steps) == ("base", 16, 12)
+    assert len(Engine(run_dir / "model.onnx").vocab) == len(set(some_text()))
+
+    started(train__max_steps=20)
+    assert "resumed at step 12" in (printed := capsys.readouterr().err)
+    assert "recipe" not in printed
+    assert load_newest(run_dir, pytest.fail).step == 20
+    again = load_config(run_dir / "config.yaml", {})
+    assert again.model_copy(update={"train": config.train}) == config
+
+
+def test_the_config_of_a_run_reproduces_it(folder):
+    started(train__max_steps=12)
+    run_dir = folder / "checkpoints" / "words"
+    config = load_config(run_dir / "config.yaml", {"train.run_dir": str(folder / "copy")})
+    fresh_accelerator()
+    run(config, config_name="again", resume=True)
+    assert losses(folder / "copy") == losses(run_dir) != []
+
+
+def test_what_the_user_sets_is_kept(folder):
+    started("model.hidden_dim=24", "data.seq_len=8", train__max_steps=3, model__rnn="GRU")
+    config = load_config(folder / "checkpoints" / "words" / "config.yaml", {})
+    assert (config.model.rnn, config.model.hidden_dim, config.data.seq_len) == ("GRU", 24, 8)
+    assert config.train.init_from == "none"  # the base has another network
+
+
+def test_weights_that_the_user_names_decide_the_network(folder):
+    other = ["model.rnn=GRU", "model.hidden_dim=20", f"train.run_dir={folder / 'other'}"]
+    make_trainer(tiny_config(folder, other)).fit()
+    started(train__max_steps=3, train__init_from="other")
+    config = load_config(folder / "checkpoints" / "words" / "config.yaml", {})
+    assert (config.model.rnn, config.model.hidden_dim, config.train.init_from) == ("GRU", 20, "other")
+
+
+def test_sliding_windows_of_the_users_leave_no_reset(folder):
+    started("data.windows=sliding", train__max_steps=3)
+    assert load_config(folder / "checkpoints" / "words" / "config.yaml", {}).data.reset == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "helps"),
+    [
+        (some_text(), {}, True),
+        ("l'été, où ça? à Orléans, très tôt\n" * 50, {}, True),
+        (RUSSIAN, {}, False),
+        (some_text(), {"data.vocab": "bytes"}, False),
+        (some_text(), {"model.rnn": "GRU"}, False),
+        (some_text(), {"model.dropout": 0.5}, True),
+    ],
+)
+def test_the_base_serves_mostly_latin_text_of_its_own_network(folder, text, options, helps):
+    (folder / "t.txt").write_text(text, encoding="utf-8")
+    chosen = Chosen({"data.source": "t.txt", **options})
+    config = initial_config(chosen)
+    assert base_helps(chosen, config, prepare(config.data)) is helps
+
+
+@pytest.mark.parametrize(
+    ("speed", "wanted", "said", "threads"),
+    [
+        (Speed(1e11, 0.95, 1.0), 0, "", 2),
+        (Speed(1e11, 0.5, 1.0), 0, "2 thread(s) had 50% of their time", 2),
+        (Speed(1e11, 0.5, 3.0), 0, "1 thread is 3.0 times as fast; training with 1", 1),
+        (Speed(1e11, 0.5, 3.0), 2, "--set train.threads=1 uses one", 2),
+    ],
+)
+def test_one_thread_trains_beside_other_processes(speed, wanted, said, threads):
+    torch.set_num_threads(2)
+    config = load_config(None, {"train.threads": wanted})
+    flops, lines = train.sizing._measured(speed, config)
+    assert torch.get_num_threads() == threads
+    assert said in "".join(lines)
+    assert flops == (3e11 if threads == 1 else 1e11)
+
+
+def test_measuring_the_speed_changes_no_random_state():
+    accelerator = fresh_accelerator()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    began = time.perf_counter()
+    speed = training_speed(ModelConfig(embedding_dim=8, hidden_dim=16), 30, accelerator)
+    assert time.perf_counter() - began < 30
+    assert speed.flops > 0
+    assert 0 < speed.cpu_share < 2
+    assert torch.equal(torch.get_rng_state(), before)
