@@ -15,7 +15,7 @@ from charrnn.ngram import ngram_loss
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
-RUSSIAN_WORDS = "и в не он на я что тот быть с весь это как она по но мы ты из у который то за свой ещё бы мой".split()
+RUSSIAN = "и в не он на я что тот быть с весь это как она по но мы ты из у который то за свой ещё бы мой".split()  # noqa: SIM905
 
 
 def english(size):
@@ -30,8 +30,8 @@ def russian(size):
     draw = np.random.default_rng(0)
     words, place = [], 0
     for _ in range(size // 3):
-        place = (3 * place + int(draw.integers(3))) % len(RUSSIAN_WORDS)
-        words.append(RUSSIAN_WORDS[place])
+        place = (3 * place + int(draw.integers(3))) % len(RUSSIAN)
+        words.append(RUSSIAN[place])
     return " ".join(words)[:size]
 
 

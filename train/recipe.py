@@ -116,8 +116,8 @@ def choose(facts: Facts) -> Recipe:
 
 def _useful_epochs(length: int, *, fine_tuning: bool) -> int:
     """Passes over N characters after which more hardly helps: fewer for a long text, and from pretrained weights."""
-    most, share = (16.0, 0.2) if fine_tuning else (40.0, 0.25)
-    return max(1, round(min(2 * most, most * (20_000 / length) ** share)))
+    most, falling = (8.0, 0.1) if fine_tuning else (40.0, 0.25)
+    return max(1, round(min(1.5 * most, most * (20_000 / length) ** falling)))
 
 
 def _network(facts: Facts, length: int) -> ModelConfig:
@@ -136,9 +136,9 @@ def _network(facts: Facts, length: int) -> ModelConfig:
 
 def _dropout(epochs: float, length: int, *, fine_tuning: bool) -> float:
     """More, the more often each character is seen; in steps of 0.05."""
-    passes = max(1.0, epochs)
-    dropout = 0.1 + 0.1 * math.log2(passes) if fine_tuning else 0.12 * math.log2(passes / 2)
-    return round(20 * min(0.5 if fine_tuning else 0.6, max(0.0, dropout))) / 20
+    passes = math.log2(max(1.0, epochs))
+    dropout = min(0.3, 0.05 + 0.05 * passes) if fine_tuning else min(0.6, max(0.0, 0.12 * (passes - 1.0)))
+    return round(20 * dropout) / 20
 
 
 def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:

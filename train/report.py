@@ -16,6 +16,7 @@ from charrnn.markov import named_source
 from charrnn.ngram import ORDER, ngram_loss
 from charrnn.windows import SPLITS
 from train.display import format_duration
+from train.probe import UNDISTURBED
 from train.resume import StartingPoint
 
 if TYPE_CHECKING:
@@ -109,6 +110,12 @@ def pace_line(trainer: "Trainer", figures: dict[str, float]) -> str:
     )
     if trainer.device.type == "cpu" and left > _LONG_ON_CPU_S:
         line += "; for a model in minutes on a CPU leave out --config"
+    had, threads = trainer.cpu_share(), torch.get_num_threads()
+    if trainer.device.type == "cpu" and threads > 1 and had < UNDISTURBED:
+        line += (
+            f"; other processes use these cores: {threads} threads had {had:.0%} of their time, and fewer may be "
+            f"faster (--set train.threads={threads - 1})"
+        )
     return line
 
 

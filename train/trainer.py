@@ -317,6 +317,12 @@ class Trainer:
     def _start_clock(self) -> None:
         self._resumed_s = self.progress.elapsed_s
         self._logged_at = self._started = self.clock()
+        self._cpu_began, self._wall_began = time.process_time(), time.perf_counter()
+
+    def cpu_share(self) -> float:
+        """The share of its threads' time that this process has had on the cores since training began."""
+        wall = time.perf_counter() - self._wall_began
+        return (time.process_time() - self._cpu_began) / max(wall * torch.get_num_threads(), 1e-9)
 
     def now(self) -> float:
         """Seconds of training and evaluation, over all segments, by this process's clock."""
