@@ -109,6 +109,12 @@ def test_a_limit_of_the_users_is_kept_and_the_default_budget_is_bounded(facts):
         assert fields["train.epochs"] == facts.epochs
 
 
+@pytest.mark.parametrize(("origin", "part"), [(BASE, "this text's words and layout"), (None, "more text helps most")])
+def test_a_small_text_is_told_what_to_expect(origin, part):
+    assert part in choose(Facts(5000, 60, 4e11, origin=origin)).expectation
+    assert not choose(Facts(500_000, 60, 4e11, origin=origin)).expectation
+
+
 @pytest.mark.parametrize("assigned", ["model.hidden_dim=33", "data.seq_len=7", "optim.lr=0.5", "eval.times=3"])
 def test_what_the_user_sets_wins(assigned):
     recipe = choose(Facts(100_000, 80, 4e11))

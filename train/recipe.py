@@ -22,6 +22,7 @@ _PATIENCE = 6
 # with the warm-up of each segment.
 _EVALUATION_SHARE, _READING_COST = 0.04, 1.0
 _CHECKPOINT_S = 60.0
+_SMALL_TEXT = 20_000
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """fields: "section.key" -> value of the config. summary: what was chosen and why, in one line."""
+    """fields: "section.key" -> value of the config. summary: what was chosen and why, in one line.
+
+    expectation: what a model of a very small text will be like, empty for others.
+    """
 
     summary: str
     fields: dict[str, Any] = field(default_factory=dict)
+    expectation: str = ""
 
 
 def choose(facts: Facts) -> Recipe:
@@ -72,7 +77,7 @@ def choose(facts: Facts) -> Recipe:
     budget_s = facts.budget_s or min(MOST_DEFAULT_S, most_epochs * length / speed)
     chars = min(most_epochs * length, budget_s * speed)  # C
     epochs = chars / length
-    dropout = _dropout(epochs, length, fine_tuning=facts.origin is not None)
+    dropout = _dropout(epochs, fine_tuning=facts.origin is not None)
     rows, seq_len = _batch(facts, length, model)
     steps = chars / (rows * seq_len)
     steps_per_s = speed / (rows * seq_len)
@@ -111,7 +116,7 @@ def choose(facts: Facts) -> Recipe:
         f"{start} ({shape}), dropout {dropout:g}, {rows} rows x {seq_len}: about {_rounded(epochs)} passes over "
         f"{length:,} characters at {speed:,.0f} a second"
     )
-    return Recipe(summary, fields)
+    return Recipe(summary, fields, _expectation(facts))
 
 
 def _useful_epochs(length: int, *, fine_tuning: bool) -> int:
@@ -134,7 +139,7 @@ def _network(facts: Facts, length: int) -> ModelConfig:
     return ModelConfig(rnn="LSTM", num_layers=layers, hidden_dim=width, embedding_dim=embedding, layer_norm=True)
 
 
-def _dropout(epochs: float, length: int, *, fine_tuning: bool) -> float:
+def _dropout(epochs: float, *, fine_tuning: bool) -> float:
     """More, the more often each character is seen; in steps of 0.05."""
     passes = math.log2(max(1.0, epochs))
     dropout = min(0.3, 0.05 + 0.05 * passes) if fine_tuning else min(0.6, max(0.0, 0.12 * (passes - 1.0)))
@@ -157,6 +162,17 @@ def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
     seq_len = max(1, min(seq_len, length // 8))
     rows = max(1, min(rows, length // (4 * seq_len)))
     return max(facts.share, rows // facts.share * facts.share), seq_len
+
+
+def _expectation(facts: Facts) -> str:
+    if facts.characters >= _SMALL_TEXT:
+        return ""
+    what = f"{facts.characters:,} characters are little"
+    if facts.origin:
+        return (
+            f"{what}: expect the general language of the weights that it starts from, with this text's words and layout"
+        )
+    return f"{what}: expect its words and layout rather than sentences; more text helps most"
 
 
 def _rounded(epochs: float) -> str:

@@ -78,7 +78,8 @@ def sized(
     )
     recipe = ranks.gather(choose(facts))[0]
     settled = ranks.together(lambda: chosen.over(_compatible(recipe, config)))
-    return settled, [f"recipe    {recipe.summary}", *lines]
+    expectation = [f"small     {recipe.expectation}"] if recipe.expectation else []
+    return settled, [f"recipe    {recipe.summary}", *expectation, *lines]
 
 
 def _compatible(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
