@@ -96,6 +96,15 @@ def test_more_passes_never_mean_less_dropout(facts, times):
     assert many.fields["model.dropout"] >= few.fields["model.dropout"]
 
 
+def test_a_text_and_a_budget_beyond_the_bases_own_train_a_larger_network_from_scratch():
+    facts = Facts(10**9, 100, 1e14, budget_s=3600, origin=BASE, init_from="base", on_gpu=True)
+    recipe = choose(facts)
+    assert recipe.fields["train.init_from"] == "none"
+    assert recipe.fields["model.hidden_dim"] > BASE.hidden_dim
+    for less in (_with(facts, characters=10**6), _with(facts, flops=4e11), _with(facts, init_from="runs/mine")):
+        assert choose(less).fields["train.init_from"] == less.init_from
+
+
 @given(FACTS)
 def test_a_limit_of_the_users_is_kept_and_the_default_budget_is_bounded(facts):
     fields = choose(facts).fields

@@ -5,7 +5,7 @@ Letters: N characters of the training split, C characters that will be trained o
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from charrnn.config import BASE, SCRATCH, ModelConfig
@@ -23,6 +23,8 @@ _PATIENCE = 6
 _EVALUATION_SHARE, _READING_COST = 0.04, 1.0
 _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
+# Of the base model's own text, and of its training.
+_BASE_CHARS, _BASE_FLOPS = 68_000_000, 2.5e15
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def choose(facts: Facts) -> Recipe:
     """
     held_out = min(0.1, _MOST_VALIDATION / facts.characters)
     length = max(1, int(facts.characters * (1.0 - held_out)))  # N
+    if facts.init_from == BASE and _outgrows_the_base(facts, length):
+        facts = replace(facts, origin=None, init_from=SCRATCH)
     model = facts.origin or _network(facts, length)
     speed = facts.flops / flops_per_char(model, facts.symbols)  # characters/s
     most_epochs = facts.epochs or _useful_epochs(length, fine_tuning=facts.origin is not None)
@@ -117,6 +121,11 @@ def choose(facts: Facts) -> Recipe:
         f"{length:,} characters at {speed:,.0f} a second"
     )
     return Recipe(summary, fields, _expectation(facts))
+
+
+def _outgrows_the_base(facts: Facts, length: int) -> bool:
+    """Whether text and budget are much more than the base itself was trained on: then a larger network learns more."""
+    return length > _BASE_CHARS and facts.flops * (facts.budget_s or MOST_DEFAULT_S) > 3 * _BASE_FLOPS
 
 
 def _useful_epochs(length: int, *, fine_tuning: bool) -> int:
