@@ -168,7 +168,7 @@ def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
         rows, seq_len = (64 if length < 10_000_000 else 256), 128
     else:
         rows, seq_len = (16, 64) if length < 200_000 else (32, 96)
-    seq_len = max(1, min(seq_len, length // 8))
+    seq_len = max(1, min(seq_len, length // 8, length // (4 * facts.share)))
     rows = max(1, min(rows, length // (4 * seq_len)))
     return max(facts.share, rows // facts.share * facts.share), seq_len
 
