@@ -58,7 +58,7 @@ def test_a_run_has_at_least_ten_evaluations_and_ends_by_a_limit(facts):
     assert config.train.time_limit or config.train.epochs
     times = 0
     progress = Progress()
-    total = 1000
+    total = 200
     for step in range(1, total + 1):
         progress.step = step
         if progress.evaluation_due(config, total):

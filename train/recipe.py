@@ -130,8 +130,9 @@ def _outgrows_the_base(facts: Facts, length: int) -> bool:
 
 def _useful_epochs(length: int, *, fine_tuning: bool) -> int:
     """Passes over N characters after which more hardly helps: fewer for a long text, and from pretrained weights."""
-    most, falling = (8.0, 0.1) if fine_tuning else (40.0, 0.25)
-    return max(1, round(min(1.5 * most, most * (20_000 / length) ** falling)))
+    if not fine_tuning:
+        return max(1, min(60, round(40 * (20_000 / length) ** 0.25)))
+    return max(1, min(24, round(8 * (20_000 / length) ** (0.5 if length < 20_000 else 0.1))))
 
 
 def _network(facts: Facts, length: int) -> ModelConfig:
