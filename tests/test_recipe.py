@@ -23,6 +23,7 @@ FACTS = st.builds(
     budget_s=st.one_of(st.just(0.0), st.floats(30, 1e6)),
     epochs=st.one_of(st.just(0.0), st.floats(0.1, 100)),
     origin=st.sampled_from([None, BASE]),
+    origin_loss=st.floats(0.5, 12),
     on_gpu=st.booleans(),
     share=st.integers(1, 8),
 )

@@ -39,6 +39,7 @@ class Facts:
         epochs: Passes over the text that the user asks for; 0 = the recipe chooses.
         origin: Shape of the weights that training starts from, None from scratch.
         init_from: Name of those weights.
+        origin_loss: Their loss on the text before any training, nats/char: how far it is from what they know.
         on_gpu: Whether the processes train on GPUs.
         share: What the batch must be a multiple of: processes x accumulation steps.
     """
@@ -50,6 +51,7 @@ class Facts:
     epochs: float = 0.0
     origin: ModelConfig | None = None
     init_from: str = SCRATCH
+    origin_loss: float = 0.0
     on_gpu: bool = False
     share: int = 1
 
@@ -77,7 +79,7 @@ def choose(facts: Facts) -> Recipe:
         facts = replace(facts, origin=None, init_from=SCRATCH)
     model = facts.origin or _network(facts, length)
     speed = facts.flops / flops_per_char(model, facts.symbols)  # characters/s
-    most_epochs = facts.epochs or _useful_epochs(length, fine_tuning=facts.origin is not None)
+    most_epochs = facts.epochs or _useful_epochs(facts, length)
     budget_s = facts.budget_s or min(MOST_DEFAULT_S, most_epochs * length / speed)
     chars = min(most_epochs * length, budget_s * speed)  # C
     epochs = chars / length
@@ -116,6 +118,8 @@ def choose(facts: Facts) -> Recipe:
     }
     start = f"fine-tune {'the base model' if facts.init_from == BASE else facts.init_from}" if facts.origin else "train"
     shape = f"{model.rnn} {model.num_layers} x {model.hidden_dim}"
+    if facts.origin:
+        shape += f", {facts.origin_loss:.2f} nats/char on this text so far"
     summary = (
         f"{start} ({shape}), dropout {dropout:g}, {rows} rows x {seq_len}: about {_rounded(epochs)} passes over "
         f"{length:,} characters at {speed:,.0f} a second"
@@ -128,11 +132,17 @@ def _outgrows_the_base(facts: Facts, length: int) -> bool:
     return length > _BASE_CHARS and facts.flops * (facts.budget_s or MOST_DEFAULT_S) > 3 * _BASE_FLOPS
 
 
-def _useful_epochs(length: int, *, fine_tuning: bool) -> int:
-    """Passes over N characters after which more hardly helps: fewer for a long text, and from pretrained weights."""
-    if not fine_tuning:
+def _distance(facts: Facts) -> float:
+    """How foreign the text is to the weights that training starts from: 1 for text like theirs, 4 at most."""
+    return min(4.0, max(1.0, facts.origin_loss / 1.5))
+
+
+def _useful_epochs(facts: Facts, length: int) -> int:
+    """Passes over N characters after which more hardly helps: fewer for a long text, and for one like the weights'."""
+    if not facts.origin:
         return max(1, min(60, round(40 * (20_000 / length) ** 0.25)))
-    return max(1, min(24, round(8 * (20_000 / length) ** (0.5 if length < 20_000 else 0.1))))
+    like_theirs = 8 * (20_000 / length) ** (0.5 if length < 20_000 else 0.1)
+    return max(1, min(24, round(like_theirs * min(2.5, _distance(facts)))))
 
 
 def _network(facts: Facts, length: int) -> ModelConfig:
@@ -157,10 +167,11 @@ def _dropout(epochs: float, *, fine_tuning: bool) -> float:
 
 
 def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
-    """Peak learning rate: low where pretrained weights meet little text; else by the depth of the network."""
-    if facts.origin:
-        return float(f"{min(0.003, max(0.001, 0.001 * (length / 100_000) ** 0.25)):.2g}")
-    return 0.006 if model.num_layers == 1 else 0.003
+    """Peak learning rate: from pretrained weights by N and the text's distance, else by the depth of the network."""
+    if not facts.origin:
+        return 0.006 if model.num_layers == 1 else 0.003
+    by_length = min(2.0, max(1.0, (length / 100_000) ** 0.25))
+    return float(f"{min(0.006, 0.001 * by_length * _distance(facts)):.2g}")
 
 
 def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def starting_point(
         )
         if differing:
             raise CheckpointError(f"--init-from {init_from}: its model is another shape: {differing}; set these alike")
-        return _fine_tuning(other, config, corpus, init_from)
+        return fine_tuning_start(other, config, corpus, init_from)
     if config.data.vocab == KEEP:
         raise CheckpointError("data.vocab keep is the vocabulary of a model; name it with --init-from, or use chars")
     return StartingPoint(corpus.vocab)
@@ -95,7 +95,7 @@ def origin_folder(init_from: str) -> Path:
     return base_folder() if init_from == BASE else Path(init_from).expanduser()
 
 
-def _fine_tuning(other: Checkpoint, config: RunConfig, corpus: Corpus, origin: str) -> StartingPoint:
+def fine_tuning_start(other: Checkpoint, config: RunConfig, corpus: Corpus, origin: str) -> StartingPoint:
     """Another model's weights, with entries for the characters that only the corpus has, unless data.vocab is keep.
 
     Of the shipped base, entries of characters that the corpus lacks are dropped: they would cost time and space.

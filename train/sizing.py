@@ -9,21 +9,27 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from charrnn.checkpoint import load_for_inference, step_folders
+from charrnn.checkpoint import Checkpoint, load_for_inference, step_folders
 from charrnn.config import BASE, SCRATCH, ModelConfig, RunConfig, load_config
 from charrnn.corpus import Corpus
 from charrnn.errors import CheckpointError
+from charrnn.model import CharRNN
+from charrnn.windows import sampled_stream_batch
 from train.base import base_folder
+from train.batches import IdSource
+from train.evaluate import nll_sum
 from train.probe import UNDISTURBED, Speed, training_speed
 from train.ranks import Ranks
 from train.recipe import Facts, Recipe, choose
-from train.resume import origin_folder
+from train.resume import fine_tuning_start, origin_folder
 
 # The network that speed is measured with when training starts from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
 # Share of a text in Latin script, with ASCII's digits and marks, from which on the English base helps.
 _MOSTLY_LATIN = 0.9
 _COUNTED = 1 << 20
+# Characters on which given weights are judged.
+_SAMPLED = 4096
 _FASTER = 1.1
 
 
@@ -62,7 +68,8 @@ def sized(
     thread trains if that is faster, unless the user set their number. Raises: CharRNNError.
     """
     init_from, origin = ranks.together(lambda: _origin(chosen, config, corpus))
-    speed, lines = _measured(training_speed(origin or _PROBED, len(corpus.vocab), accelerator), config)
+    probed = origin.config.model if origin else _PROBED
+    speed, lines = _measured(training_speed(probed, len(corpus.vocab), accelerator), config)
     if step_folders(run_dir) and (run_dir / "config.yaml").exists():
         return ranks.together(lambda: chosen.over_file(run_dir / "config.yaml")), lines
     facts = Facts(
@@ -71,8 +78,9 @@ def sized(
         flops=sum(ranks.gather(speed)),
         budget_s=config.train.time_limit,
         epochs=config.train.epochs if chosen.sets("train.epochs") else 0.0,
-        origin=origin,
+        origin=origin.config.model if origin else None,
         init_from=init_from,
+        origin_loss=ranks.together(lambda: _loss(origin, init_from, config, corpus)) if origin else 0.0,
         on_gpu=accelerator.device.type == "cuda",
         share=ranks.count * config.train.accumulation_steps,
     )
@@ -90,14 +98,22 @@ def _compatible(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
     return fields
 
 
-def _origin(chosen: Chosen, config: RunConfig, corpus: Corpus) -> tuple[str, ModelConfig | None]:
-    """The weights to start from, and their shape; none and None from scratch."""
+def _origin(chosen: Chosen, config: RunConfig, corpus: Corpus) -> tuple[str, Checkpoint | None]:
+    """The weights to start from; none and None from scratch."""
     init_from = config.train.init_from
     if not chosen.sets("train.init_from"):
         init_from = BASE if base_helps(chosen, config, corpus) else SCRATCH
-    if init_from == SCRATCH:
-        return SCRATCH, None
-    return init_from, load_for_inference(origin_folder(init_from)).config.model
+    return init_from, None if init_from == SCRATCH else load_for_inference(origin_folder(init_from))
+
+
+def _loss(origin: Checkpoint, init_from: str, config: RunConfig, corpus: Corpus) -> float:
+    """The loss of the weights on a sample of the training split before training on it, nats/char."""
+    start = fine_tuning_start(origin, config, corpus, init_from)
+    model = CharRNN(origin.config.model, len(start.vocab), start.vocab.document_end_id).eval()
+    model.load_state_dict(start.weights)
+    ids = IdSource(corpus.train, torch.device("cpu"), start.table)
+    nll, count = nll_sum(model, ids, [sampled_stream_batch(len(ids), _SAMPLED, 16, 64)]).tolist()
+    return nll / count
 
 
 def base_helps(chosen: Chosen, config: RunConfig, corpus: Corpus) -> bool:
