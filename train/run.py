@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from charrnn.checkpoint import BEST, load_for_inference, remove_unfinished
 from charrnn.config import RunConfig, dump_config
 from charrnn.corpus import Corpus, prepare
-from charrnn.errors import CheckpointError
+from charrnn.errors import CheckpointError, ConfigError
 from train.batches import window_plan
 from train.export import export_checkpoint
 from train.flops import peak_flops
@@ -49,7 +49,9 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
     with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
         corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_local_main))
         name = f"{config_name}-{corpus.name}" if config_name else corpus.name
-        run_dir = Path(config.train.run_dir or Path("checkpoints") / name)
+        run_dir = Path(config.train.run_dir or Path("checkpoints") / name).expanduser()
+        if Path(config.data.source).expanduser().resolve() == run_dir.resolve():
+            raise ConfigError(f"--data {config.data.source} is the run folder too; choose another --run-dir")
         explanation: list[str] = []
         if chosen is not None:
             config, explanation = sized(chosen, config, corpus, run_dir, accelerator, ranks)
