@@ -92,7 +92,7 @@ class Trainer:
         self._logged_at = self._started = self._resumed_s = 0.0
         self._pace_said = False
         self._best_unsaved = False
-        self._saved_step = 0
+        self._saved_step = -1
         if start.resumed:
             restore(self, start.resumed)
             self._saved_step = self.progress.step
@@ -108,6 +108,11 @@ class Trainer:
         """
         self._start_clock()
         with self._ending_well(), self.local_updates:
+            # What a stop cut off, or whose checkpoint is lost, is evaluated again.
+            lost = self.progress.evaluations > 0 and self.progress.best_step < 0
+            if lost or (self.progress.step and self._due(self.config.eval.every)):
+                self.evaluate()
+                self.save(step=False)
             while self._go_on():
                 self.train_step()
                 if self._due(self.config.log.every):
@@ -274,8 +279,9 @@ class Trainer:
 
         From the latter a run continues bit for bit. The disk is waited for only if it is not done with the one before.
         """
-        step = step and self._saved_step != self.progress.step
         best, self._best_unsaved = self._best_unsaved, False
+        # The first best/ comes with a step checkpoint: without one the run could not be resumed.
+        step = (step or (best and self._saved_step < 0)) and self._saved_step != self.progress.step
         if not (step or best):
             return
         self._figures.fetch(self.progress.step)  # never a checkpoint of weights that are not finite
