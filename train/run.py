@@ -16,6 +16,7 @@ from charrnn.corpus import Corpus, prepare
 from charrnn.errors import CheckpointError, ConfigError
 from train.batches import window_plan
 from train.export import export_checkpoint
+from train.faults import memory_explained
 from train.flops import peak_flops
 from train.lock import only_run_in
 from train.memory import keep_freed_memory
@@ -59,6 +60,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
             corpus = replace(corpus, split=config.data.split)
             compare_configs(config, ranks, accelerator)
             check_processes(config, accelerator.num_processes)
+        held.enter_context(memory_explained(config))
         window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
         watchdog.advice = lambda: goes_on(run_dir)
         ranks.together(lambda: held.enter_context(only_run_in(run_dir)) if ranks.is_main else None)
