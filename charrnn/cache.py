@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.errors import CorpusError, VocabError
-from charrnn.storage import reading, say, temporary, writing
+from charrnn.storage import mark, reading, say, temporary, writing
 from charrnn.vocab import Vocab
 
 _FORMAT = 2
@@ -77,6 +77,7 @@ def write(folder: Path, entry: Entry, make: Callable[[Path], None], sources: Seq
     Raises: CorpusError when there is no space, or the folder can't be written.
     """
     with writing(folder.parent), temporary(folder) as hidden:
+        mark(folder.parent)
         _remove_stale(folder)
         _refuse_full(folder.parent, entry.size)
         hidden.mkdir()
@@ -154,6 +155,7 @@ def remember(record: Path, of: list[Stamp], began_ns: int, entry: Entry, notes: 
     fields = entry.meta() | {"stamp": _stamp(of), "notes": list(notes)}
     with contextlib.suppress(OSError), temporary(record) as hidden:  # without it the next run reads the files again
         record.parent.mkdir(parents=True, exist_ok=True)
+        mark(record.parent)
         hidden.write_text(json.dumps(fields), encoding="utf-8")
         hidden.replace(record)
 

@@ -6,28 +6,43 @@
 import codecs
 import difflib
 import re
+import reprlib
 from collections.abc import Sequence
 from encodings.aliases import aliases
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from charrnn.errors import ConfigError
 
 KEEP = "keep"  # data.vocab: that of the model which training goes on from
 BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
+_LARGEST = 2**53  # of a number without a bound of its own: the integers that every float64 holds
+_SHORT = reprlib.Repr()  # values in messages
+_SHORT.maxstring = _SHORT.maxother = 80
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: object) -> object:
-    """Seconds from a number, or from text such as "90s", "2m" or "1h30m"."""
+    """Seconds from a number, or from text such as "90", "90s", "2m" or "1h30m"."""
     if not isinstance(value, str):
         return value
-    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
-        raise ValueError(f"{value!r} is not a duration; write 90s, 2m or 1h30m")
+    if re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII):
+        return float(value)
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value, re.ASCII):
+        raise ValueError(f"{_SHORT.repr(value)} is not a duration; write 90, 90s, 2m or 1h30m")
     return sum(float(n) * _UNITS[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([smhd])", value))
 
 
@@ -47,29 +62,46 @@ def check_encoding(name: str) -> str:
     return name
 
 
-def parse_precision(value: object) -> object:
-    """YAML 1.1 reads a bare `no` as False; here it is the name of a precision."""
-    return "no" if value is False else value
-
-
-Precision = Annotated[Literal["auto", "native", "no", "fp16", "bf16"], BeforeValidator(parse_precision)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _check_text(text: str) -> None:
+    """Raises: ValueError for a NUL character, which no path holds, and for what is not valid Unicode."""
+    if "\0" in text:
+        raise ValueError(f"{_SHORT.repr(text)} has a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{_SHORT.repr(text)} is not valid UTF-8") from None
 
 
 class Section(BaseModel):
-    """A group of fields: immutable, and without any that are not declared."""
+    """A group of fields: immutable, and without any that are not declared; its numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_plain(cls, value: object, info: ValidationInfo) -> object:
+        """Refuses what pydantic would convert to a number, and what no number, path or name may be."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is neither a number nor text; put it in quotes for text")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"{_SHORT.repr(value)} is too large; numbers go up to {_LARGEST}")
+        if isinstance(value, str) and info.field_name not in ("prompt", "document_end"):
+            _check_text(value)
+        return value
 
 
 class ModelConfig(Section):
     """The network."""
 
     rnn: Literal["GRU", "LSTM"] = Field("GRU", description="the recurrent cell")
-    embedding_dim: int = Field(256, ge=1, description="E, width of a character's embedding")
-    hidden_dim: int = Field(256, ge=1, description="H, width of a layer's state")
-    num_layers: int = Field(2, ge=1, description="L, recurrent layers")
+    embedding_dim: int = Field(256, ge=1, le=65_536, description="E, width of a character's embedding")
+    hidden_dim: int = Field(256, ge=1, le=65_536, description="H, width of a layer's state")
+    num_layers: int = Field(2, ge=1, le=256, description="L, recurrent layers")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="chance of dropping a unit of the embedding, between layers and before the output"
     )
@@ -119,8 +151,10 @@ class DataConfig(Section):
     split: tuple[Fraction, Fraction, Fraction] = Field(
         (0.9, 0.1, 0.0), description="train, val, test shares, contiguous, in this order; they add up to 1"
     )
-    batch_size: int = Field(128, ge=1, description="B, windows in a batch over all processes and accumulation steps")
-    seq_len: int = Field(128, ge=1, description="T, characters of truncated backpropagation through time")
+    batch_size: int = Field(
+        128, ge=1, le=1 << 24, description="B, windows in a batch over all processes and accumulation steps"
+    )
+    seq_len: int = Field(128, ge=1, le=1 << 24, description="T, characters of truncated backpropagation through time")
     windows: Literal["sliding", "carry"] = Field(
         "sliding", description="shuffled windows from a zero state, or B lanes whose state is carried"
     )
@@ -154,6 +188,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _reset_applies(self) -> "DataConfig":
+        if self.stride and self.windows == "carry":
+            raise ValueError(f"stride {self.stride} is of sliding windows; set stride to 0, or windows to sliding")
         if self.reset and self.windows == "sliding":
             raise ValueError(
                 f"reset {self.reset} is of carried lanes, sliding windows all begin with a zero state; set reset to 0"
@@ -170,9 +206,9 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """AdamW and its learning rate."""
 
-    lr: float = Field(0.002, gt=0, description="peak learning rate")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="AdamW's averaging of gradients and of squares")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay, on weight matrices only; 0 = off")
+    lr: float = Field(0.002, gt=0, le=1e6, description="peak learning rate")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's averaging of gradients and of squares")
+    weight_decay: float = Field(0.01, ge=0, le=1e6, description="AdamW's decay, on weight matrices only; 0 = off")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="shape after the warm-up")
     warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up from 0")
@@ -182,26 +218,29 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How long and how to train. The first limit that is reached ends the run."""
 
-    epochs: float = Field(20, ge=0, description="passes over the training split; 0 = no such limit")
+    epochs: float = Field(20, ge=0, le=1e9, description="passes over the training split; 0 = no such limit")
     max_steps: int = Field(0, ge=0, description="updates; 0 = no such limit")
     time_limit: Duration = Field(
-        0.0, ge=0, description="seconds, or 90s, 2m, 1h30m, without the last evaluation; 0 = no limit"
+        0.0, ge=0, le=1e9, description="seconds, or 90s, 2m, 1h30m, without the last evaluation; 0 = no limit"
     )
     accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
     seed: int = Field(1, ge=0, description="start of every random choice")
     init_from: str = Field(
         SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
     )
-    mixed_precision: Precision = Field(
+    mixed_precision: Literal["auto", "native", "no", "fp16", "bf16"] = Field(
         "auto", description="auto = what accelerate launch says; native = bf16 where the device computes it, else no"
     )
-    threads: int = Field(0, ge=0, description="CPU threads a process; 0 = all cores / local processes")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads a process; 0 = all cores / local processes")
     run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
     processes: int = Field(0, ge=0, description="processes the run must have; 0 = as many as are launched")
     peer_timeout: Duration = Field(
-        600.0, ge=0, description="seconds, or 30s, 10m, without a sign of life of a process that end the run; 0 = never"
+        600.0,
+        ge=0,
+        le=1e9,
+        description="seconds, or 30s, 10m, without a sign of life of a process that end the run; 0 = never",
     )
-    bucket_mb: int = Field(25, ge=1, description="MiB of gradients that processes exchange at once")
+    bucket_mb: int = Field(25, ge=1, le=65_536, description="MiB of gradients that processes exchange at once")
     grad_compression: Literal["none", "bf16", "fp16"] = Field(
         "none", description="type in which gradients cross between processes"
     )
@@ -226,10 +265,12 @@ class EvalConfig(Section):
         ge=0,
         description="characters that an evaluation before the last reads, in training precision; 0 = all, in fp32",
     )
-    window: int = Field(256, ge=1, description="characters of a window of the `windows` protocol")
-    batch_rows: int = Field(64, ge=1, description="windows evaluated at once")
-    stream_lanes: int = Field(16, ge=1, description="lanes the `stream` protocol reads side by side")
-    stream_warmup: int = Field(512, ge=0, description="uncounted characters that build up a later lane's state")
+    window: int = Field(256, ge=1, le=1 << 24, description="characters of a window of the `windows` protocol")
+    batch_rows: int = Field(64, ge=1, le=1 << 24, description="windows evaluated at once")
+    stream_lanes: int = Field(16, ge=1, le=1 << 24, description="lanes the `stream` protocol reads side by side")
+    stream_warmup: int = Field(
+        512, ge=0, le=1 << 24, description="uncounted characters that build up a later lane's state"
+    )
     best_by: Literal["stream", "windows"] = Field("stream", description="protocol whose loss decides what is best")
     patience: int = Field(
         0, ge=0, description="evaluations without a better one before the rate decays and the run ends; 0 = off"
@@ -253,9 +294,9 @@ class SampleConfig(Section):
     """The text written at each evaluation."""
 
     prompt: str = Field("\n", min_length=1, description="text to go on from; what the vocabulary lacks is dropped")
-    length: int = Field(200, ge=0, description="characters; 0 = no sample")
+    length: int = Field(200, ge=0, le=1 << 24, description="characters; 0 = no sample")
     every: int = Field(1, ge=1, description="evaluations between samples")
-    temperature: float = Field(0.8, ge=0, description="divides the logits; 0 = always the likeliest")
+    temperature: float = Field(0.8, ge=0, le=1e6, description="divides the logits; 0 = always the likeliest")
     top_k: int = Field(0, ge=0, description="draw among the k likeliest; 0 = all")
     top_p: float = Field(1.0, gt=0, le=1, description="draw among the likeliest that hold this probability; 1 = all")
     seed: int = Field(0, ge=0, description="seed of the draws")
@@ -324,15 +365,48 @@ def _section_type(annotation: Any) -> type[Section]:
     return annotation
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, without its traps: a key twice, and numbers that it would read in base 8 or 60."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = str(self.construct_scalar(node))
+        if not re.fullmatch(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?|[-+]?\.(inf|nan|\d+)", text, re.IGNORECASE):
+            problem = f"{text[:40]!r} is no decimal number; write digits, or put text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+# YAML 1.1 would also take yes, no, on and off for truth values, and `no` is the name of a precision.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false", re.IGNORECASE), list("tTfF"))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}; shipped ones: {_shipped(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read config file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is not UTF-8: {error}") from None
+    except RecursionError:
+        raise ConfigError(
+            f"{path} is nested too deeply for a config; sections hold fields, and fields values"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that there is none of
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:500]}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -354,11 +428,22 @@ def _parse_assignments(assignments: Sequence[str], faults: list[str]) -> list[tu
         if not equals or "." not in key:
             faults.append(f"--set {text!r}: write section.key=value, for example --set data.seq_len=64")
             continue
+        key = key.strip()
         try:
-            parsed.append((key.strip(), yaml.safe_load(value) if value else ""))
-        except yaml.YAMLError:
-            faults.append(f"--set {key}: {value!r} is not a YAML value")
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+            parsed.append((key, value if _is_text(key) and not quoted else yaml.load(value, _Loader)))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            faults.append(f"--set {key}: {_SHORT.repr(value)} is not a YAML value")
     return parsed
+
+
+def _is_text(key: str) -> bool:
+    """Whether the field "section.key" holds text, which is taken as it is written."""
+    section, _, name = key.partition(".")
+    if section not in RunConfig.model_fields:
+        return False
+    field = _section_type(RunConfig.model_fields[section].annotation).model_fields.get(name)
+    return field is not None and (field.annotation is str or get_origin(field.annotation) is Literal)
 
 
 def _explain(detail: Any) -> str:
@@ -370,7 +455,7 @@ def _explain(detail: Any) -> str:
     message = message.replace("valid dictionary or instance of ", "section of fields, as in ")
     if detail["type"] == "value_error":
         return f"{where}: {message}"
-    return f"{where} = {detail['input']!r}: {message}"
+    return f"{where} = {_SHORT.repr(detail['input'])}: {message}"
 
 
 def _nearest(where: str) -> str:

@@ -23,6 +23,7 @@ from charrnn.storage import (
     fault_of,
     files_below,
     locked,
+    mark,
     reading,
     say,
     temporary,
@@ -177,6 +178,7 @@ def fetch(name: str, cache_dir: Path, mirror: str = "", progress: bool = False) 
 
 def _fetch_files(dataset: Dataset, folder: Path, mirror: str, progress: bool) -> list[Path]:
     with writing(folder):
+        mark(folder)
         if _missing(dataset, folder, progress):
             with locked(folder):
                 if missing := _missing(dataset, folder, progress=False):  # another process may have downloaded them

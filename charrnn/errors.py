@@ -49,7 +49,7 @@ class RunStoppedError(CharRNNError):
 
 
 class PreemptedError(CharRNNError):
-    """The machine is taken away (SIGTERM, SIGUSR1); the run's checkpoint is written, and the same command goes on."""
+    """The machine is taken away (SIGTERM, SIGUSR1, SIGHUP); the checkpoint is written, and the same command goes on."""
 
     exit_code = EXIT_PREEMPTED
 

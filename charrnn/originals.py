@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from charrnn.download import DownloadError, download, is_url
-from charrnn.storage import fault_of, say, writing
+from charrnn.storage import fault_of, mark, say, writing
 
 PACKAGE_CLIENT_TIMEOUT_S = 300
 
@@ -38,6 +38,7 @@ def bring(original: Original, downloads: Path, mirror: str, progress: bool, warn
     """
     target = downloads / original.names[0]
     with writing(downloads):
+        mark(downloads)
         if target.exists() and not fault_of(target, original.size, original.sha256):
             return target  # kept from a run that was interrupted
         faults = []

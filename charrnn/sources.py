@@ -24,9 +24,10 @@ from charrnn.gathering import Gathered
 from charrnn.parts import Part, plain_part
 from charrnn.patterns import Choice
 from charrnn.records import DEFAULT_FIELD
-from charrnn.storage import CHUNK_BYTES, files_below, locked, temporary, writing
+from charrnn.storage import CHUNK_BYTES, files_below, is_marked, locked, mark, temporary, writing
 
 _LONGEST_NAME = 60
+_OWN = "caches and run folders of charrnn"
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,34 @@ def _glob(pattern: Path, options: Options) -> Source:
     fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
     gathered = Gathered(options, named=True)
     for path in paths:
-        gathered.add(path, path.relative_to(fixed).as_posix())
+        relative = path.relative_to(fixed)
+        if any(is_marked(fixed / folder) for folder in relative.parents):
+            gathered.leave_out(_OWN, relative.as_posix())
+        else:
+            gathered.add(path, relative.as_posix())
     return Source(safe_name(fixed.resolve().name), *gathered.all(pattern))
 
 
 def _folder(root: Path, cache_dir: Path, options: Options) -> Source:
-    """Every file with text below `root`; hidden ones, and the data folder when it lies below, are left out."""
+    """Every file with text below `root`; hidden ones, links to folders, caches and run folders are left out.
+
+    Raises: CorpusError when `root` is itself a cache or run folder, or holds no text.
+    """
+    if is_marked(root):
+        raise CorpusError(f"{root} is a cache or run folder of charrnn; name a file of it, or another folder")
     gathered = Gathered(options)
     cache = cache_dir.resolve()
 
     def enter(folder: Path) -> bool:
-        why = "hidden" if folder.name.startswith(".") else "the data folder" if folder.resolve() == cache else ""
+        why = ""
+        if folder.name.startswith("."):
+            why = "hidden"
+        elif folder.is_symlink():
+            why = "links to folders"
+        elif folder.resolve() == cache:
+            why = "the data folder"
+        elif is_marked(folder):
+            why = _OWN
         if why:
             gathered.leave_out(why, folder.relative_to(root).as_posix())
         return not why
@@ -195,6 +213,7 @@ def _download_once(url: str, downloads: Path, options: Options, progress: bool) 
     name = safe_name(_stem(path))
     target = downloads / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{_safe_suffix(path)}"
     with writing(downloads):
+        mark(downloads)
         if target.exists():
             kept = f"{target} is from an earlier download; delete it to bring it anew"
             return _file(target, name, options, (kept,))

@@ -19,6 +19,7 @@ if sys.platform != "win32":
     import fcntl
 
 CHUNK_BYTES = 4 << 20
+MARKER = ".charrnn"  # in every cache and run folder
 Advance = Callable[[int], object]
 
 
@@ -31,6 +32,17 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space, or choose another folder with --set data.cache_dir=DIR"
         raise CorpusError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
+
+
+def mark(folder: Path) -> None:
+    """Marks an existing folder as a cache or run folder, which no corpus takes. Raises: OSError."""
+    if not is_marked(folder):
+        (folder / MARKER).write_text("A cache or run folder of charrnn: no corpus takes its files.\n", encoding="utf-8")
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether `folder` is a cache or run folder."""
+    return (folder / MARKER).exists()
 
 
 @contextmanager

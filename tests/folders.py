@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from charrnn.storage import MARKER
+
 
 def names_in(folder: Path | str) -> list[str]:
-    """The names in a folder, hidden ones too, sorted."""
-    return sorted(path.name for path in Path(folder).iterdir())
+    """The names in a folder, hidden ones too but for charrnn's own marker, sorted."""
+    return sorted(path.name for path in Path(folder).iterdir() if path.name != MARKER)

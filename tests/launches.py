@@ -34,9 +34,9 @@ def torchrun(processes: int) -> list[str]:
     return ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
 
 
-def ended_well(words: Sequence[str | Path], folder: Path) -> str:
+def ended_well(words: Sequence[str | Path], folder: Path, use_cpu: str = "true") -> str:
     """All that Python prints, told `words` in `folder`; it must exit with 0."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": use_cpu, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, cwd=folder, env=environment,
@@ -58,7 +58,7 @@ def prepare_small_run(folder: Path) -> None:
 def train_small(folder: Path, processes: int, *arguments: str) -> str:
     """train/main.py on `prepare_small_run`'s files, by torchrun; returns what it prints."""
     run = [ROOT / "train" / "main.py", "--config", "small.yaml", "--data", "words.txt", *arguments]
-    return ended_well([*torchrun(processes), *run], folder)
+    return ended_well([*torchrun(processes), *run], folder, use_cpu="false")  # the trainer joins them by itself
 
 
 def logged(run_dir: Path, name: str = "train/loss") -> dict[int, float]:

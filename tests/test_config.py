@@ -92,9 +92,65 @@ def test_yamls_bare_no_names_a_precision():
     assert load_config(None, {}, ["train.mixed_precision=no"]).train.mixed_precision == "no"
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2m", 120), ("1h30m", 5400), ("0.5h", 1800), (7, 7)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("2m", 120), ("1h30m", 5400), ("0.5h", 1800), ("90", 90), (7, 7)]
+)
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [("|", "|"), ("'|'", "|"), ('"\\n"', "\n"), ("~", "~"), ("5", "5"), ("no", "no"), ("'", "'"), ("", "")],
+)
+def test_values_of_text_fields_are_text(assignment, value):
+    assert load_config(None, {}, [f"tracking.name={assignment}"]).tracking.name == value
+
+
+def test_a_document_end_that_is_yaml_punctuation_is_kept():
+    assert load_config(None, {}, ["data.document_end=|"]).data.document_end == "|"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {seq_len: 64, seq_len: 128}",
+        "data: {seq_len: 64}\ndata: {batch_size: 8}",
+        "data: {seq_len: yes}",
+        "data: {seq_len: true}",
+        "data: {seq_len: 010}",
+        "data: {seq_len: 1_000}",
+        "data: {seq_len: 1:30}",
+        "data: {seq_len: 0x10}",
+        "train: {epochs: .inf}",
+        "train: {time_limit: .inf}",
+        "train: {time_limit: .nan}",
+        "optim: {betas: [0.9, 1.0]}",
+        "train: {seed: 18446744073709551616}",
+        f"train: {{seed: {'9' * 5000}}}",
+        "train: {threads: 100000}",
+        "train: {peer_timeout: 1e300}",
+        "model: {hidden_dim: 1000000000}",
+        'data: {source: "a\\0b"}',
+        "data: {stride: 8, windows: carry}",
+        "a: " + "[" * 20_000,
+        "a: 2024-99-99",
+        "a: &a [*a]",
+        "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(12)),
+    ],
+)
+def test_what_yaml_or_a_number_would_hide_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("off", False), ("True", True), ("false", False)])
+def test_truth_values_may_be_spelt_as_in_yaml(tmp_path, text, value):
+    (tmp_path / "c.yaml").write_text(f"model: {{layer_norm: {text}}}")
+    assert load_config(tmp_path / "c.yaml", {}).model.layer_norm is value
 
 
 def test_a_missing_config_names_the_nearest_shipped_one(tmp_path):

@@ -129,3 +129,31 @@ def test_a_run_of_estimates_ends_with_its_best_checkpoint_on_the_complete_split(
     again = make_trainer(trainer.config)
     again.fit()
     assert not [r for r in again.recorder.records if "val/windows/loss" in r]
+
+
+class StoppedAfter:
+    """Stop signals of which one comes once it was asked for so many times."""
+
+    def __init__(self, count):
+        self.count, self.received_number = count, 15
+
+    @property
+    def received(self):
+        self.count -= 1
+        return self.received_number if self.count < 0 else 0
+
+
+@pytest.mark.parametrize("max_steps", [4, 12])
+def test_a_stop_cuts_an_evaluation_off_and_the_resumed_run_makes_up_for_it(tmp_path, max_steps):
+    """At step 4 of 12, and in the last evaluation."""
+    config = tiny_config(tmp_path, [f"train.max_steps={max_steps}", "eval.window=8", "eval.batch_rows=1"])
+    signals = StoppedAfter(6)  # five times between updates, then in the evaluation
+    trainer = make_trainer(config, signals=signals)
+    trainer.fit()
+    assert (trainer.stopped_by, trainer.progress.step) == (15, 4)
+    assert signals.count > -20
+    assert not any("val/stream/loss" in r for r in trainer.recorder.records)
+
+    resumed = make_trainer(config)
+    resumed.fit()
+    assert [r["step"] for r in resumed.recorder.records if "val/stream/loss" in r] == list(range(4, max_steps + 1, 4))

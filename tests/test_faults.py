@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from training import make_trainer, tiny_config
@@ -12,7 +13,7 @@ from charrnn.config import RunConfig
 from charrnn.errors import EXIT_USER_FAULT, TrainingError
 from charrnn.windows import Batch
 from train.batches import check_inside
-from train.faults import check_finite, out_of_memory
+from train.faults import check_finite, memory_explained, out_of_memory
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -90,7 +91,16 @@ def test_a_lack_of_memory_names_what_to_lower_and_is_one_line():
     config = RunConfig.model_validate({"data": {"batch_size": 64}, "train": {"accumulation_steps": 2}})
     error = out_of_memory(config, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\na total capacity")
     assert str(error) == (
-        "the device ran out of memory (CUDA out of memory); lower data.batch_size (now 64), data.seq_len (now 128) or "
-        "model.hidden_dim (now 256), or raise train.accumulation_steps (now 2), which keeps the batch"
+        "the device ran out of memory (tried to allocate 2.00 GiB); lower data.batch_size (now 64), data.seq_len "
+        "(now 128) or model.hidden_dim (now 256), or raise train.accumulation_steps (now 2), which keeps the batch"
     )
     assert error.exit_code == EXIT_USER_FAULT
+
+
+@pytest.mark.parametrize("size", [1 << 45, 1 << 62])
+def test_a_lack_of_memory_on_a_cpu_is_explained_too(size):
+    with (
+        pytest.raises(TrainingError, match=r"ran out of memory .* lower data\.batch_size"),
+        memory_explained(RunConfig()),
+    ):
+        torch.empty(size)

@@ -15,7 +15,7 @@ from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, PreemptedError, Run
 from train.signals import StopSignals, stop_error
 
 ROOT = Path(__file__).parent.parent
-STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
 
 # Sent two signals, one after the other. What it waits in is given as PROGRAM's text.
 PROGRAM = """
@@ -228,3 +228,13 @@ def test_ctrl_c_and_preemption_end_with_codes_of_their_own():
     stopped, preempted = stop_error(signal.SIGINT, "line"), stop_error(signal.SIGUSR1, "line")
     assert (type(stopped), stopped.exit_code, str(stopped)) == (RunStoppedError, EXIT_INTERRUPTED, "line")
     assert (type(preempted), preempted.exit_code, str(preempted)) == (PreemptedError, EXIT_PREEMPTED, "line")
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals().watched():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

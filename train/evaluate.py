@@ -53,8 +53,9 @@ def evaluate(
     beat: Callable[[], object] = lambda: None,
     *,
     sample: int = 0,
+    stopped: Callable[[], object] = lambda: False,
 ) -> dict[str, float]:
-    """`val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc` of `ids`.
+    """`val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc` of `ids`; nothing when a rank was `stopped`.
 
     The rows are shared among the ranks; the sums, not the means, are reduced.
 
@@ -62,6 +63,7 @@ def evaluate(
         beat: Called as the evaluation proceeds.
         sample: Characters from which the loss of `config.best_by` alone is estimated, in training precision; 0 reads
             all characters by both protocols, in fp32.
+        stopped: Asked as the evaluation proceeds whether to end it.
     """
     rows, warmup = config.batch_rows, config.stream_warmup
     protocols: dict[str, Iterable[EvalBatch]] = {
@@ -83,10 +85,14 @@ def evaluate(
             b.rows(rank_slice(len(b.starts), accelerator.process_index, accelerator.num_processes)) for b in batches
         )
         with accelerator.autocast() if sample else contextlib.nullcontext():
-            totals = nll_sum(model, ids, mine, beat)
+            totals = nll_sum(model, ids, mine, beat, stopped)  # (2,)
+        totals = torch.cat([totals, totals.new_tensor([bool(stopped())])])  # (3,)
         if accelerator.num_processes > 1:
             totals = accelerator.reduce(totals.to(accelerator.device), "sum")
-        nll, count = totals.tolist()
+        nll, count, stops = totals.tolist()
+        if stops:
+            figures = {}
+            break
         figures[f"val/{name}/loss"] = nll / count
         figures[f"val/{name}/bpc"] = nll / count / math.log(2)
     model.train(was_training)
@@ -95,17 +101,26 @@ def evaluate(
 
 @torch.no_grad()
 def nll_sum(
-    model: CharRNN, ids: IdSource, batches: Iterable[EvalBatch], beat: Callable[[], object] = lambda: None
+    model: CharRNN,
+    ids: IdSource,
+    batches: Iterable[EvalBatch],
+    beat: Callable[[], object] = lambda: None,
+    stopped: Callable[[], object] = lambda: False,
 ) -> torch.Tensor:
-    """(2,) float64: the summed negative log likelihood in nats, and how many characters it is summed over."""
+    """(2,) float64: the summed negative log likelihood in nats, and how many characters it is summed over.
+
+    Where `stopped`, which is asked every few characters, answers yes, the sums are incomplete.
+    """
     sums: list[torch.Tensor] = []
     count = 0
     for batch in batches:
-        if not len(batch.starts):
+        if not len(batch.starts) or stopped():
             continue
         state = model.zero_state(len(batch.starts), ids.device)
         for begin in range(0, batch.length, _CHUNK):
             beat()
+            if stopped():
+                break
             length = min(_CHUNK, batch.length - begin)
             window = ids.windows(batch.starts + begin, length + 1)  # (R, T + 1)
             counted = torch.from_numpy(batch.counted[:, begin : begin + length]).to(ids.device)  # (R, T)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from charrnn.errors import CheckpointError
+from charrnn.storage import MARKER, mark
 
 if sys.platform == "win32":
     import msvcrt
@@ -26,12 +27,13 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
 
     Raises: CheckpointError when another process holds it, named with its machine, or when it can't be written.
     """
-    missing = [p for p in (run_dir, *run_dir.parents) if not p.exists()]
     holder = run_dir / _HOLDER
     with contextlib.ExitStack() as held:
         try:
+            missing = [p for p in (run_dir, *run_dir.parents) if not p.exists()]
             run_dir.mkdir(parents=True, exist_ok=True)
             _take(held.enter_context((run_dir / _LOCK).open("ab")), run_dir)
+            mark(run_dir)
             us = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             holder.write_text(json.dumps(us), encoding="utf-8")
         except OSError as error:
@@ -43,7 +45,8 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):  # tidying up must not hide why the block ended
                 holder.unlink(missing_ok=True)
-                if {p.name for p in run_dir.iterdir()} <= {_LOCK}:
+                if {p.name for p in run_dir.iterdir()} <= {_LOCK, MARKER}:
+                    (run_dir / MARKER).unlink(missing_ok=True)
                     (run_dir / _LOCK).unlink()
                     for folder in missing:
                         folder.rmdir()

@@ -11,6 +11,7 @@ import typer
 
 from charrnn.config import RunConfig, load_config
 from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError
+from train.command_line import LastingStream, user_error
 
 # torchrun ends all processes once one has failed: the one that tells of a fault all have met must come first.
 _TIME_TO_TELL_S = 2.0
@@ -173,9 +174,12 @@ def train(
 
 def main() -> None:
     """Runs the command line; a user's fault is one line on stderr, from the first process of each machine."""
+    # A full disk under the log, a closed terminal or `| head` ends what is shown, and never the training.
+    sys.stderr = LastingStream(sys.stderr)
     try:
         app()
-    except CharRNNError as error:
+    except (CharRNNError, OSError, MemoryError) as caught:
+        error = user_error(caught)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         elif error.exit_code == EXIT_USER_FAULT:

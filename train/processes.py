@@ -2,19 +2,22 @@
 
 import datetime
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.config import RunConfig, TrainConfig
-from charrnn.errors import ConfigError
+from charrnn.errors import ConfigError, listing
 
 _CUDNN_BF16_RNN = 91300
+_OF_A_MACHINE = {"data.source", "data.cache_dir", "data.mirror", "train.threads", "train.run_dir"}
 # The time-out of a collective, which the watchdog's is to come before: that one can name the rank.
 _SHORTEST_COLLECTIVE_TIMEOUT_S = 1800.0
 
@@ -28,9 +31,16 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         precision = "bf16" if computes_bf16() else "no"
     timeout = datetime.timedelta(seconds=max(_SHORTEST_COLLECTIVE_TIMEOUT_S, 2 * train.peer_timeout))
     data_parallel = DistributedDataParallelKwargs(bucket_cap_mb=train.bucket_mb, gradient_as_bucket_view=True)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         accelerator = Accelerator(
-            mixed_precision=precision, kwargs_handlers=[data_parallel, InitProcessGroupKwargs(timeout=timeout)]
+            mixed_precision=precision,
+            # Accelerate joins processes on CPUs only where it is told so, and else lets each train alone.
+            cpu=launched > 1 and not torch.accelerator.is_available(),
+            # The trainer divides by train.accumulation_steps itself, whatever the environment's
+            # ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[data_parallel, InitProcessGroupKwargs(timeout=timeout)],
         )
     except ValueError as error:
         wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -39,7 +49,17 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         ) from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision fp16 does not work here: a CPU computes it slowly; use bf16, native or no")
+    check_joined(launched, accelerator.num_processes)
     return accelerator
+
+
+def check_joined(launched: int, joined: int) -> None:
+    """Raises: ConfigError when Accelerate joined fewer processes than were launched: each would train alone."""
+    if launched != joined:
+        raise ConfigError(
+            f"WORLD_SIZE is {launched}, but Accelerate joined {joined} process(es); start them by torchrun, on CPUs "
+            "with ACCELERATE_USE_CPU=true, or unset WORLD_SIZE for a run of one process (docs/launch.md)"
+        )
 
 
 def compress_gradients(wrapped: nn.Module, kind: str) -> None:
@@ -66,6 +86,25 @@ def computes_bf16() -> bool:
         return new_enough and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_same_config(everyone: Sequence[dict[str, Any]]) -> None:
+    """everyone: each rank's `comparable` config. Raises: ConfigError that names fields and rank where they differ."""
+    for rank, theirs in enumerate(everyone):
+        if differing := [name for name in everyone[0] if theirs.get(name) != everyone[0][name]]:
+            clauses = [f"{n} is {theirs.get(n)!r} there and {everyone[0][n]!r} in process 0" for n in differing]
+            raise ConfigError(f"process {rank} has another config: {listing(clauses, 5)}; start all with the same one")
+
+
+def comparable(config: RunConfig, precision: str) -> dict[str, Any]:
+    """The fields of a config that must be alike on all ranks, "section.key" -> value; paths and threads need not be.
+
+    precision: what Accelerate computes in, which `native` and the environment decide.
+    """
+    fields = {
+        f"{s}.{k}": value for s, section in config.model_dump(mode="json").items() for k, value in section.items()
+    }
+    return {n: v for n, v in fields.items() if n not in _OF_A_MACHINE} | {"train.mixed_precision": precision}
 
 
 def check_processes(config: RunConfig, num_processes: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from charrnn.checkpoint import Checkpoint, Tensors, load_for_inference, load_newest, step_folders
+from charrnn.checkpoint import BEST, Checkpoint, Tensors, load, load_for_inference, load_newest, step_folders
 from charrnn.config import BASE, KEEP, SCRATCH, RunConfig
 from charrnn.corpus import Corpus
 from charrnn.errors import CheckpointError, CorpusError, listing
@@ -38,6 +38,8 @@ _FIXED = {
     ),
     "model": ("rnn", "embedding_dim", "hidden_dim", "num_layers", "dropout", "dropout_mask", "layer_norm"),
     "train": ("seed",),
+    # These decide what is best: losses measured otherwise can't be compared with the best so far.
+    "eval": ("best_by", "window", "stream_lanes", "stream_warmup", "sample"),
 }
 
 
@@ -65,17 +67,24 @@ def starting_point(
 ) -> StartingPoint:
     """Decides where the run starts.
 
-    Raises: CheckpointError when the folder's run is another one, when it holds a run and `resume` is False, or when
-    the weights of `train.init_from` do not fit.
+    Raises: CheckpointError when the folder's run is another one, when it holds a run and `resume` is False or nothing
+    to resume it from, or when the weights of `train.init_from` do not fit.
     """
-    if not resume and step_folders(run_dir):
+    steps = step_folders(run_dir)
+    if not resume and (steps or (run_dir / BEST).exists()):
         raise CheckpointError(
-            f"{run_dir} holds a run, at {step_folders(run_dir)[0].name}, and --resume never does not overwrite it; "
+            f"{run_dir} holds a run, at {steps[0].name if steps else BEST}, and --resume never does not overwrite it; "
             "name another --run-dir, or delete that folder"
+        )
+    if not steps and (run_dir / BEST).exists():
+        raise CheckpointError(
+            f"{run_dir} holds {BEST}/ and no step checkpoint to resume from; name another --run-dir (with --init-from "
+            f"{run_dir} to start from its weights), or delete that folder"
         )
     saved = load_newest(run_dir, warn, lambda c: _check_same_run(c, config, corpus, run_dir)) if resume else None
     if saved:
-        return StartingPoint(saved.vocab, table_between(saved.vocab, corpus, run_dir), saved.weights, saved)
+        table = table_between(saved.vocab, corpus, run_dir)
+        return StartingPoint(saved.vocab, table, saved.weights, _with_usable_best(saved, run_dir, warn))
     init_from = config.train.init_from
     if init_from != SCRATCH:
         other = load_for_inference(origin_folder(init_from))
@@ -88,6 +97,19 @@ def starting_point(
     if config.data.vocab == KEEP:
         raise CheckpointError("data.vocab keep is the vocabulary of a model; name it with --init-from, or use chars")
     return StartingPoint(corpus.vocab)
+
+
+def _with_usable_best(saved: Checkpoint, run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint; where best/ is missing or damaged, as one that has yet to be evaluated."""
+    if saved.trainer["best_step"] < 0:
+        return saved
+    try:
+        load(run_dir / BEST)
+    except CheckpointError as error:
+        warn(f"the best checkpoint cannot be used ({error}); the best from step {saved.step} on replaces it")
+        forgotten = {"best_loss": None, "best_step": -1, "evaluated_step": -1}
+        return replace(saved, trainer=saved.trainer | forgotten)
+    return saved
 
 
 def origin_folder(init_from: str) -> Path:
@@ -130,7 +152,7 @@ def refitted_weights(weights: Tensors, vocab: Vocab, wanted: Vocab) -> Tensors:
 
 def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_dir: Path) -> None:
     fixed = dict(_FIXED)
-    if config.train.init_from != SCRATCH:  # need not be repeated to resume
+    if "init_from" in config.train.model_fields_set:  # need not be repeated to resume
         fixed["train"] += ("init_from",)
     differing = _differences(saved.config, config, fixed)
     if differing:

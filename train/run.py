@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from charrnn.checkpoint import BEST, load_for_inference, remove_unfinished
 from charrnn.config import RunConfig, dump_config
 from charrnn.corpus import Corpus, prepare
-from charrnn.errors import CheckpointError
+from charrnn.errors import CheckpointError, ConfigError
 from train.batches import window_plan
 from train.export import export_checkpoint
+from train.faults import memory_explained
 from train.flops import peak_flops
 from train.lock import only_run_in
 from train.memory import keep_freed_memory
-from train.processes import check_processes, make_accelerator, set_threads
+from train.processes import check_processes, check_same_config, comparable, make_accelerator, set_threads
 from train.ranks import Ranks
 from train.recorder import Recorder
 from train.report import closing_lines, goes_on, opening_lines, stopped_line
@@ -40,21 +41,26 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
     peers are lost does not return: the watchdog ends it.
     """
     accelerator = make_accelerator(config.train)
-    if chosen is None:
-        check_processes(config, accelerator.num_processes)
     set_threads(config.train.threads)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     ranks = Ranks(accelerator)
+    compare_configs(config, ranks, accelerator)
+    if chosen is None:
+        check_processes(config, accelerator.num_processes)
     with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
         corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_local_main))
         name = f"{config_name}-{corpus.name}" if config_name else corpus.name
-        run_dir = Path(config.train.run_dir or Path("checkpoints") / name)
+        run_dir = Path(config.train.run_dir or Path("checkpoints") / name).expanduser()
+        if Path(config.data.source).expanduser().resolve() == run_dir.resolve():
+            raise ConfigError(f"--data {config.data.source} is the run folder too; choose another --run-dir")
         explanation: list[str] = []
         if chosen is not None:
             config, explanation = sized(chosen, config, corpus, run_dir, accelerator, ranks)
             corpus = replace(corpus, split=config.data.split)
+            compare_configs(config, ranks, accelerator)
             check_processes(config, accelerator.num_processes)
+        held.enter_context(memory_explained(config))
         window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
         watchdog.advice = lambda: goes_on(run_dir)
         ranks.together(lambda: held.enter_context(only_run_in(run_dir)) if ranks.is_main else None)
@@ -99,6 +105,11 @@ def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
         raise stop_error(trainer.stopped_by, stopped_line(trainer))
     trainer.accelerator.end_training()
     return model_file
+
+
+def compare_configs(config: RunConfig, ranks: Ranks, accelerator: Accelerator) -> None:
+    """Raises: ConfigError on every rank when their configs differ."""
+    check_same_config(ranks.gather(comparable(config, accelerator.mixed_precision)))
 
 
 @contextlib.contextmanager

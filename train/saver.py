@@ -42,7 +42,10 @@ class Saver:
             writing.result()
 
     def _write(self, checkpoint: Checkpoint, best: bool, step: bool) -> None:
+        first = best and step and not checkpoints.step_folders(self._run_dir)  # best/ alone can't be resumed
+        if first:
+            checkpoints.save_step(self._run_dir, checkpoint, self._keep)
         if best:
             checkpoints.save_best(self._run_dir, checkpoint)
-        if step:
+        if step and not first:
             checkpoints.save_step(self._run_dir, checkpoint, self._keep)

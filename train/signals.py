@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 from charrnn.errors import EXIT_INTERRUPTED, CharRNNError, PreemptedError, RunStoppedError
 
-# SLURM and Kubernetes send the first two before they take a machine away; Windows has no SIGUSR1.
-_WATCHED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+# SLURM and Kubernetes send the first two before they take a machine away, a closed terminal or ssh the third; Windows
+# has no SIGUSR1 and no SIGHUP.
+_WATCHED = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT") if hasattr(signal, name)]
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -37,7 +38,9 @@ class StopSignals:
         near, far = socket.socketpair()
         near.setblocking(False)
         fd_before = signal.set_wakeup_fd(near.fileno(), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, lambda *_: None) for number in _WATCHED}
+        # What is ignored from the start, as nohup does with SIGHUP, stays so.
+        watched = [number for number in _WATCHED if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda *_: None) for number in watched}
         listener = threading.Thread(target=self._listen, args=(far,), name="stop signals", daemon=True)
         listener.start()
         try:

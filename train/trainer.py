@@ -20,7 +20,7 @@ from charrnn.windows import Batch, rank_slice
 from train.averaging import LocalUpdates
 from train.batches import IdSource, check_inside, total_steps, window_plan
 from train.evaluate import evaluate, sample_text
-from train.faults import out_of_memory
+from train.faults import is_out_of_memory, out_of_memory
 from train.figures import Figures
 from train.flops import flops_per_char
 from train.optimizer import lr_at, make_optimizer
@@ -92,7 +92,7 @@ class Trainer:
         self._logged_at = self._started = self._resumed_s = 0.0
         self._pace_said = False
         self._best_unsaved = False
-        self._saved_step = 0
+        self._saved_step = -1
         if start.resumed:
             restore(self, start.resumed)
             self._saved_step = self.progress.step
@@ -108,6 +108,11 @@ class Trainer:
         """
         self._start_clock()
         with self._ending_well(), self.local_updates:
+            # What a stop cut off, or whose checkpoint is lost, is evaluated again.
+            lost = self.progress.evaluations > 0 and self.progress.best_step < 0
+            if lost or (self.progress.step and self._due(self.config.eval.every)):
+                self.evaluate()
+                self.save(step=False)
             while self._go_on():
                 self.train_step()
                 if self._due(self.config.log.every):
@@ -119,6 +124,8 @@ class Trainer:
             self.log()
             if not self.stopped_by:
                 self.evaluate()
+                if self.progress.evaluated_step != self.progress.step:
+                    self._go_on()  # agrees on the signal that cut the evaluation off
             self.save(step=True)
             self._alone(self.saver.wait)
             self.ranks.raise_together(self._fault)
@@ -226,6 +233,8 @@ class Trainer:
         loss = -float(progress.step)
         if len(self.val_ids) > 1:
             losses = self._losses(self.config.eval.sample)
+            if not losses:  # a stop cut it off; the resumed run makes up for it
+                return
             self.metrics |= losses
             figures |= losses
             loss = losses[f"val/{self.config.eval.best_by}/loss"]
@@ -243,7 +252,15 @@ class Trainer:
         self._logged_at += self.clock() - began
 
     def _losses(self, sample: int) -> dict[str, float]:
-        return evaluate(self.model, self.val_ids, self.config.eval, self.accelerator, self.beat, sample=sample)
+        return evaluate(
+            self.model,
+            self.val_ids,
+            self.config.eval,
+            self.accelerator,
+            self.beat,
+            sample=sample,
+            stopped=lambda: self.signals.received,
+        )
 
     def _sample_due(self) -> bool:
         """Every `sample.every`-th evaluation writes a sample, and so does the last."""
@@ -262,7 +279,7 @@ class Trainer:
             return
         self.model.load_state_dict(best.weights)
         losses = self._losses(0)
-        if self.accelerator.is_main_process:
+        if losses and self.accelerator.is_main_process:
             record = {**best.trainer, "final": True, "metrics": {**best.trainer["metrics"], **losses}}
             self.saver.save(replace(best, trainer=record), best=True, step=False)
             self._alone(self.saver.wait)
@@ -274,8 +291,9 @@ class Trainer:
 
         From the latter a run continues bit for bit. The disk is waited for only if it is not done with the one before.
         """
-        step = step and self._saved_step != self.progress.step
         best, self._best_unsaved = self._best_unsaved, False
+        # The first best/ comes with a step checkpoint: without one the run could not be resumed.
+        step = (step or (best and self._saved_step < 0)) and self._saved_step != self.progress.step
         if not (step or best):
             return
         self._figures.fetch(self.progress.step)  # never a checkpoint of weights that are not finite
@@ -303,7 +321,7 @@ class Trainer:
         except BaseException as error:
             with contextlib.suppress(CharRNNError):  # the first error is the one to tell of
                 self.saver.wait()
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise out_of_memory(self.config, str(error)) from None
             raise
 
