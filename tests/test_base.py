@@ -13,6 +13,7 @@ from charrnn.errors import CheckpointError
 from infer.engine import Engine
 from train.base import base_folder, shrink
 from train.export import export_checkpoint
+from train.resume import plain_form
 
 TINY = ["model.rnn=LSTM", "model.layer_norm=true"]
 
@@ -59,6 +60,32 @@ def test_the_vocabulary_is_cut_to_the_text_and_new_characters_start_from_the_mea
     assert torch.equal(new["rnn.weight_hh_l0"], old.weights["rnn.weight_hh_l0"].float())
 
 
+@pytest.mark.parametrize(
+    ("symbol", "plain"),
+    [
+        ("\u2019", "'"),
+        ("\u201c", '"'),
+        ("\u2014", "-"),
+        ("é", "e"),
+        ("Å", "A"),
+        ("\u2026", "."),
+        ("ж", "ж"),
+        ("a", "a"),
+    ],
+)
+def test_the_plain_form_of_a_character(symbol, plain):
+    assert plain_form(symbol) == plain
+
+
+def test_typographic_and_accented_characters_start_from_their_plain_forms(base, tmp_path):
+    trainer = fine_tuned(tmp_path, "thé owl over a lázy dog ж\n" * 200)
+    old, new, symbols = load(base), trainer.model.state_dict(), trainer.vocab.symbols
+    rows = old.weights["head.weight"].float()
+    for symbol, plain in (("é", "e"), ("á", "a")):
+        assert torch.equal(new["head.weight"][symbols.index(symbol)], rows[old.vocab.symbols.index(plain)])
+    assert torch.allclose(new["head.weight"][symbols.index("ж")], rows.mean(0), atol=1e-6)
+
+
 def test_a_fine_tuned_model_exports_and_knows_where_it_came_from(base, tmp_path):
     trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
     trainer.fit()
@@ -73,7 +100,8 @@ def test_a_run_resumes_only_from_its_own_origin(base, tmp_path):
     text = "the owl & the fox\n" * 200
     fine_tuned(tmp_path, text, "train.max_steps=5").fit()
     assert fine_tuned(tmp_path, text, "train.max_steps=9").progress.step == 5
-    assert fine_tuned(tmp_path, text, "train.init_from=none").progress.step == 5  # need not be said again
+    silent = tiny_config(tmp_path, [*TINY, f"train.run_dir={tmp_path / 'tuned'}"])
+    assert make_trainer(silent).progress.step == 5  # need not be repeated
     with pytest.raises(CheckpointError, match=r"train\.init_from is base there and .*run here"):
         fine_tuned(tmp_path, text, f"train.init_from={tmp_path / 'run'}")
 

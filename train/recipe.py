@@ -170,7 +170,7 @@ def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
     """Peak learning rate: from pretrained weights by N and the text's distance, else by the depth of the network."""
     if not facts.origin:
         return 0.006 if model.num_layers == 1 else 0.003
-    by_length = min(2.0, max(1.0, (length / 100_000) ** 0.25))
+    by_length = min(3.0, max(1.0, (length / 100_000) ** 0.4))
     return float(f"{min(0.006, 0.001 * by_length * _distance(facts)):.2g}")
 
 

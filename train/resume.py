@@ -1,5 +1,6 @@
 """What a run starts from: nothing, another run's weights, or its own newest checkpoint; and who may continue what."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,13 @@ from charrnn.errors import CheckpointError, CorpusError, listing
 from charrnn.model import CharRNN, State
 from charrnn.vocab import Vocab
 from train.base import base_folder
+
+# Punctuation that Unicode does not decompose into ASCII.
+_PLAIN_FORMS = {
+    **dict.fromkeys("\u2018\u2019\u201a\u2032", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\u2033", '"'),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+}
 
 # A resumed run must agree with its checkpoint on these; the rest may change between segments.
 _FIXED = {
@@ -134,20 +142,28 @@ def fine_tuning_start(other: Checkpoint, config: RunConfig, corpus: Corpus, orig
 
 
 def refitted_weights(weights: Tensors, vocab: Vocab, wanted: Vocab) -> Tensors:
-    """The same for the V characters of `wanted`: those that `vocab`, of V0, lacks get the mean of all its entries.
+    """The same for the V characters of `wanted`.
 
-    embedding.weight: (V0, E) -> (V, E); head.weight: (V0, H) -> (V, H); head.bias likewise. A new character's logit is
-    then the mean of the others', so that, by Jensen's inequality, it gets at most the mean of their probabilities, and
-    the loss on the old characters grows by at most ln(1 + new / V0).
+    embedding.weight: (V0, E) -> (V, E); head.weight: (V0, H) -> (V, H); head.bias likewise. A character that `vocab`, with
+    V0, lacks gets the entry of its plain form there, such as ' for a typographic apostrophe or e for é, and without
+    one the mean of all entries. Its logit is then the mean of the others', so that, by Jensen's
+    inequality, it gets at most the mean of their probabilities, and the loss on the old characters grows by at most
+    ln(1 + new / V0).
     """
     places = {symbol: i for i, symbol in enumerate(vocab.symbols)}
-    index = torch.tensor([places.get(symbol, len(vocab)) for symbol in wanted.symbols])  # (V,)
+    forms = [places.get(s, places.get(plain_form(s), len(vocab))) for s in wanted.symbols]
+    index = torch.tensor(forms)  # (V,)
     refitted = dict(weights)
     for name in ("embedding.weight", "head.weight", "head.bias"):
         rows = weights[name]  # (V0, ...)
         mean = rows.double().mean(0, keepdim=True).to(rows.dtype)
         refitted[name] = torch.cat([rows, mean])[index]
     return refitted
+
+
+def plain_form(symbol: str) -> str:
+    """The ASCII character that a typographic or accented one stands for, else the first of its decomposition."""
+    return unicodedata.normalize("NFKD", _PLAIN_FORMS.get(symbol, symbol))[0]
 
 
 def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_dir: Path) -> None:
