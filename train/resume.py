@@ -144,11 +144,10 @@ def fine_tuning_start(other: Checkpoint, config: RunConfig, corpus: Corpus, orig
 def refitted_weights(weights: Tensors, vocab: Vocab, wanted: Vocab) -> Tensors:
     """The same for the V characters of `wanted`.
 
-    embedding.weight: (V0, E) -> (V, E); head.weight: (V0, H) -> (V, H); head.bias likewise. A character that `vocab`, with
-    V0, lacks gets the entry of its plain form there, such as ' for a typographic apostrophe or e for é, and without
-    one the mean of all entries. Its logit is then the mean of the others', so that, by Jensen's
-    inequality, it gets at most the mean of their probabilities, and the loss on the old characters grows by at most
-    ln(1 + new / V0).
+    embedding.weight: (V0, E) -> (V, E); head.weight: (V0, H) -> (V, H); head.bias likewise. A character that the V0 of
+    `vocab` lack gets the entry of its plain form there, such as ' for a typographic apostrophe or e for é, and without
+    one the mean of all entries. Its logit is then the mean of the others', so that, by Jensen's inequality, it gets at
+    most the mean of their probabilities, and the loss on the old characters grows by at most ln(1 + new / V0).
     """
     places = {symbol: i for i, symbol in enumerate(vocab.symbols)}
     forms = [places.get(s, places.get(plain_form(s), len(vocab))) for s in wanted.symbols]
