@@ -212,7 +212,7 @@ def evaluate_checkpoint(
     table = table_between(checkpoint.vocab, corpus, source)
     accelerator = Accelerator()
     model = model_of(checkpoint).to(accelerator.device)
-    ids = IdSource(getattr(corpus, split), accelerator.device, table)
+    ids = IdSource(getattr(corpus, split), accelerator.device, table, len(corpus.vocab))
     if len(ids) < LEAST_EVALUATED:
         raise CorpusError(f"the {split} part of {data.source} has {len(ids)} characters; give --shares")
     losses = evaluate(model, ids, checkpoint.config.eval, accelerator)

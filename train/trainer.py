@@ -61,8 +61,8 @@ class Trainer:
         self.accelerator, self.run_dir, self.recorder, self.clock = accelerator, run_dir, recorder, clock
         self.ranks, self.signals, self.beat = ranks or Ranks(accelerator), signals or StopSignals(), beat
         self.device = accelerator.device
-        self.train_ids = IdSource(corpus.train, self.device, start.table)
-        self.val_ids = IdSource(corpus.val, self.device, start.table)
+        self.train_ids = IdSource(corpus.train, self.device, start.table, len(corpus.vocab))
+        self.val_ids = IdSource(corpus.val, self.device, start.table, len(corpus.vocab))
         self.plan = window_plan(config, len(self.train_ids))
         self.rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
         self.total_steps = total_steps(config, self.plan.steps_per_epoch)
