@@ -244,9 +244,14 @@ class TrainConfig(Section):
     grad_compression: Literal["none", "bf16", "fp16"] = Field(
         "none", description="type in which gradients cross between processes"
     )
-    local_sgd_steps: int = Field(
-        0, ge=0, description="updates each process makes alone before weights are averaged; 0 = exchange every gradient"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, fields: object) -> object:
+        """Runs that were saved with local_sgd_steps, which there is no more, at its default of 0 are still read."""
+        if isinstance(fields, dict) and fields.get("local_sgd_steps") == 0:
+            return {name: value for name, value in fields.items() if name != "local_sgd_steps"}
+        return fields
 
     @model_validator(mode="after")
     def _ends(self) -> "TrainConfig":

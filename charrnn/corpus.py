@@ -16,6 +16,7 @@ import numpy as np
 from charrnn import cache
 from charrnn.alphabet import given_vocabulary, vocabulary_of
 from charrnn.config import DataConfig
+from charrnn.cores import cores
 from charrnn.decoding import Rules
 from charrnn.encoding import IdTable, encode, num_ids
 from charrnn.errors import CorpusError
@@ -26,8 +27,10 @@ from charrnn.storage import Advance, byte_bar, reading, say
 from charrnn.turns import Tell, turn
 from charrnn.vocab import Ids, Vocab
 from charrnn.windows import split_bounds
-from charrnn.workers import Workers, cores
+from charrnn.workers import Workers
 
+# Of a prepared corpus that is used again, this much is looked at; training looks at every batch.
+_CHECKED_PIECES, _CHECKED_IDS = 16, 1 << 20
 LEAST_EVALUATED = 2  # one character to predict from, one to predict
 
 
@@ -86,6 +89,8 @@ def prepare(data: DataConfig, *, progress: bool = False) -> Corpus:
     folder = preparation.folder(entry)
     with reading(folder):
         ids = np.memmap(folder / "ids.bin", entry.vocab.dtype.newbyteorder("<"), mode="r")  # (N,)
+    for start in range(0, len(ids), max(1, len(ids) // _CHECKED_PIECES)):
+        check_ids(ids[start : start + _CHECKED_IDS], len(entry.vocab))
     all_notes = source.notes + notes
     return Corpus(source.name, data.source, entry.vocab, entry.sha256, entry.num_ids, data.split, ids, all_notes)
 
@@ -108,6 +113,20 @@ def find_parts(data: DataConfig, *, progress: bool = False) -> Source:
         exclude=data.exclude,
         progress=progress,
     )
+
+
+def check_ids(ids: Ids, num_symbols: int, origin: object = None) -> None:
+    """Raises: CorpusError when one of `ids` is not below `num_symbols`: the file that they are mapped from was changed.
+
+    origin: the array with all ids of that file, where `ids` is a copy.
+    """
+    largest = int(ids.max(initial=0))
+    if largest >= num_symbols:
+        file = getattr(ids if origin is None else origin, "filename", None) or "the prepared corpus"
+        raise CorpusError(
+            f"{file} is damaged: it has id {largest}, and the vocabulary {num_symbols} symbols; delete its folder, and "
+            "run the same command again to prepare the text anew"
+        )
 
 
 class _Preparation:

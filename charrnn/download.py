@@ -1,6 +1,7 @@
 """One file over HTTP: resumed when the server can, restarted when not, checked, and in place only when whole."""
 
 import http.client
+import re
 import string
 import urllib.error
 import urllib.parse
@@ -22,6 +23,11 @@ class DownloadError(CorpusError):
 
 class _BrokenOffError(Exception):
     """The transfer ended early; another attempt may go on from what came."""
+
+
+def without_credentials(text: str) -> str:
+    """The text with the user, password and query of an address in it left out: they may be secret."""
+    return re.sub(r"(?s)://(?:[^/?#]*@)?([^?#]*).*", r"://\1", text)
 
 
 def is_url(text: str) -> bool:

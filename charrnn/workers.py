@@ -30,13 +30,6 @@ _MOST = 16
 _PROGRAM = "from charrnn.workers import serve; serve()"
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class Workers:
     """`count` worker processes; with 0 the work is done here. Use as a context: at its end they are gone."""
 

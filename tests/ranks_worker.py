@@ -25,7 +25,7 @@ import training
 from torch import Tensor
 from training import ListRecorder, some_text, tiny_config
 
-from charrnn.checkpoint import load_for_inference, load_newest, step_folders
+from charrnn.checkpoint import load_newest, step_folders
 from charrnn.config import RunConfig
 from charrnn.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError
@@ -43,7 +43,6 @@ HUNG_S = 200  # a worker that has not ended by then prints all its stacks and di
 SPOILT = 4  # the update in which a fault is injected
 # A gradient of several buckets of 1 MiB.
 LARGE = ("model.hidden_dim=256", "model.embedding_dim=64", "train.max_steps=20", "eval.every=0", "checkpoint.every=0")
-LOCAL = ("train.local_sgd_steps=4", "data.windows=carry", "model.dropout=0.2")
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {}
 
@@ -301,13 +300,6 @@ def nan_loss_seen_late(folder: Path) -> dict[str, Any]:
     return fit_with_fault(config, spoil_loss(float("nan")))
 
 
-@scenario
-def nan_loss_alone(folder: Path) -> dict[str, Any]:
-    """Under LocalSGD no gradient brings it to process 0."""
-    config = config_of(folder, "nan-alone", "checkpoint.every=2", "train.local_sgd_steps=100")
-    return fit_with_fault(config, spoil_loss(float("nan")))
-
-
 def change_batch(change: Callable[[Batch], Batch]) -> Callable[[Trainer], None]:
     """Changes the windows that process 1 takes update SPOILT to be made of."""
 
@@ -454,93 +446,6 @@ def gradients(folder: Path) -> dict[str, Any]:
         }
 
     return {name: outcome(functools.partial(train, name)) for name in kinds}
-
-
-# LocalSGD
-
-
-class Alone(ListRecorder):
-    """Notes the weights after each update, and what each checkpoint found."""
-
-    trainer: Trainer
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__(stop_at)
-        self.weights: dict[int, int] = {}
-
-    def record(self, values: dict[str, Any]) -> None:
-        if "train/loss" in values:
-            self.weights[values["step"]] = weights(self.trainer)
-        super().record(values)
-
-
-def local_rank(folder: Path, name: str, *settings: str, stop_at: int | None = None) -> Trainer:
-    recorder = Alone(stop_at)
-    recorder.trainer = make_rank(config_of(folder, name, *settings), recorder)
-    return recorder.trainer
-
-
-def local_figures(trainer: Trainer) -> dict[str, Any]:
-    return {
-        "first_step": trainer.progress.step + 1 - len(losses(trainer)),
-        "losses": losses(trainer),
-        "evaluations": evaluations(trainer),
-        "weights_after": trainer.recorder.weights,
-        "weights": weights(trainer),
-        "moments": moments(trainer),
-    }
-
-
-@scenario
-def local_sgd(folder: Path) -> dict[str, Any]:
-    """Evaluated after 6 and 12 updates, saved after 5, 10 and 12, averaged besides after 4, 8 and 12."""
-    settings = (*LOCAL, "eval.every=6")
-    settled: list[list[int]] = []
-    whole = local_rank(folder, "local-whole", *settings)
-    save = whole.save
-
-    def noting(*, step: bool) -> None:
-        save(step=step)
-        if step:
-            settled.append([whole.progress.step, weights(whole), moments(whole)])
-
-    whole.save = noting  # type: ignore[method-assign]
-    whole.fit()
-    figures = {"whole": {**local_figures(whole), "settled": settled}}
-    whole.ranks.wait()
-
-    cut = local_rank(folder, "local-cut", *settings, stop_at=8)
-    with contextlib.suppress(KeyboardInterrupt):
-        cut.fit()
-    cut.ranks.wait()
-    resumed = local_rank(folder, "local-cut", *settings)
-    resumed_at = resumed.progress.step
-    resumed.fit()
-    resumed.ranks.wait()
-    best = load_for_inference(whole.run_dir)
-    return figures | {
-        "resumed": {**local_figures(resumed), "at": resumed_at},
-        "best": [best.step, crc_of_named(best.weights)],
-    }
-
-
-@scenario
-def local_sgd_in_few_ways(folder: Path) -> dict[str, Any]:
-    """Averaged after every update and after every fourth, in micro-batches too, against gradients always exchanged."""
-    common = ("train.max_steps=60", "eval.every=0", "checkpoint.every=0", "log.every=1")
-    kinds = {
-        "exchanged": (),
-        "K=1": ("train.local_sgd_steps=1",),
-        "K=4": ("train.local_sgd_steps=4",),
-        "K=4 accumulated": ("train.local_sgd_steps=4", "train.accumulation_steps=2"),
-    }
-    figures: dict[str, Any] = {}
-    for name, settings in kinds.items():
-        trainer = local_rank(folder, f"local-{name}", *common, *settings)
-        trainer.fit()
-        figures[name] = local_figures(trainer)
-        trainer.ranks.wait()
-    return figures
 
 
 def main(folder: Path) -> None:

@@ -32,6 +32,7 @@ ALLOWED = {
     "sources": {"errors", "storage", "parts", "patterns", "records", "hub", "formats", "gathering"}
     | {"markov", "download", "originals", "datasets"},
     "decoding": {"errors"},
+    "cores": set(),
     "workers": {"errors"},
     "turns": {"storage"},
     "segments": {"errors", "storage", "parts", "decoding"},
@@ -41,10 +42,11 @@ ALLOWED = {
     "cache": {"errors", "vocab", "storage"},
     "corpus": {
         *{"errors", "vocab", "config", "windows", "storage", "sources", "decoding", "segments", "scanning", "encoding"},
-        *{"alphabet", "cache", "turns", "workers"},
+        *{"alphabet", "cache", "turns", "workers", "cores"},
         "inspection",  # python -m charrnn.corpus hands over to it
     },
     "entropy": {"vocab"},
+    "ngram": {"vocab", "entropy"},
     "lines": {"vocab"},
     "inspection": {"errors", "config", "windows", "markov", "corpus", "entropy", "lines"},
     "gru": set(),

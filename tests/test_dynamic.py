@@ -15,6 +15,7 @@ from train import evaluate as evaluation
 from train.batches import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss, mean_squares
 from train.evaluate import evaluate_checkpoint
+from train.texts import GivenText
 
 CPU = torch.device("cpu")
 
@@ -85,7 +86,7 @@ def test_mean_squares_are_those_of_the_segments_gradients(trained):
 
 
 def test_a_checkpoints_figures_are_those_of_its_training(trained):
-    figures = evaluate_checkpoint(trained.run_dir, None, "val")
+    figures = evaluate_checkpoint(trained.run_dir, GivenText(), "val")
     best = load_for_inference(trained.run_dir).trainer["metrics"]
     for protocol in ("stream", "windows"):
         assert figures[f"val/{protocol}/loss"] == pytest.approx(best[f"val/{protocol}/loss"], rel=1e-6)
@@ -93,18 +94,18 @@ def test_a_checkpoints_figures_are_those_of_its_training(trained):
 
 
 def test_another_part_of_another_cut_is_named_after_it(trained):
-    figures = evaluate_checkpoint(trained.run_dir, None, "test", "0.5,0.25,0.25", DynamicOptions(segment=50))
+    figures = evaluate_checkpoint(trained.run_dir, GivenText(), "test", "0.5,0.25,0.25", DynamicOptions(segment=50))
     assert {"test/stream/loss", "test/windows/bpc", "dynamic/stream/loss"} <= figures.keys()
     assert not any(name.startswith("val/") for name in figures)
 
 
 def test_a_part_that_is_empty_or_a_cut_that_does_not_add_up_is_refused(trained):
     with pytest.raises(CorpusError, match="--shares"):
-        evaluate_checkpoint(trained.run_dir, None, "test")
+        evaluate_checkpoint(trained.run_dir, GivenText(), "test")
     with pytest.raises(ConfigError, match="add up to 1"):
-        evaluate_checkpoint(trained.run_dir, None, "test", "0.5,0.1,0.1")
+        evaluate_checkpoint(trained.run_dir, GivenText(), "test", "0.5,0.1,0.1")
     with pytest.raises(ConfigError, match="split"):
-        evaluate_checkpoint(trained.run_dir, None, "test", "half,0.1,0.1")
+        evaluate_checkpoint(trained.run_dir, GivenText(), "test", "half,0.1,0.1")
 
 
 def test_the_command_prints_one_json_object(trained):

@@ -15,6 +15,7 @@ from charrnn.errors import CorpusError, ExportError, ModelFileError
 from infer.engine import Engine
 from train import export
 from train.quantize import BLOCK, by_column, pack_columns
+from train.texts import GivenText
 
 matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))
 
@@ -119,7 +120,7 @@ def test_the_loss_on_the_validation_split_goes_into_the_file(tmp_path, monkeypat
     text = tmp_path / "text.txt"
     text.write_text("".join(CHARS.symbols) + "ROME am i there! " * 500)
     path = write_model(tmp_path / "m.onnx")
-    out, _, line = export.export(path, None, "int8", str(text))
+    out, _, line = export.export(path, None, "int8", GivenText(str(text)))
     engine = Engine(out)
     assert engine.metrics["fp32/val/stream/loss"] == 1.5  # what the exact file says of itself
     assert engine.metrics["val/stream/loss"] > 0
@@ -139,7 +140,7 @@ def test_another_text_than_the_models_is_refused(tmp_path, monkeypatch):
     text = tmp_path / "other.txt"
     text.write_text("0123456789 " * 900)
     with pytest.raises(CorpusError, match="other characters"):
-        export.export(write_model(tmp_path / "m.onnx"), None, "int8", str(text))
+        export.export(write_model(tmp_path / "m.onnx"), None, "int8", GivenText(str(text)))
 
 
 def test_a_model_file_that_is_absent_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.config import RunConfig
+from charrnn.corpus import check_ids
 from charrnn.errors import TrainingError
 from charrnn.storage import forget_pages
 from charrnn.vocab import Ids
@@ -24,8 +25,18 @@ class IdSource:
     accelerator they are copied there once, and the gather runs there: no worker processes, no copy a step.
     """
 
-    def __init__(self, ids: Ids, device: torch.device, table: NDArray[np.int64] | None = None) -> None:
-        """ids: (N,). table: (V_corpus,) the model's id for each of the corpus's, when their vocabularies differ."""
+    def __init__(
+        self,
+        ids: Ids,
+        device: torch.device,
+        table: NDArray[np.int64] | None = None,
+        num_symbols: int = 1 << 32,
+    ) -> None:
+        """ids: (N,), each below num_symbols. table: (V_corpus,) the model's id for each, when its vocabulary differs.
+
+        Raises: CorpusError where an id is not below num_symbols, here or when it is read.
+        """
+        self._num_symbols = num_symbols if table is None else len(table)
         self.device = device
         self._host = ids
         self._touched = 0
@@ -33,6 +44,7 @@ class IdSource:
         self._resident: Tensor | None = None
         if device.type != "cpu":
             # torch indexes 8-bit ids as they are; its wider unsigned types lack kernels.
+            check_ids(ids, self._num_symbols)
             mapped = ids if table is None else table[ids]
             compact = mapped.astype(np.uint8 if mapped.dtype == np.uint8 else np.int32)
             self._resident = torch.from_numpy(compact).to(device)
@@ -46,6 +58,7 @@ class IdSource:
         if self._resident is not None:
             return self._resident[torch.from_numpy(index).to(self.device, non_blocking=True)].long()
         ids = self._host[index].astype(np.int64)
+        check_ids(ids, self._num_symbols, self._host)
         self._touched += len(starts) * (length * self._host.itemsize + _FAULT_AROUND)
         if self._touched > _MOST_RESIDENT:
             forget_pages(self._host)

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from charrnn.checkpoint import load_for_inference
-from charrnn.config import EvalConfig, SampleConfig, load_config
+from charrnn.config import EvalConfig, SampleConfig
 from charrnn.corpus import LEAST_EVALUATED, prepare
 from charrnn.errors import CorpusError
 from charrnn.model import CharRNN
@@ -40,6 +40,7 @@ from train.batches import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss
 from train.export import model_of
 from train.resume import table_between
+from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
 # Characters a row runs in one call: bounds the logits, (R, T, V), whatever the length of a lane.
 _CHUNK = 256
@@ -163,11 +164,18 @@ class Part(StrEnum):
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
-    data: Annotated[str | None, typer.Option(help="The text. [default: the one it was trained on]")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The text.", show_default="the one it was trained on, with its options")
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_field: TextField = None,
+    encoding: Encoding = None,
     split: Annotated[Part, typer.Option(help="Which part of it.")] = Part.VAL,
     shares: Annotated[
-        str, typer.Option(metavar="TRAIN,VAL,TEST", help="How it is cut. [default: as it was for training]")
-    ] = "",
+        str | None,
+        typer.Option(metavar="TRAIN,VAL,TEST", help="How it is cut.", show_default="as it was for training"),
+    ] = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Besides, let the model learn from what it has predicted, as it reads.")
     ] = False,
@@ -180,7 +188,8 @@ def command(
 ) -> None:
     """Losses of a checkpoint on a part of a text, by both protocols; dynamic evaluation apart."""
     options = DynamicOptions(segment=segment, lr=lr, decay=decay)
-    figures = evaluate_checkpoint(source, data, split.value, shares, options if dynamic else None)
+    text = GivenText(data, include or None, exclude or None, text_field, encoding)
+    figures = evaluate_checkpoint(source, text, split.value, shares or "", options if dynamic else None)
     if as_json:
         typer.echo(json.dumps(figures))
         return
@@ -190,25 +199,22 @@ def command(
 
 
 def evaluate_checkpoint(
-    source: Path, data: str | None, split: str, shares: str = "", dynamic: DynamicOptions | None = None
+    source: Path, text: GivenText, split: str, shares: str = "", dynamic: DynamicOptions | None = None
 ) -> dict[str, float]:
     """`<split>/<protocol>/loss` and `.../bpc` of the checkpoint at `source`, and `dynamic/stream/...` when asked for.
 
-    data: the text, None = the checkpoint's own. shares: "0.9,0.05,0.05", "" = the checkpoint's own.
+    shares: "0.9,0.05,0.05", "" = the checkpoint's own.
     Raises: CharRNNError when there is no such checkpoint or text, or they do not fit.
     """
     checkpoint = load_for_inference(source)
-    fields = {f"data.{name}": value for name, value in checkpoint.config.data.model_dump().items()}
-    fields |= {"data.source": data or checkpoint.config.data.source}
-    fields |= {"data.split": shares.split(",")} if shares else {}
-    config = load_config(None, fields)
-    corpus = prepare(config.data, progress=True)
+    data = text.config(checkpoint.config.data.model_dump(), **({"split": shares.split(",")} if shares else {}))
+    corpus = prepare(data, progress=True)
     table = table_between(checkpoint.vocab, corpus, source)
     accelerator = Accelerator()
     model = model_of(checkpoint).to(accelerator.device)
-    ids = IdSource(getattr(corpus, split), accelerator.device, table)
+    ids = IdSource(getattr(corpus, split), accelerator.device, table, len(corpus.vocab))
     if len(ids) < LEAST_EVALUATED:
-        raise CorpusError(f"the {split} part of {config.data.source} has {len(ids)} characters; give --shares")
+        raise CorpusError(f"the {split} part of {data.source} has {len(ids)} characters; give --shares")
     losses = evaluate(model, ids, checkpoint.config.eval, accelerator)
     figures = {name.replace("val/", f"{split}/"): value for name, value in losses.items()}
     if dynamic:

@@ -19,9 +19,9 @@ import typer
 from numpy.typing import NDArray
 
 from charrnn.checkpoint import Checkpoint, load_for_inference
-from charrnn.config import DataConfig, ModelConfig, RunConfig
+from charrnn.config import ModelConfig
 from charrnn.corpus import prepare
-from charrnn.errors import CorpusError, ExportError
+from charrnn.errors import ConfigError, CorpusError, ExportError
 from charrnn.model import CharRNN
 from charrnn.storage import temporary
 from charrnn.vocab import Vocab
@@ -31,11 +31,10 @@ from train import command_line
 from train.convert import is_model_file, matrices_of_file
 from train.graph import Weights, build_of_matrices, build_onnx, matrices_of
 from train.quantize import Precision
+from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
 FORMAT_VERSION = 3
 PARITY_TOLERANCE = 1e-4
-# The fields of a run's config that do not say how its text was read.
-_NOT_READ_BY = {"source", "cache_dir", "mirror"}
 # Mean nats by which a rounded model's predictions may lie from the exact one's, after random characters and states.
 # Real text costs a hundredth of that (docs/performance.md); weights in a wrong place cost more than 1.
 DIVERGENCE_LIMIT = {"int8": 0.05, "int4": 0.5}
@@ -206,14 +205,14 @@ def without_folders(source: str) -> str:
     return re.split(r"[?#]", source)[0].replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
-def validation_ids(data: str, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
-    """The validation split of a text, (N,), as a run with this config has it. Raises: CorpusError."""
-    recorded = config.get("data", {})
-    read_by = DataConfig.model_fields.keys() & recorded.keys() - _NOT_READ_BY
-    fields = {name: recorded[name] for name in read_by}
-    corpus = prepare(RunConfig.model_validate({"data": fields | {"source": data}}).data, progress=True)
+def validation_ids(text: GivenText, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
+    """The validation split of a text, (N,), as a run with this config has it. Raises: ConfigError, CorpusError."""
+    recorded = config.get("data")
+    corpus = prepare(text.config(recorded if isinstance(recorded, dict) else {}), progress=True)
     if corpus.vocab != vocab:
-        raise CorpusError(f"{data} has other characters than the text that the model was trained on; give that text")
+        raise CorpusError(
+            f"{text.data} has other characters than the text that the model was trained on; give that text"
+        )
     return np.asarray(corpus.val)
 
 
@@ -253,15 +252,17 @@ def default_name(source: Path, precision: Precision) -> str:
     return "model.onnx" if precision == "fp32" else f"model-{precision}.onnx"
 
 
-def export(source: Path, out: Path | None, precision: Precision, data: str | None) -> tuple[Path, float, str]:
+def export(source: Path, out: Path | None, precision: Precision, text: GivenText | None) -> tuple[Path, float, str]:
     """Writes a run, a checkpoint or a model file as a model file.
 
-    data: the training text, on which to measure the loss of the file. Returns the file, its difference from the exact
+    text: the training text, on which to measure the loss of the file. Returns the file, its difference from the exact
     model, and a line on what it is. Raises: CharRNNError.
     """
     exact = exact_model(source)
     out = out or exact.home / default_name(source, precision)
-    ids = validation_ids(data, json.loads(exact.metadata["charrnn.config"]), exact.vocab) if data else None
+    if not out.name or out.is_dir():
+        raise ExportError(f"--out {out} is a folder; name a file in it, such as {out / 'model.onnx'}")
+    ids = validation_ids(text, json.loads(exact.metadata["charrnn.config"]), exact.vocab) if text else None
     metadata = rounded(exact.metadata, precision)
     proto = build_of_matrices(exact.shape, exact.vocab, exact.matrices, metadata, precision)
     difference = write_checked(proto, exact.step, out, precision, ids)
@@ -280,15 +281,27 @@ def command(
         typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="A run folder (its best/), a checkpoint or a model file."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The file to write. [default: model.onnx or model-int8.onnx in the run folder]")
+        Path | None,
+        typer.Option(help="The file to write.", show_default="model.onnx or model-int8.onnx in the run folder"),
     ] = None,
     precision: Annotated[Rounding, typer.Option(help="What the weights are kept in.")] = Rounding.FP32,
     data: Annotated[
-        str | None, typer.Option(help="The training text (file or name): measure the file's validation loss on it.")
+        str | None,
+        typer.Option(
+            help="The training text (file or name): measure the file's validation loss on it.",
+            show_default="not measured",
+        ),
     ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_field: TextField = None,
+    encoding: Encoding = None,
 ) -> None:
     """Write a checkpoint or a model file as one ONNX file and check it against the exact model."""
-    path, _, line = export(source, out, precision.value, data)
+    text = GivenText(data, include or None, exclude or None, text_field, encoding)
+    if not data and text != GivenText(data):
+        raise ConfigError("--include, --exclude, --text-field and --encoding are of the text; name it with --data")
+    path, _, line = export(source, out, precision.value, text if data else None)
     typer.echo(f"{path}  {line}")
 
 

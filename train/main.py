@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from charrnn.config import RunConfig, load_config
+from charrnn.download import without_credentials
 from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError
 from train.command_line import LastingStream, user_error
 
@@ -157,6 +158,7 @@ def train(
     }
     given = {key: value for key, value in options.items() if value is not None}
     assigned = tuple(assignments or ())
+    sys.argv[1:] = map(without_credentials, sys.argv[1:])  # W&B records them
     # torch takes a second to import: after the options are known to be right.
     if config:
         settings = load_config(config, given, assigned)

@@ -14,6 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.config import RunConfig, TrainConfig
+from charrnn.cores import cores
 from charrnn.errors import ConfigError, listing
 
 _CUDNN_BF16_RNN = 91300
@@ -131,8 +132,7 @@ def set_threads(threads: int) -> int:
 
     `accelerate launch` sets OMP_NUM_THREADS=1 on a machine without a GPU, which would leave the other cores idle.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    count = threads or max(1, cores // local_processes)
+    count = threads or max(1, cores() // local_processes)
     torch.set_num_threads(count)
     return count

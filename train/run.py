@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from charrnn.checkpoint import BEST, load_for_inference, remove_unfinished
 from charrnn.config import RunConfig, dump_config
 from charrnn.corpus import Corpus, prepare
+from charrnn.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
-from train.batches import window_plan
+from train.batches import total_steps, window_plan
 from train.export import export_checkpoint
 from train.faults import memory_explained
 from train.flops import peak_flops
@@ -27,6 +28,7 @@ from train.report import closing_lines, goes_on, opening_lines, stopped_line
 from train.resume import StartingPoint, check_same_start, identity_fields, starting_point
 from train.signals import StopSignals, stop_error
 from train.sizing import Chosen, sized
+from train.state import progress_of
 from train.trainer import Trainer
 from train.watchdog import Watchdog, is_of_a_collective, shared_store
 
@@ -60,6 +62,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
             corpus = replace(corpus, split=config.data.split)
             compare_configs(config, ranks, accelerator)
             check_processes(config, accelerator.num_processes)
+        config, corpus = without_secrets(config, corpus)
         held.enter_context(memory_explained(config))
         window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
         watchdog.advice = lambda: goes_on(run_dir)
@@ -107,6 +110,13 @@ def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
     return model_file
 
 
+def without_secrets(config: RunConfig, corpus: Corpus) -> tuple[RunConfig, Corpus]:
+    """Both as they may be written down and sent to a tracker: addresses without users, passwords and queries."""
+    cleaned = {name: without_credentials(getattr(config.data, name)) for name in ("source", "mirror")}
+    data = config.data.model_copy(update=cleaned)
+    return config.model_copy(update={"data": data}), replace(corpus, source=data.source)
+
+
 def compare_configs(config: RunConfig, ranks: Ranks, accelerator: Accelerator) -> None:
     """Raises: ConfigError on every rank when their configs differ."""
     check_same_config(ranks.gather(comparable(config, accelerator.mixed_precision)))
@@ -146,10 +156,21 @@ def open_recorder(
     resumed_step = start.resumed.step if start.resumed else 0
     if accelerator.is_main_process:
         write_run_config(config, run_dir)
+        if is_finished(config, corpus, start):  # the tracker has it all
+            config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tracker": "none"})})
         return Recorder.open(config, run_dir, extra, resumed_step)
-    if config.tracking.every_rank:
+    if config.tracking.every_rank and not is_finished(config, corpus, start):
         return Recorder.of_rank(accelerator.process_index, config, run_dir, extra, resumed_step)
     return Recorder.null()
+
+
+def is_finished(config: RunConfig, corpus: Corpus, start: StartingPoint) -> bool:
+    """Whether the checkpoint to resume from is a run's end, so that nothing is left to train or evaluate."""
+    if not start.resumed:
+        return False
+    progress = progress_of(start.resumed)
+    steps = total_steps(config, window_plan(config, len(corpus.train)).steps_per_epoch)
+    return progress.evaluated_step == progress.step and progress.done(config, steps, decayed=True)
 
 
 def write_run_config(config: RunConfig, run_dir: Path) -> None:

@@ -45,10 +45,15 @@ def restore(trainer: "Trainer", saved: Checkpoint) -> None:
     restore_optimizer(trainer.model, trainer.optimizer.optimizer, saved.optimizer)
     trainer.carried = scatter_state(saved.carried, trainer.rows, trainer.device)
     set_rank_rng(trainer.accelerator, saved, trainer.config, trainer.recorder.message)
-    trainer.progress = Progress(**{name: saved.trainer[name] for name in vars(trainer.progress)})
+    trainer.progress = progress_of(saved)
     if trainer.accelerator.scaler and saved.trainer["loss_scale"]:
         trainer.accelerator.scaler.load_state_dict(saved.trainer["loss_scale"])
     trainer.metrics = {k: v for k, v in saved.trainer["metrics"].items() if "/" in k}
+
+
+def progress_of(saved: Checkpoint) -> Progress:
+    """How far the run had come."""
+    return Progress(**{name: saved.trainer[name] for name in vars(Progress())})
 
 
 def _file_metrics(trainer: "Trainer") -> dict[str, object]:

@@ -17,7 +17,6 @@ from charrnn.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
 from charrnn.model import CharRNN, NextCharLoss, State, detach, zeroed
 from charrnn.windows import Batch, rank_slice
-from train.averaging import LocalUpdates
 from train.batches import IdSource, check_inside, total_steps, window_plan
 from train.evaluate import evaluate, sample_text
 from train.faults import is_out_of_memory, out_of_memory
@@ -61,8 +60,8 @@ class Trainer:
         self.accelerator, self.run_dir, self.recorder, self.clock = accelerator, run_dir, recorder, clock
         self.ranks, self.signals, self.beat = ranks or Ranks(accelerator), signals or StopSignals(), beat
         self.device = accelerator.device
-        self.train_ids = IdSource(corpus.train, self.device, start.table)
-        self.val_ids = IdSource(corpus.val, self.device, start.table)
+        self.train_ids = IdSource(corpus.train, self.device, start.table, len(corpus.vocab))
+        self.val_ids = IdSource(corpus.val, self.device, start.table, len(corpus.vocab))
         self.plan = window_plan(config, len(self.train_ids))
         self.rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
         self.total_steps = total_steps(config, self.plan.steps_per_epoch)
@@ -75,9 +74,6 @@ class Trainer:
         self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
         compress_gradients(self.loss_module, config.train.grad_compression)
         self.model.rnn.flatten_parameters()
-        self.local_updates = LocalUpdates(
-            accelerator, self.loss_module, self.model, self.optimizer.optimizer, config.train.local_sgd_steps
-        )
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
         self.progress, self._pace = Progress(), Pace()
@@ -107,7 +103,7 @@ class Trainer:
         CheckpointError when the disk refuses. Where one rank raises, all do.
         """
         self._start_clock()
-        with self._ending_well(), self.local_updates:
+        with self._ending_well():
             # What a stop cut off, or whose checkpoint is lost, is evaluated again.
             lost = self.progress.evaluations > 0 and self.progress.best_step < 0
             if lost or (self.progress.step and self._due(self.config.eval.every)):
@@ -146,7 +142,6 @@ class Trainer:
         self.optimizer.zero_grad()
         self._figures.add(lr, loss, grad_norm)
         self.progress.step += 1
-        self.local_updates.step(self.progress.step)
         self.beat(2 * self.progress.step - 1)
 
     def _state_before(self, batch: Batch) -> State:
@@ -226,7 +221,6 @@ class Trainer:
         if progress.evaluated_step == progress.step:
             return
         self._figures.fetch(progress.step)
-        self.local_updates.settle()
         began = self.clock()
         figures: dict[str, float | str] = {}
         # Without a validation split the newest model is the best there is.
@@ -297,7 +291,6 @@ class Trainer:
         if not (step or best):
             return
         self._figures.fetch(self.progress.step)  # never a checkpoint of weights that are not finite
-        self.local_updates.settle()
         began = self.clock()
         if step:
             self._saved_step = self.progress.step

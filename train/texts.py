@@ -1,0 +1,54 @@
+"""The text that `train.evaluate` and `train.export` measure on: the run's own, or one given with its options."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from charrnn.config import DataConfig, load_config
+
+# They say which files a text is made of and how each is read, so that another text has its own.
+_OF_A_TEXT = ("include", "exclude", "text_field", "encoding")
+
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Files of --data to take; repeatable.", show_default="all"),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Files of --data to leave out; repeatable.", show_default="none"),
+]
+TextField = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD", help="Field of the records of --data that holds the text.", show_default="text"),
+]
+Encoding = Annotated[str | None, typer.Option(metavar="NAME", help="Codec of --data.", show_default="auto")]
+
+
+@dataclass(frozen=True)
+class GivenText:
+    """What the user named. data: file, folder or name; None = the run's own. The rest as in config; None = unset."""
+
+    data: str | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    text_field: str | None = None
+    encoding: str | None = None
+
+    def config(self, recorded: Mapping[str, Any], **changes: Any) -> DataConfig:
+        """The data section of a run's config for this text.
+
+        Args:
+            recorded: The run's own section.
+            changes: Fields to set besides.
+
+        Raises: ConfigError.
+        """
+        fields = {name: recorded[name] for name in DataConfig.model_fields.keys() & recorded.keys()}
+        if not fields.get("cache_dir"):  # a model file and the shipped base name no folders
+            fields.pop("cache_dir", None)
+        if self.data:
+            fields = {name: value for name, value in fields.items() if name not in _OF_A_TEXT} | {"source": self.data}
+        fields |= {name: value for name in _OF_A_TEXT if (value := getattr(self, name)) is not None} | changes
+        return load_config(None, {f"data.{name}": value for name, value in fields.items()}).data
