@@ -1,0 +1,33 @@
+"""benchmarks/quality: what the recipe is held against."""
+
+import math
+import random
+
+import pytest
+from quality.any_text import cut, ppmd_loss, random_configuration
+
+from charrnn.config import load_config
+
+
+def test_ppmd_codes_noise_at_its_entropy_and_repetition_at_almost_nothing():
+    pytest.importorskip("pyppmd")
+    draw = random.Random(0)
+    noise = "".join(draw.choices("abcdefgh", k=40_000))
+    assert ppmd_loss(noise, 4000) == pytest.approx(math.log(8), rel=0.05)
+    assert ppmd_loss("to be or not to be, " * 2000, 4000) < 0.05
+
+
+def test_random_configurations_are_valid_and_differ():
+    draw = random.Random(1)
+    configs = [random_configuration(draw) for _ in range(50)]
+    for fields in configs:
+        load_config(None, {}, [f"{key}={value}" for key, value in fields.items()])
+    assert len({str(fields) for fields in configs}) == 50
+    assert {fields["train.init_from"] for fields in configs} == {"base", "none"}
+
+
+def test_a_text_is_cut_from_a_place_without_its_mark_and_carriage_returns(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes("\ufeffone\r\ntwo\r\nthree".encode())
+    assert cut(f"name={path}", 0) == ("name", "one\ntwo\nthree")
+    assert cut(f"name={path}@4", 3) == ("name", "two")
