@@ -28,6 +28,8 @@ from charrnn.errors import ConfigError
 
 KEEP = "keep"  # data.vocab: that of the model which training goes on from
 BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights
+# What a run without --config begins with, before the recipe has sized the rest.
+UNSIZED = {"data.windows": "carry", "train.mixed_precision": "native"}
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _LARGEST = 2**53  # of a number without a bound of its own: the integers that every float64 holds
 _SHORT = reprlib.Repr()  # values in messages

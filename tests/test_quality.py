@@ -6,7 +6,7 @@ import random
 import pytest
 from quality.any_text import cut, ppmd_loss, random_configuration
 
-from charrnn.config import load_config
+from charrnn.config import UNSIZED, load_config
 
 
 def test_ppmd_codes_noise_at_its_entropy_and_repetition_at_almost_nothing():
@@ -21,7 +21,7 @@ def test_random_configurations_are_valid_and_differ():
     draw = random.Random(1)
     configs = [random_configuration(draw) for _ in range(50)]
     for fields in configs:
-        load_config(None, {}, [f"{key}={value}" for key, value in fields.items()])
+        load_config(None, UNSIZED, [f"{key}={value}" for key, value in fields.items()])
     assert len({str(fields) for fields in configs}) == 50
     assert {fields["train.init_from"] for fields in configs} == {"base", "none"}
 

@@ -92,6 +92,11 @@ def test_sliding_windows_of_the_users_leave_no_reset(folder):
     assert load_config(folder / "checkpoints" / "words" / "config.yaml", {}).data.reset == 0
 
 
+def test_a_reset_is_the_users_to_set_since_rows_are_carried():
+    config = initial_config(Chosen({}, ("data.reset=0.2",)))
+    assert (config.data.windows, config.data.reset) == ("carry", 0.2)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "helps"),
     [

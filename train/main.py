@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from charrnn.config import RunConfig, load_config
+from charrnn.config import UNSIZED, RunConfig, load_config
 from charrnn.download import without_credentials
 from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError
 from train.command_line import LastingStream, user_error
@@ -159,19 +159,13 @@ def train(
     given = {key: value for key, value in options.items() if value is not None}
     assigned = tuple(assignments or ())
     sys.argv[1:] = map(without_credentials, sys.argv[1:])  # W&B records them
+    settings = load_config(config, {**({} if config else UNSIZED), **given}, assigned)
     # torch takes a second to import: after the options are known to be right.
-    if config:
-        settings = load_config(config, given, assigned)
-        from train.run import run
+    from train.run import run
+    from train.sizing import Chosen
 
-        run(settings, config_name=config.stem, resume=resume is Resume.auto)
-    else:
-        load_config(None, given, assigned)
-        from train.run import run
-        from train.sizing import Chosen, initial_config
-
-        chosen = Chosen(given, assigned)
-        run(initial_config(chosen), config_name="", resume=resume is Resume.auto, chosen=chosen)
+    chosen = None if config else Chosen(given, assigned)
+    run(settings, config_name=config.stem if config else "", resume=resume is Resume.auto, chosen=chosen)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from charrnn.checkpoint import Checkpoint, load_for_inference, step_folders
-from charrnn.config import BASE, SCRATCH, ModelConfig, RunConfig, load_config
+from charrnn.config import BASE, SCRATCH, UNSIZED, ModelConfig, RunConfig, load_config
 from charrnn.corpus import Corpus
 from charrnn.errors import CheckpointError
 from charrnn.model import CharRNN
@@ -56,7 +56,7 @@ class Chosen:
 
 def initial_config(chosen: Chosen) -> RunConfig:
     """What is needed before the corpus and the machine are known. Raises: ConfigError."""
-    return chosen.over({"train.mixed_precision": "native"})
+    return chosen.over(UNSIZED)
 
 
 def sized(
@@ -85,9 +85,9 @@ def sized(
         share=ranks.count * config.train.accumulation_steps,
     )
     recipe = ranks.gather(choose(facts))[0]
-    settled = ranks.together(lambda: chosen.over(_compatible(recipe, config)))
+    resolved = ranks.together(lambda: chosen.over(_compatible(recipe, config)))
     expectation = [f"small     {recipe.expectation}"] if recipe.expectation else []
-    return settled, [f"recipe    {recipe.summary}", *expectation, *lines]
+    return resolved, [f"recipe    {recipe.summary}", *expectation, *lines]
 
 
 def _compatible(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
