@@ -23,6 +23,8 @@ _PATIENCE = 6
 _EVALUATION_SHARE, _READING_COST = 0.04, 1.0
 _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
+# Nats/char up to which a text counts as like that which the given weights know: the base has 1.0 on novels.
+_LIKE_THEIRS = 1.1
 # Of the base model's own text, and of its training.
 _BASE_CHARS, _BASE_FLOPS = 68_000_000, 2.5e15
 
@@ -80,8 +82,9 @@ def choose(facts: Facts) -> Recipe:
     model = facts.origin or _network(facts, length)
     speed = facts.flops / flops_per_char(model, facts.symbols)  # characters/s
     most_epochs = facts.epochs or _useful_epochs(facts, length)
-    budget_s = facts.budget_s or min(MOST_DEFAULT_S, most_epochs * length / speed)
-    chars = min(most_epochs * length, budget_s * speed)  # C
+    # Passes that the user asks for take the time that they take.
+    limit_s = facts.budget_s or (0.0 if facts.epochs else MOST_DEFAULT_S)
+    chars = min(most_epochs * length, limit_s * speed or math.inf)  # C
     epochs = chars / length
     dropout = _dropout(epochs, fine_tuning=facts.origin is not None)
     rows, seq_len = _batch(facts, length, model)
@@ -106,7 +109,7 @@ def choose(facts: Facts) -> Recipe:
         "optim.final_lr": 0.02,
         "train.init_from": facts.init_from,
         "train.epochs": most_epochs,
-        "train.time_limit": facts.budget_s if facts.budget_s or facts.epochs else math.ceil(budget_s),
+        "train.time_limit": limit_s,
         "eval.every": 0,
         "eval.times": _EVALUATIONS,
         "eval.sample": max(256, int(_EVALUATION_SHARE / _EVALUATIONS / _READING_COST * chars)),
@@ -133,16 +136,15 @@ def _outgrows_the_base(facts: Facts, length: int) -> bool:
 
 
 def _distance(facts: Facts) -> float:
-    """How foreign the text is to the weights that training starts from: 1 for text like theirs, 4 at most."""
-    return min(4.0, max(1.0, facts.origin_loss / 1.5))
+    """How foreign the text is to the weights that training starts from: 1 for text like theirs, 4.5 at most."""
+    return min(4.5, max(1.0, facts.origin_loss / _LIKE_THEIRS))
 
 
 def _useful_epochs(facts: Facts, length: int) -> int:
     """Passes over N characters after which more hardly helps: fewer for a long text, and for one like the weights'."""
     if not facts.origin:
         return max(1, min(60, round(40 * (20_000 / length) ** 0.25)))
-    like_theirs = 8 * (20_000 / length) ** (0.5 if length < 20_000 else 0.1)
-    return max(1, min(24, round(like_theirs * min(2.5, _distance(facts)))))
+    return max(1, min(24, round(5 * _distance(facts) * (20_000 / length) ** (0.5 if length < 20_000 else 0.1))))
 
 
 def _network(facts: Facts, length: int) -> ModelConfig:
@@ -171,7 +173,7 @@ def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
     if not facts.origin:
         return 0.006 if model.num_layers == 1 else 0.003
     by_length = min(3.0, max(1.0, (length / 100_000) ** 0.4))
-    return float(f"{min(0.006, 0.001 * by_length * _distance(facts)):.2g}")
+    return float(f"{min(0.006, 0.0008 * by_length * _distance(facts)):.2g}")
 
 
 def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
