@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
@@ -111,6 +112,12 @@ def cut(given: str, size: int) -> tuple[str, str]:
     return name, text[: size or None]
 
 
+def shown(losses: list[float]) -> str:
+    """The mean, and the range of several."""
+    spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+    return f"{mean(losses):.4f}{spread}"
+
+
 def main(
     text: Annotated[list[str], typer.Option(metavar="NAME=FILE[@START]", help="A text, from a character on.")],
     size: Annotated[list[int], typer.Option(help="Characters of each text; 0 = all.")],
@@ -124,8 +131,10 @@ def main(
     print(
         f"machine  {about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['time']}; threads {threads}"
     )
-    print("| text | characters | budget | recipe, `stream` | PPMd | difference | best of random | seconds in all |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| text | characters | budget | recipe, `stream` | PPMd | | recipe, `windows` | best of random | seconds in all |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for given in text:
         for length in size:
             name, content = cut(given, length)
@@ -138,16 +147,14 @@ def main(
                     runs = [
                         train(path, Path(folder, f"seed-{n}"), seconds, threads, {"train.seed": n}) for n in seed or [1]
                     ]
-                    losses = [run["val/stream/loss"] for run in runs]
-                    loss = sum(losses) / len(losses)
-                    spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
+                    stream, windows = ([run[f"val/{name}/loss"] for run in runs] for name in ("stream", "windows"))
                     random_best = ""
                     if random_runs:
                         found, settings = best_of_random(path, Path(folder), seconds, threads, random_runs)
                         random_best = f"{found:.4f} ({settings})"
                     took = max(run["seconds"] for run in runs)
-                    cells = [name, f"{len(content):,}", f"{seconds:g} s", f"{loss:.4f}{spread}", f"{ppmd:.4f}"]
-                    cells += [f"{loss / ppmd - 1:+.1%}", random_best, f"{took:.0f}"]
+                    cells = [name, f"{len(content):,}", f"{seconds:g} s", shown(stream), f"{ppmd:.4f}"]
+                    cells += [f"{mean(stream) / ppmd - 1:+.1%}", shown(windows), random_best, f"{took:.0f}"]
                     print(f"| {' | '.join(cells)} |", flush=True)
 
 
