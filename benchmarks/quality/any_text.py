@@ -128,12 +128,9 @@ def main(
 ) -> None:
     """Print one line for each text, size and budget."""
     about = machine()
-    print(
-        f"machine  {about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['time']}; threads {threads}"
-    )
-    print(
-        "| text | characters | budget | recipe, `stream` | PPMd | | recipe, `windows` | best of random | seconds in all |"
-    )
+    print(f"machine  {about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['time']}")
+    print(f"threads  {threads or 'all'}\n")
+    print("| text | characters | budget | recipe, `stream` | PPMd | | recipe, `windows` | best of random | seconds |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for given in text:
         for length in size:
