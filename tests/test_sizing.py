@@ -1,8 +1,12 @@
 """Runs without --config: sized once, resumed as they were, and what the user sets is kept."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from train.probe import Speed, training_speed
 from train.run import run
 from train.sizing import Chosen, base_helps, initial_config
 
+ROOT = Path(__file__).parent.parent
 RUSSIAN = "съешь же ещё этих мягких французских булок, да выпей чаю\n" * 100
 
 
@@ -143,3 +148,22 @@ def test_measuring_the_speed_changes_no_random_state():
     assert speed.flops > 0
     assert 0 < speed.cpu_share < 2
     assert torch.equal(torch.get_rng_state(), before)
+
+
+SHOW = "import os, sys, train; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given, shown):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
+    environment |= {"PYTHONPATH": str(ROOT), **given}
+    done = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == shown
+
+
+def test_the_command_line_imports_torch_after_the_package_that_sets_it():
+    code = "import sys; sys.path.insert(0, 'train'); import main; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
