@@ -38,7 +38,9 @@ def given_vocabulary(data: DataConfig) -> Vocab | None:
 
 
 def _read(path: Path, given: str) -> Vocab:
-    if not path.is_file():
+    with reading(path):
+        is_file = path.is_file()
+    if not is_file:
         close = difflib.get_close_matches(given, ["chars", "bytes", KEEP], n=1)
         nearest = f" (nearest: {close[0]})" if close else ""
         raise CorpusError(f"data.vocab is chars, bytes, keep or a file, and there is no file {given!r}{nearest}")

@@ -30,6 +30,7 @@ KEEP = "keep"  # data.vocab: that of the model which training goes on from
 BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _LARGEST = 2**53  # of a number without a bound of its own: the integers that every float64 holds
+_MOST_BYTES = 1 << 20  # of a config file
 _SHORT = reprlib.Repr()  # values in messages
 _SHORT.maxstring = _SHORT.maxother = 80
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -399,7 +400,11 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false",
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path} is larger than {_MOST_BYTES} bytes, and no config is; name another file")
+        tree = yaml.load(content.decode(), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}; shipped ones: {_shipped(path)}") from None
     except OSError as error:

@@ -62,6 +62,16 @@ class ModelFileError(CharRNNError):
     """A model file is missing, damaged, not charrnn's, or too new."""
 
 
+def user_error(error: CharRNNError | OSError | MemoryError) -> CharRNNError:
+    """What the user is told of an error: of the system's, the file and the reason."""
+    if isinstance(error, MemoryError):
+        return CharRNNError(f"out of memory: {error}" if str(error) else "out of memory")
+    if isinstance(error, OSError):
+        what = error.strerror or str(error) or type(error).__name__
+        return CharRNNError(f"{error.filename}: {what}" if error.filename else what)
+    return error
+
+
 def listing(names: list[str], limit: int = 10) -> str:
     """Joins names for a one-line message, saying how many were left out beyond `limit`."""
     shown = ", ".join(names[:limit])
