@@ -19,6 +19,7 @@ from training import fresh_accelerator, make_trainer, some_text, tiny_config
 from charrnn import inspection
 from charrnn.config import load_config
 from charrnn.corpus import prepare
+from charrnn.download import DownloadError
 from charrnn.errors import CharRNNError, ConfigError
 from train import evaluate, export, main
 from train.batches import window_plan
@@ -49,12 +50,17 @@ def here(shared, monkeypatch):
     monkeypatch.chdir(shared)
     monkeypatch.setenv("HOME", str(shared))
     monkeypatch.setattr("charrnn.download.urllib.request.urlopen", refuse)
+    monkeypatch.setattr("charrnn.originals._run_package_client", without_network)
     fresh_accelerator()
     return shared
 
 
 def refuse(*_, **__):
     raise OSError("no network")
+
+
+def without_network(_):
+    raise DownloadError("no network")
 
 
 def until_training(config, *, config_name, resume, chosen=None):
