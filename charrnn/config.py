@@ -91,8 +91,10 @@ class Section(BaseModel):
             raise ValueError(f"{str(value).lower()} is neither a number nor text; put it in quotes for text")
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"{_SHORT.repr(value)} is too large; numbers go up to {_LARGEST}")
-        if isinstance(value, str) and info.field_name not in ("prompt", "document_end"):
-            _check_text(value)
+        if info.field_name not in ("prompt", "document_end"):
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str):
+                    _check_text(text)
         return value
 
 
