@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from charrnn.config import KEEP, DataConfig
 from charrnn.errors import CorpusError, VocabError, listing
 from charrnn.scanning import Scan, has_id
-from charrnn.storage import reading
+from charrnn.storage import expanded, reading
 from charrnn.vocab import Vocab
 
 # Unicode 16 has 155,000 characters: a text with more different ones is none.
@@ -28,7 +28,7 @@ def given_vocabulary(data: DataConfig) -> Vocab | None:
     end = data.document_end or None
     if data.vocab in ("chars", KEEP):
         return None
-    vocab = Vocab.of_bytes() if data.vocab == "bytes" else _read(Path(data.vocab).expanduser(), data.vocab)
+    vocab = Vocab.of_bytes() if data.vocab == "bytes" else _read(expanded(data.vocab), data.vocab)
     if end and vocab.kind == "chars" and end not in vocab.symbols:
         raise VocabError(f"data.vocab {data.vocab} lacks data.document_end {end!r}; add it there, or choose another")
     if data.unknown == "replace" and vocab.replacement is None:
@@ -38,7 +38,9 @@ def given_vocabulary(data: DataConfig) -> Vocab | None:
 
 
 def _read(path: Path, given: str) -> Vocab:
-    if not path.is_file():
+    with reading(path):
+        is_file = path.is_file()
+    if not is_file:
         close = difflib.get_close_matches(given, ["chars", "bytes", KEEP], n=1)
         nearest = f" (nearest: {close[0]})" if close else ""
         raise CorpusError(f"data.vocab is chars, bytes, keep or a file, and there is no file {given!r}{nearest}")

@@ -32,6 +32,7 @@ BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, rando
 UNSIZED = {"data.windows": "carry", "train.mixed_precision": "native"}
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _LARGEST = 2**53  # of a number without a bound of its own: the integers that every float64 holds
+_MOST_BYTES = 1 << 20  # of a config file
 _SHORT = reprlib.Repr()  # values in messages
 _SHORT.maxstring = _SHORT.maxother = 80
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -92,8 +93,10 @@ class Section(BaseModel):
             raise ValueError(f"{str(value).lower()} is neither a number nor text; put it in quotes for text")
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"{_SHORT.repr(value)} is too large; numbers go up to {_LARGEST}")
-        if isinstance(value, str) and info.field_name not in ("prompt", "document_end"):
-            _check_text(value)
+        if info.field_name not in ("prompt", "document_end"):
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str):
+                    _check_text(text)
         return value
 
 
@@ -401,7 +404,11 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false",
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path} is larger than {_MOST_BYTES} bytes, and no config is; name another file")
+        tree = yaml.load(content.decode(), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}; shipped ones: {_shipped(path)}") from None
     except OSError as error:

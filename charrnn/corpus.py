@@ -23,7 +23,7 @@ from charrnn.errors import CorpusError
 from charrnn.scanning import PARALLEL_BYTES, Scan, scan
 from charrnn.segments import changed
 from charrnn.sources import Source, find_source
-from charrnn.storage import Advance, byte_bar, reading, say
+from charrnn.storage import Advance, byte_bar, expanded, reading, say
 from charrnn.turns import Tell, turn
 from charrnn.vocab import Ids, Vocab
 from charrnn.windows import split_bounds
@@ -104,7 +104,7 @@ def find_parts(data: DataConfig, *, progress: bool = False) -> Source:
     """The parts of the corpus that `data` names. Raises: CorpusError, as `prepare` does."""
     return find_source(
         data.source,
-        Path(data.cache_dir).expanduser(),
+        expanded(data.cache_dir),
         mirror=data.mirror or os.environ.get("CHARRNN_DATA_MIRROR", ""),
         binary=_rules(data, given_vocabulary(data)).binary,
         encoding=data.encoding,
@@ -134,7 +134,7 @@ class _Preparation:
 
     def __init__(self, data: DataConfig, source: Source, rules: Rules, given: Vocab | None, progress: bool) -> None:
         self._data, self._source, self._rules, self._given, self._progress = data, source, rules, given, progress
-        self._cache_dir = Path(data.cache_dir).expanduser()
+        self._cache_dir = expanded(data.cache_dir)
         self._files = [part.path for part in source.parts if part.path]
         self._began_ns = time.time_ns()
         self._stamps = cache.stamps(self._files)

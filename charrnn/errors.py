@@ -7,6 +7,8 @@ EXIT_PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
+_LONGEST = 3000  # characters of a message
+
 
 class CharRNNError(Exception):
     """A fault the user can mend; command lines print it as one line on stderr and exit with `exit_code`."""
@@ -14,8 +16,9 @@ class CharRNNError(Exception):
     exit_code = EXIT_USER_FAULT
 
     def __str__(self) -> str:
-        """The message on one line, whatever the names in it hold."""
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        """The message on one line of bearable length, whatever the names in it hold."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class ConfigError(CharRNNError):
@@ -60,6 +63,16 @@ class ExportError(CharRNNError):
 
 class ModelFileError(CharRNNError):
     """A model file is missing, damaged, not charrnn's, or too new."""
+
+
+def user_error(error: CharRNNError | OSError | MemoryError) -> CharRNNError:
+    """What the user is told of an error: of the system's, the file and the reason."""
+    if isinstance(error, MemoryError):
+        return CharRNNError(f"out of memory: {error}" if str(error) else "out of memory")
+    if isinstance(error, OSError):
+        what = error.strerror or str(error) or type(error).__name__
+        return CharRNNError(f"{error.filename}: {what}" if error.filename else what)
+    return error
 
 
 def listing(names: list[str], limit: int = 10) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from charrnn.errors import CorpusError, listing
 from charrnn.parts import Part, record_part
 from charrnn.records import check_column, column_texts
-from charrnn.storage import Advance, say
+from charrnn.storage import Advance, expanded, say
 
 PREFIX = "hf:"
 _SPEC = re.compile(r"(?P<name>.+?)(,(?P<config>[^,:/]+))?(:(?P<split>[A-Za-z_][\w.-]*(\[[^\]]*\])?))?")
@@ -33,7 +33,7 @@ def hub_part(source: str, field: str, progress: bool) -> Part:
     Raises: CorpusError when it cannot be brought, or has no such split or column.
     """
     spec = _parsed(source)
-    if not Path(spec["name"]).expanduser().exists():
+    if not expanded(spec["name"]).exists():
         _go_offline_without_hub(progress)
     library = _library()
     say(f"reading {source} with the datasets library", progress)
@@ -103,7 +103,7 @@ def _library() -> Any:
 
 
 def _load(library: Any, name: str, config: str | None, split: str | None, source: str) -> Any:
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             found = library.load_from_disk(str(path))  # what Dataset.save_to_disk wrote

@@ -14,7 +14,7 @@ from charrnn import markov
 from charrnn.config import DataConfig, load_config
 from charrnn.corpus import Corpus, find_parts, prepare
 from charrnn.entropy import entropies
-from charrnn.errors import CharRNNError
+from charrnn.errors import CharRNNError, user_error
 from charrnn.lines import Lines, count_lines
 from charrnn.windows import SPLITS, largest_batch
 
@@ -150,8 +150,9 @@ def main() -> None:
     """Runs the command line; a user's fault is one line on stderr."""
     try:
         app()
-    except CharRNNError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (CharRNNError, OSError, MemoryError) as caught:
+        error = user_error(caught)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

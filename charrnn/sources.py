@@ -24,7 +24,7 @@ from charrnn.gathering import Gathered
 from charrnn.parts import Part, plain_part
 from charrnn.patterns import Choice
 from charrnn.records import DEFAULT_FIELD
-from charrnn.storage import CHUNK_BYTES, files_below, is_marked, locked, mark, temporary, writing
+from charrnn.storage import CHUNK_BYTES, expanded, files_below, is_marked, locked, mark, reading, temporary, writing
 
 _LONGEST_NAME = 60
 _OWN = "caches and run folders of charrnn"
@@ -68,7 +68,8 @@ def find_source(
     for it.
     """
     options = Options(binary, encoding, text_field, Choice(include, exclude))
-    found = _find(source, cache_dir, mirror, options, progress)
+    with reading(Path(source)):
+        found = _find(source, cache_dir, mirror, options, progress)
     if text_field and all(part.documents is None for part in found.parts):
         raise CorpusError(
             f"data.text_field is {text_field!r}, but {source} has no records (.jsonl, .parquet, hf:); leave it out"
@@ -98,7 +99,7 @@ def _find(source: str, cache_dir: Path, mirror: str, options: Options, progress:
             parts, left_out = gathered.all(cache_dir / source)
             return Source(source, parts, notes + left_out)
         return _of_one(Source(source, tuple(map(plain_part, paths)), notes), options)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _folder(path, cache_dir, options)
     if path.exists():

@@ -34,6 +34,11 @@ def writing(folder: Path) -> Iterator[None]:
         raise CorpusError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with a ~ at its beginning replaced; where there is no such user it stays, and is a name."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises RuntimeError
+
+
 def mark(folder: Path) -> None:
     """Marks an existing folder as a cache or run folder, which no corpus takes. Raises: OSError."""
     if not is_marked(folder):

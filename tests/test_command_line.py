@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from launches import ROOT, prepare_small_run
 
-from train.command_line import LastingStream, user_error
+from charrnn.errors import user_error
+from train.command_line import LastingStream
 
 
 class Full(io.StringIO):

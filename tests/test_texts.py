@@ -1,6 +1,8 @@
 """Texts given to evaluation and export: they have their own options, and not the run's."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from training import make_trainer, some_text, tiny_config
@@ -58,10 +60,15 @@ def test_an_export_measures_on_a_given_text(folder):
 @pytest.mark.parametrize("out", [".", "/", "texts"])
 def test_a_folder_is_no_file_to_export_to(folder, out, monkeypatch):
     monkeypatch.chdir(folder)
-    from pathlib import Path
-
     with pytest.raises(ExportError, match="is a folder; name a file in it"):
         export.export(Path("run"), Path(out), "fp32", None)
+
+
+def test_a_device_or_pipe_is_not_replaced(folder):
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ExportError, match="not a regular file"):
+        export.export(folder / "run", folder / "pipe", "fp32", None)
+    assert (folder / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("module", [evaluate, export])

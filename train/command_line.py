@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import typer
 
-from charrnn.errors import CharRNNError
+from charrnn.errors import CharRNNError, user_error
 
 
 def run(command: Callable[..., None]) -> None:
@@ -18,16 +18,6 @@ def run(command: Callable[..., None]) -> None:
         fault = user_error(error)
         typer.echo(f"error: {fault}", err=True)
         sys.exit(fault.exit_code)
-
-
-def user_error(error: CharRNNError | OSError | MemoryError) -> CharRNNError:
-    """What the user is told of an error: of the system's, the file and the reason."""
-    if isinstance(error, MemoryError):
-        return CharRNNError(f"out of memory: {error}" if str(error) else "out of memory")
-    if isinstance(error, OSError):
-        what = error.strerror or str(error) or type(error).__name__
-        return CharRNNError(f"{error.filename}: {what}" if error.filename else what)
-    return error
 
 
 class LastingStream:

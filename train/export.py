@@ -262,6 +262,8 @@ def export(source: Path, out: Path | None, precision: Precision, text: GivenText
     out = out or exact.home / default_name(source, precision)
     if not out.name or out.is_dir():
         raise ExportError(f"--out {out} is a folder; name a file in it, such as {out / 'model.onnx'}")
+    if out.exists() and not out.is_file():  # a device or pipe would be replaced by the file
+        raise ExportError(f"--out {out} is not a regular file; name another")
     ids = validation_ids(text, json.loads(exact.metadata["charrnn.config"]), exact.vocab) if text else None
     metadata = rounded(exact.metadata, precision)
     proto = build_of_matrices(exact.shape, exact.vocab, exact.matrices, metadata, precision)

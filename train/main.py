@@ -11,8 +11,8 @@ import typer
 
 from charrnn.config import UNSIZED, RunConfig, load_config
 from charrnn.download import without_credentials
-from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError
-from train.command_line import LastingStream, user_error
+from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError, user_error
+from train.command_line import LastingStream
 
 # torchrun ends all processes once one has failed: the one that tells of a fault all have met must come first.
 _TIME_TO_TELL_S = 2.0

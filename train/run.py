@@ -15,6 +15,7 @@ from charrnn.config import RunConfig, dump_config
 from charrnn.corpus import Corpus, prepare
 from charrnn.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
+from charrnn.storage import expanded
 from train.batches import total_steps, window_plan
 from train.export import export_checkpoint
 from train.faults import memory_explained
@@ -53,8 +54,8 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
     with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
         corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_local_main))
         name = f"{config_name}-{corpus.name}" if config_name else corpus.name
-        run_dir = Path(config.train.run_dir or Path("checkpoints") / name).expanduser()
-        if Path(config.data.source).expanduser().resolve() == run_dir.resolve():
+        run_dir = expanded(config.train.run_dir or Path("checkpoints") / name)
+        if expanded(config.data.source).resolve() == run_dir.resolve():
             raise ConfigError(f"--data {config.data.source} is the run folder too; choose another --run-dir")
         explanation: list[str] = []
         if chosen is not None:
