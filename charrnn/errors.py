@@ -15,7 +15,7 @@ class CharRNNError(Exception):
 
     def __str__(self) -> str:
         """The message on one line, whatever the names in it hold."""
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return printable(super().__str__())
 
 
 class ConfigError(CharRNNError):
@@ -60,6 +60,11 @@ class ExportError(CharRNNError):
 
 class ModelFileError(CharRNNError):
     """A model file is missing, damaged, not charrnn's, or too new."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what moves a cursor, changes colours or turns the writing around spelled out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listing(names: list[str], limit: int = 10) -> str:

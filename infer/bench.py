@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from charrnn import __version__
-from charrnn.errors import ModelFileError
+from charrnn.errors import ModelFileError, printable
 from charrnn.sampling import SamplingOptions
 from infer import child
 
@@ -152,8 +152,8 @@ def table(report: dict[str, Any]) -> str:
     model, here = report["shape"], report["machine"]
     one = report["streams"][1]["median"]
     lines = [
-        f"model      {report['model']}: {model['rnn']} {model['num_layers']} x {model['hidden_dim']}, "
-        f"{report['precision']}, {report['bytes'] / 2**20:.2f} MiB",
+        f"model      {printable(report['model'])}: {model['rnn']} {model['num_layers']} x {model['hidden_dim']}, "
+        f"{printable(report['precision'])}, {report['bytes'] / 2**20:.2f} MiB",
         f"machine    {here['cpu']}, {here['cores']} cores, {here['system']}; onnxruntime {here['onnxruntime']}, "
         f"{here['threads']} thread(s)",
         f"measured   {report['rounds']} rounds; median (quartiles)",

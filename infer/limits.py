@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 
 # Reading 4096 characters at once takes some hundreds of MiB in the largest models, and 10,000 streams no more.
-_MEMORY_BYTES = 2 << 30
+MEMORY_BYTES = 2 << 30
 # Weights, and the same rearranged for the loop and for what reads the prompt.
 _MEMORY_PER_FILE_BYTE = 8
 _TRIAL_S = 30.0
@@ -26,7 +26,7 @@ def open_session(data: bytes, options: onnxruntime.SessionOptions) -> Any:
     place = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    most = _MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * len(data)
+    most = MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * len(data)
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Else onnxruntime's own format, which nothing here has looked into, would be read as well.
     options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -57,10 +57,15 @@ def run_briefly(session: Any, outputs: list[str], feeds: dict[str, Any]) -> list
         end.cancel()
 
 
+def is_memory(error: Exception) -> bool:
+    """Whether onnxruntime failed for want of memory, the machine's or what a session may take."""
+    return any(words in str(error) for words in ("Available memory of", "bad_alloc", "Failed to allocate memory"))
+
+
 def told(error: Exception) -> str:
     """What onnxruntime says of a run that failed, in plain words where a limit ended it."""
     text = " ".join(str(error).split())
-    if "Available memory of" in text:
+    if is_memory(error):
         return "it takes more memory than a model of its size should"
     if "terminate flag" in text:
         return f"it was not done in {_TRIAL_S:g} s"
