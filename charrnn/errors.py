@@ -1,5 +1,7 @@
 """The faults a user can cause. Each message says what is wrong and what to do about it, on one line."""
 
+import sys
+
 EXIT_DONE = 0
 EXIT_DEFECT = 1
 EXIT_USER_FAULT = 2
@@ -60,6 +62,16 @@ class ExportError(CharRNNError):
 
 class ModelFileError(CharRNNError):
     """A model file is missing, damaged, not charrnn's, or too new."""
+
+
+def missing_extra(error: ModuleNotFoundError, extra: str) -> BaseException:
+    """What to raise when a library of an extra is not installed: it ends a command of ours, `python -m`, in one line."""
+    message = f"{error.name} is not installed; it comes with: pip install 'charrnn[{extra}]'"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name.split(".")[0] not in ("charrnn", "train"):
+        return ImportError(message)
+    print(f"error: {message}", file=sys.stderr)
+    return SystemExit(EXIT_USER_FAULT)
 
 
 def printable(text: str) -> str:

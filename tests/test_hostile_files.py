@@ -14,6 +14,7 @@ import graph_forms
 import numpy as np
 import onnx
 import pytest
+from doors import generator
 from format_1 import format_1
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -549,3 +550,111 @@ def test_metadata_of_any_json_is_refused_or_harmless(tmp_path_factory, key, valu
     fields = metadata(run_config(num_layers=1), CHARS, {key: json.dumps(value)})
     path.write_bytes(changed(lambda model: (model.ClearField("metadata_props"), helper.set_model_props(model, fields))))
     assert refusal(path) is not None or key in ("metrics", "corpus")
+
+
+# ---- fuzz of protobuf's fields
+
+EXTREMES = [0, 1, 2, 127, 255, 2**31, 2**63 - 1, 2**64 - 1]
+
+
+def spelled(value: int) -> bytes:
+    """A number as protobuf's varint."""
+    parts = []
+    while value >= 128:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def fields(data: bytes) -> list[tuple[int, int, int | bytes]]:
+    """A message's fields: number, wire type, value. Raises: IndexError, ValueError for what is none."""
+    found, at = [], 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        tag = number()
+        size = {0: 0, 1: 8, 5: 4}.get(tag & 7)
+        if tag & 7 == 0:
+            found.append((tag >> 3, 0, number()))
+            continue
+        size = number() if tag & 7 == 2 else size
+        if size is None or at + size > len(data) or not tag >> 3:
+            raise ValueError
+        found.append((tag >> 3, tag & 7, data[at : at + size]))
+        at += size
+    return found
+
+
+def written(parts: list[tuple[int, int, int | bytes]]) -> bytes:
+    """Fields as a message; of a wrong kind, too."""
+    out = b""
+    for number, kind, value in parts:
+        out += spelled(number << 3 | kind)
+        if isinstance(value, int):
+            out += spelled(value)
+        else:
+            out += (spelled(len(value)) if kind == 2 else b"") + value
+    return out
+
+
+def mutated(data: bytes, rng: np.random.Generator, depth: int = 0) -> bytes:
+    """A message with one field changed: its value, number or kind, its place, left out or doubled; or one within it."""
+    try:
+        parts = fields(data)
+    except (IndexError, ValueError):
+        parts = []
+    if not parts:  # text or numbers
+        return damaged(data, rng) if data else bytes(rng.integers(0, 256, 3, np.uint8))
+    i = int(rng.integers(len(parts)))
+    number, kind, value = parts[i]
+    if isinstance(value, bytes) and 1 < len(value) < 10**6 and rng.random() < (0.9 if depth < 3 else 0.6):
+        parts[i] = (number, kind, mutated(value, rng, depth + 1))
+        return written(parts)
+    match rng.integers(6):
+        case 0:
+            del parts[i]
+        case 1:
+            parts.insert(int(rng.integers(len(parts) + 1)), parts[i])
+        case 2:
+            parts[i] = (int(rng.integers(1, 30)), kind, value)
+        case 3 if isinstance(value, int):
+            parts[i] = (number, kind, EXTREMES[rng.integers(len(EXTREMES))])
+        case 3 | 4:
+            j = int(rng.integers(len(parts)))
+            parts[i], parts[j] = parts[j], parts[i]
+        case 5:
+            parts[i] = (number, 0, EXTREMES[rng.integers(len(EXTREMES))])
+    return written(parts)
+
+
+def try_mutations(count: int, seed: int, folder: Path) -> dict[str, str]:
+    rng, kinds = generator(seed), list(WHOLE)
+    for i in range(count):
+        data = WHOLE[kinds[i % len(kinds)]]
+        for _ in range(rng.integers(1, 4)):
+            data = mutated(data, rng)
+        (folder / f"{i}.onnx").write_bytes(data)
+    found = outcomes(folder)
+    assert len(found) == count
+    return found
+
+
+def test_files_with_changed_fields_are_refused_or_write(tmp_path):
+    found = try_mutations(200, 3, tmp_path)
+    assert "fails" not in found.values()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_many_more_files_with_changed_fields_are_refused_or_write(tmp_path, seed):
+    try_mutations(1000, seed, tmp_path)
