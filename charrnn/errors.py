@@ -65,7 +65,7 @@ class ModelFileError(CharRNNError):
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> BaseException:
-    """What to raise when a library of an extra is not installed: it ends a command of ours, `python -m`, in one line."""
+    """What to raise when a library of an extra is not installed; `python -m` of ours ends with one line."""
     message = f"{error.name} is not installed; it comes with: pip install 'charrnn[{extra}]'"
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or spec.name.split(".")[0] not in ("charrnn", "train"):

@@ -14,7 +14,7 @@ from tiny_models import write_model
 from charrnn.errors import ConfigError, ModelFileError, SamplingError, VocabError
 from charrnn.sampling import probabilities
 from charrnn.vocab import Vocab
-from infer import page_html
+from infer import child, page_html
 from infer.engine import Engine
 from infer.page_models import Models
 from infer.page_text import MOST_CHARS, MOST_PROMPT_CHARS, SHOWN, Odds, Read, next_character, read, stream
@@ -257,3 +257,29 @@ def test_a_port_that_is_taken_is_named(model):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot serve on 127.0.0.1:{port}: .*choose another --port"):
             serve(model, None, "127.0.0.1", port)
+
+
+def test_a_link_is_listed_by_its_own_name_and_opens(tmp_path, model):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "best.onnx").symlink_to(model)
+    models = Models(tmp_path / "models" / "best.onnx", tmp_path / "models")
+    assert models.names() == ["best.onnx"]
+    assert models.engine("best.onnx").vocab
+    (tmp_path / "models" / "other.onnx").symlink_to(model)
+    assert models.names() == ["best.onnx", "other.onnx"]
+    assert models.engine("other.onnx").vocab
+
+
+def test_a_file_that_ends_the_process_that_tries_it_is_refused(tmp_path, monkeypatch):
+    """What takes memory without end, ends itself, or does not end: here a program in place of onnxruntime."""
+    path = write_model(tmp_path / "m.onnx")
+    for program, said in (
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("while True: pass", "was not done in 3 s"),
+        ("x = bytearray(1 << 40)", "exit code 1"),
+    ):
+        (tmp_path / "onnxruntime.py").write_text(program)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr(child, "_WALL_S", 3)
+        with pytest.raises(ModelFileError, match=said):
+            Models(path, tmp_path).engine("m.onnx")
