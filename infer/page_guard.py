@@ -95,6 +95,8 @@ class Guard:
             name = urlsplit(f"//{netloc}").hostname or ""
         except ValueError:
             return False
+        if "@" in netloc:
+            return False
         if name in (self._host, "localhost"):
             return True
         loopback = self._host == "localhost" or _is_loopback(self._host)

@@ -195,7 +195,7 @@ GOOD = ["small.onnx", "a", 5, 0.8, 0, 1, "1"]
         ("GET", "/gradio_api/proxy=http://192.0.2.1/", b"", {}, 404),
         ("GET", "/gradio_api/file=/etc/passwd", b"", {}, 404),
         ("GET", "/", b"", {"Host": "evil.example"}, 421),
-        ("GET", "/", b"", {"Host": "evil.example:7860@127.0.0.1"}, 200),
+        ("GET", "/", b"", {"Host": "evil.example:7860@127.0.0.1"}, 421),
         ("GET", "/", b"", {"Host": "203.0.113.7"}, 421),
         ("GET", "/", b"", {"Origin": "http://evil.example"}, 403),
         ("POST", "/gradio_api/queue/join", GOOD, {}, 200),
