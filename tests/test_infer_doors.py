@@ -221,6 +221,8 @@ def try_requests(count, seed, page, capfd):
         for _ in range(count):
             method = str(rng.choice(["GET", "POST", "POST", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "X"]))
             path = ROUTES[rng.integers(len(ROUTES))]
+            if rng.random() < 0.5:  # where most can go wrong
+                method, path = "POST", str(rng.choice(["/gradio_api/queue/join", "/gradio_api/run/predict"]))
             data = [SCALARS[i] for i in rng.integers(len(SCALARS), size=rng.integers(9))]
             if rng.random() < 0.5:
                 data = list(GOOD)
