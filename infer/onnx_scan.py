@@ -4,8 +4,8 @@ onnxruntime reads other files that a model points to, allocates what a model dec
 graphs end its process. So the file must consist of the parts that train/graph.py writes and of nothing else: these
 protobuf fields, these weights in these shapes, these constants with these values, and nodes that are each joined to its
 neighbours in one of the ways listed in graph_forms. It needs no package for ONNX; the weights' pages are not touched.
-Source: onnx.proto (IR version 8). Letters: V, E, H, L as in docs/model-file.md; G 3H for GRU, 4H for LSTM; K, N the
-rows and columns of a matrix.
+Source: onnx.proto (IR version 8). Letters: V, E, H, L as in docs/model-file.md. G is 3H for GRU and 4H for LSTM; a
+matrix is (K, N), as in MatMulNBits.
 """
 
 import re
