@@ -12,19 +12,22 @@ from encodings.aliases import aliases
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from charrnn.errors import ConfigError, missing_extra
 
-from charrnn.errors import ConfigError
+try:
+    import yaml
+    from pydantic import (
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        ValidationError,
+        ValidationInfo,
+        field_validator,
+        model_validator,
+    )
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "train") from None
 
 KEEP = "keep"  # data.vocab: that of the model which training goes on from
 BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights

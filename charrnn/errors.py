@@ -1,5 +1,7 @@
 """The faults a user can cause. Each message says what is wrong and what to do about it, on one line."""
 
+import sys
+
 EXIT_DONE = 0
 EXIT_DEFECT = 1
 EXIT_USER_FAULT = 2
@@ -17,7 +19,7 @@ class CharRNNError(Exception):
 
     def __str__(self) -> str:
         """The message on one line of bearable length, whatever the names in it hold."""
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        text = printable(super().__str__())
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
@@ -73,6 +75,21 @@ def user_error(error: CharRNNError | OSError | MemoryError) -> CharRNNError:
         what = error.strerror or str(error) or type(error).__name__
         return CharRNNError(f"{error.filename}: {what}" if error.filename else what)
     return error
+
+
+def missing_extra(error: ModuleNotFoundError, extra: str) -> BaseException:
+    """What to raise when a library of an extra is not installed; `python -m` of ours ends with one line."""
+    message = f"{error.name} is not installed; it comes with: pip install 'charrnn[{extra}]'"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name.split(".")[0] not in ("charrnn", "train"):
+        return ImportError(message)
+    print(f"error: {message}", file=sys.stderr)
+    return SystemExit(EXIT_USER_FAULT)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what moves a cursor, changes colours or turns the writing around spelled out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listing(names: list[str], limit: int = 10) -> str:

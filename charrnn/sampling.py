@@ -5,6 +5,10 @@ their graph (train/graph.py), and the tests hold the two together. Letters: B ba
 """
 
 import math
+import numbers
+import operator
+import reprlib
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +43,10 @@ class SamplingOptions:
     repetition_window: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            object.__setattr__(self, name, real_number(getattr(self, name), name))
+        for name in ("top_k", "repetition_window"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise SamplingError(
                 f"temperature must be 0 (always the likeliest character) or a positive number, not {self.temperature}"
@@ -53,6 +61,24 @@ class SamplingOptions:
             raise SamplingError(f"repetition_penalty must be 1 (none) or more, not {self.repetition_penalty}")
         if self.repetition_window < 0:
             raise SamplingError(f"repetition_window must be 0 (the whole text) or more, not {self.repetition_window}")
+
+
+def real_number(value: object, name: str) -> float:
+    """An argument as a float. Raises: SamplingError that names it when it is no number, or too large for one."""
+    if not isinstance(value, numbers.Real):
+        raise SamplingError(f"{name} must be a number, not {reprlib.repr(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise SamplingError(f"{name} is too large: {reprlib.repr(value)}") from None
+
+
+def whole_number(value: object, name: str) -> int:
+    """An argument as an int, of numpy's types too. Raises: SamplingError that names it when it is no whole number."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # which is what it finds out
+    except TypeError:
+        raise SamplingError(f"{name} must be a whole number, not {reprlib.repr(value)}") from None
 
 
 def probabilities(
@@ -180,7 +206,9 @@ class _Before:
     def __init__(self, batch: int, prompt: Ids | None, options: SamplingOptions) -> None:
         self._penalty = options.repetition_penalty
         start = [int(i) for i in prompt] if prompt is not None and self._penalty != 1 else []
-        self._rows = [deque(start, options.repetition_window or None) for _ in range(batch)]
+        # No text is longer than what a deque can be told.
+        longest = min(options.repetition_window, sys.maxsize) or None
+        self._rows = [deque(start, longest) for _ in range(batch)]
 
     def penalise(self, logits: Floats) -> Floats:
         """logits: (B, V). Returns them, (B, V), with the penalty on what was written."""

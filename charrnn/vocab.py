@@ -117,8 +117,12 @@ class Vocab:
 
         Returns: (N,) ids of type `dtype`; N is the number of characters (of UTF-8 bytes for a byte vocabulary).
         Raises: VocabError when `text` has characters outside the vocabulary and `unknown` is "error", or is
-        "replace" and the vocabulary has no replacement.
+        "replace" and the vocabulary has no replacement, or when one of the two is none of what it may be.
         """
+        if not isinstance(text, str):
+            raise VocabError(f"the text must be a str, not {type(text).__name__}")
+        if unknown not in ("error", "skip", "replace"):
+            raise VocabError(f"unknown must be 'error', 'skip' or 'replace', not {unknown!r}")
         if self.kind == "bytes":
             return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)  # (N,)

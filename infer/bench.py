@@ -3,8 +3,6 @@
 import os
 import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,9 @@ import numpy as np
 import onnxruntime
 
 from charrnn import __version__
+from charrnn.errors import ModelFileError, printable
 from charrnn.sampling import SamplingOptions
+from infer import child
 
 if TYPE_CHECKING:
     from infer.engine import Engine
@@ -28,7 +28,7 @@ _LARGE_BYTES, _SMALL_BYTES = 256 << 20, 1 << 20
 _FIRST_TEXT = (
     "from time import perf_counter as now; t = now(); import infer, onnxruntime; i = now() - t;"
     "import sys; from infer.engine import Engine; m = now(); e = Engine(sys.argv[1] or None); l = now() - m;"
-    "s = now(); next(e.generate('', 100, seed=1)); print(i, l, now() - s, now() - t)"
+    "s = now(); next(e.generate('', 100, seed=1, past_end=True)); print(i, l, now() - s, now() - t)"
 )
 
 
@@ -114,7 +114,9 @@ def weight_bytes(engine: "Engine") -> int:
 
 def start_up(path: str) -> dict[str, float]:
     """Seconds of a fresh process: to import onnxruntime, to load the model, to its first text, and all of these."""
-    run = subprocess.run([sys.executable, "-c", _FIRST_TEXT, path], capture_output=True, text=True, check=True)
+    run = child.python(["-c", _FIRST_TEXT, path])
+    if run.returncode:
+        raise ModelFileError(f"{path} could not be opened again: {' '.join(run.stderr.decode().split())[-200:]}")
     return dict(zip(("imports", "load", "first", "whole"), map(float, run.stdout.split()), strict=True))
 
 
@@ -150,8 +152,8 @@ def table(report: dict[str, Any]) -> str:
     model, here = report["shape"], report["machine"]
     one = report["streams"][1]["median"]
     lines = [
-        f"model      {report['model']}: {model['rnn']} {model['num_layers']} x {model['hidden_dim']}, "
-        f"{report['precision']}, {report['bytes'] / 2**20:.2f} MiB",
+        f"model      {printable(report['model'])}: {model['rnn']} {model['num_layers']} x {model['hidden_dim']}, "
+        f"{printable(report['precision'])}, {report['bytes'] / 2**20:.2f} MiB",
         f"machine    {here['cpu']}, {here['cores']} cores, {here['system']}; onnxruntime {here['onnxruntime']}, "
         f"{here['threads']} thread(s)",
         f"measured   {report['rounds']} rounds; median (quartiles)",

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import itertools
-import json
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from charrnn import __version__
-from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_FAULT, CharRNNError, ConfigError, listing
+from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_FAULT, CharRNNError, ConfigError, listing, printable
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -130,7 +129,7 @@ def generate(
     """
     from infer.engine import Engine, fresh_seed
     from infer.report import Timing
-    from infer.texts import decode
+    from infer.texts import decode, on_terminal
 
     raw, what = _prompt_source(prompt, prompt_file)
     timing = Timing()
@@ -152,7 +151,7 @@ def generate(
         pieces = (f"--- sample {i} (seed {seed + i - 1}) ---\n{lead}{t}\n" for i, t in enumerate(texts, 1))
     _warn_of_unknown(engine.vocab.unknown_in(text), unknown)
     for piece in pieces if stream else ["".join(pieces)]:
-        _print(piece)
+        _print(on_terminal(piece) if sys.stdout is not None and sys.stdout.isatty() else piece)
     if stats:
         typer.echo(timing.report(seed), err=True)
 
@@ -167,11 +166,11 @@ def info(
 ) -> None:
     """Say what a model file is, what it knows, and where it came from."""
     from infer.engine import Engine
-    from infer.report import describe_model, model_facts
+    from infer.report import describe_model, model_facts, to_json
 
     engine = Engine(_one_model(model_file, model))
     facts = model_facts(engine)
-    _print((json.dumps(facts) if as_json else describe_model(facts)) + "\n")
+    _print((to_json(facts) if as_json else describe_model(facts)) + "\n")
 
 
 @app.command()
@@ -192,7 +191,7 @@ def score(
     """
     from infer import scoring
     from infer.engine import Engine
-    from infer.report import describe_scores, score_facts
+    from infer.report import describe_scores, score_facts, to_json
     from infer.texts import read_bytes
 
     engine = Engine(model, threads)
@@ -200,7 +199,7 @@ def score(
     scores = scoring.score(engine, text.ids)
     _warn_of_unknown(text.unknown, unknown)
     facts = score_facts(str(model), file, split.value, text, scores)
-    _print((json.dumps(facts) if as_json else describe_scores(facts)) + "\n")
+    _print((to_json(facts) if as_json else describe_scores(facts)) + "\n")
 
 
 @app.command()
@@ -223,10 +222,11 @@ def bench(
     from charrnn.sampling import SamplingOptions
     from infer import bench as benchmark
     from infer.engine import Engine
+    from infer.report import to_json
 
     engine = Engine(_one_model(model_file, model), threads)
     report = benchmark.bench(engine, rounds, SamplingOptions(temperature, top_k, top_p))
-    _print((json.dumps(report) if as_json else benchmark.table(report)) + "\n")
+    _print((to_json(report) if as_json else benchmark.table(report)) + "\n")
 
 
 @app.command()
@@ -309,7 +309,7 @@ def _abandon_output() -> None:
 
 
 def _fail(message: str) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return EXIT_USER_FAULT
 
 

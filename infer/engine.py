@@ -20,7 +20,7 @@ from charrnn.errors import ModelFileError, SamplingError, listing
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Unknown, Vocab
 from infer.cores import free_cores
-from infer.limits import told
+from infer.limits import MEMORY_BYTES, is_memory, told
 from infer.model_file import brief, default_model, open_model
 
 Logits = NDArray[np.float32]
@@ -78,9 +78,12 @@ class Engine:
 
         ids: (B, T) integers in [0, V), B and T at least 1. state: each (L, B, H).
         Returns: logits (B, T, V), those at t being of the character after t, and the state after the last one.
-        Raises: ValueError for ids of another shape or range, or a state of another shape; ModelFileError for a graph
-        that does not run.
+        Raises: ValueError for ids of another type, shape or range, or a state of another type or shape; MemoryError
+        for more rows or characters than the memory of a session holds; ModelFileError for a graph that does not run.
         """
+        ids = np.asarray(ids)
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"ids must be integers, not {ids.dtype}")
         ids = np.ascontiguousarray(ids, np.int64)  # (B, T)
         if ids.ndim != 2 or not ids.size:
             raise ValueError(f"ids must be (B, T) with B and T at least 1, not {ids.shape}")
@@ -92,16 +95,20 @@ class Engine:
 
     def _state_feeds(self, state: State, batch: int) -> dict[str, NDArray[np.float32]]:
         num_layers, hidden_dim = self._state_shape
+        if kinds := {str(np.asarray(part).dtype) for part in state} - {"float32"}:
+            raise ValueError(f"the state must be float32, not {', '.join(sorted(kinds))}")
         shapes = [part.shape for part in state]
         if shapes != [(num_layers, batch, hidden_dim)] * len(self._states):
             raise ValueError(f"the state must be {len(self._states)} x {(num_layers, batch, hidden_dim)}, not {shapes}")
         return dict(zip(self._states, state, strict=True))
 
     def _call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
-        """Runs the session. Raises: ModelFileError when a graph that loaded cannot be run after all."""
+        """Runs the session. Raises: MemoryError; ModelFileError when a graph that loaded cannot be run after all."""
         try:
             return self._run(outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            if is_memory(error):
+                raise MemoryError(f"{feeds['ids'].shape} ids take more memory than the model may") from None
             raise ModelFileError(
                 f"{self.path}: its graph does not run ({brief(told(error))}); export it again"
             ) from None
@@ -127,7 +134,7 @@ class Engine:
         greedy = options.temperature == 0
         feeds = {"ids": ids, "uniforms": uniforms, **self._state_feeds(state, len(ids))}
         feeds["temperature"] = np.array(1.0 if greedy else options.temperature)
-        feeds["top_k"] = np.array(1 if greedy else options.top_k, np.int64)
+        feeds["top_k"] = np.array(1 if greedy else min(options.top_k, len(self.vocab)), np.int64)
         feeds["top_p"], feeds["min_p"] = np.array(float(options.top_p)), np.array(float(options.min_p))
         logits, *state_next, drawn = self._call([*self._outputs, "drawn"], feeds)
         if not (np.isfinite(logits).all() and all(np.isfinite(part).all() for part in state_next)):
@@ -190,8 +197,11 @@ class Engine:
 
         Text i is what `generate` writes with seed + i.
         """
-        if num_samples < 1:
-            raise SamplingError(f"num_samples must be 1 or more, not {num_samples}")
+        num_samples = sampling.whole_number(num_samples, "num_samples")
+        if not 1 <= num_samples <= self._most_samples():
+            raise SamplingError(
+                f"num_samples must be 1 to {self._most_samples():,} for this model and its memory, not {num_samples}"
+            )
         options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
         rows = self._rows(prompt, num_samples, length, options, seed, stop, past_end, unknown)
         return ["".join(pieces) for pieces in zip(*rows, strict=True)]
@@ -209,7 +219,8 @@ class Engine:
     ) -> Iterator[list[str]]:
         """For every run of characters, the text that it brings out in each of the B streams; at last what was held."""
         self._check_stop(stop)
-        first_seed = fresh_seed() if seed is None else seed
+        length = sampling.whole_number(length, "length")
+        first_seed = fresh_seed() if seed is None else sampling.whole_number(seed, "seed")
         prompt_ids = self._prompt_ids(prompt, unknown)
         drawn = self.drawn(prompt_ids, length, options, range(first_seed, first_seed + batch))
         writers = [_Writer(self.vocab, stop, past_end) for _ in range(batch)]
@@ -267,10 +278,20 @@ class Engine:
             elif seconds > _RUN_S:
                 size = max(size // 2, 1)
 
+    def _most_samples(self) -> int:
+        """As many rows as the memory of a session surely holds: their states, before and after, and their logits."""
+        num_layers, hidden_dim = self._state_shape
+        state = 4 * num_layers * hidden_dim * len(self._states)
+        return max(1, MEMORY_BYTES // (4 * state + 64 * len(self.vocab) + 4096))
+
     def _prompt_ids(self, prompt: str, unknown: Unknown) -> NDArray[Any]:
+        if not isinstance(prompt, str):
+            raise SamplingError(f"the prompt must be a str, not {type(prompt).__name__}")
         return self.vocab.begun(self.vocab.encode(prompt, unknown))
 
     def _check_stop(self, stop: str | None) -> None:
+        if stop is not None and not isinstance(stop, str):
+            raise SamplingError(f"the stop text must be a str, not {type(stop).__name__}")
         if stop == "":
             raise SamplingError("the stop text is empty; leave it out to write the whole length")
         missing = self.vocab.unknown_in(stop or "")

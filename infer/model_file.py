@@ -15,6 +15,7 @@ import onnxruntime
 from charrnn.errors import ConfigError, ModelFileError, VocabError
 from charrnn.vocab import Vocab
 from infer import limits, onnx_scan
+from infer.protobuf import DamagedError, UnsafeError
 
 FORMAT_VERSION = 3
 MAX_THREADS = 256
@@ -81,15 +82,27 @@ def open_model(path: Path, threads: int) -> ModelFile:
     """
     if not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"threads must lie between 1 and {MAX_THREADS}, not {threads}")
-    outline = _look_into(path)
-    metadata = outline.metadata
-    missing = [key for key in _REQUIRED if key not in metadata]
-    if missing:
-        raise ModelFileError(f"{path}: its metadata lacks {', '.join(missing)}; export it again")
-    vocab = _vocab(path, metadata["charrnn.vocab"])
-    config = _json_object(path, metadata, "charrnn.config")
-    rnn, num_layers, hidden_dim = _sizes(path, config, outline.size)
-    session = _open_session(path, threads)
+    data = _read(path)
+    try:
+        found = onnx_scan.outline(data)
+        _check_version(path, found.metadata)
+        missing = [key for key in _REQUIRED if key not in found.metadata]
+        if missing:
+            raise ModelFileError(f"{path}: its metadata lacks {', '.join(missing)}; export it again")
+        vocab = _vocab(path, found.metadata["charrnn.vocab"])
+        config = _json_object(path, found.metadata, "charrnn.config")
+        rnn, num_layers, hidden_dim = _sizes(path, config, found.size)
+        sizes = onnx_scan.Sizes(rnn, len(vocab), hidden_dim, num_layers, vocab.document_end_id)
+        onnx_scan.check_graph(found, sizes)
+    except DamagedError as error:
+        raise _not_a_model(path, str(error)) from None
+    except UnsafeError as error:
+        raise ModelFileError(
+            f"{path} is not opened: {brief(error)}, as no file of format version {FORMAT_VERSION} does; export it "
+            "again, or get it from a source that you trust"
+        ) from None
+    metadata = found.metadata
+    session = _open_session(path, data, threads)
     draws = int(metadata["charrnn.format_version"]) >= 2
     _check_signature(path, session, _STATES[rnn], num_layers, hidden_dim, len(vocab), draws)
     _try_out(path, session, _STATES[rnn], num_layers, hidden_dim, len(vocab), draws)
@@ -108,27 +121,18 @@ def open_model(path: Path, threads: int) -> ModelFile:
     )
 
 
-def _look_into(path: Path) -> onnx_scan.Outline:
-    """Refuses what is no charrnn file of a known version, and what in one would be unsafe to open."""
+def _read(path: Path) -> bytes:
+    """The file's bytes: those that are checked are those that onnxruntime gets. Raises: ModelFileError."""
     try:
         # Opening a pipe would wait for its writer.
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ModelFileError(f"{path} is a pipe or a device, not a model file; write it to a file first")
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-        if not 0 < size <= onnx_scan.MAX_FILE_BYTES:
-            raise _not_a_model(path, f"it has {size} bytes")
-        outline = onnx_scan.read_metadata(path)
-        _check_version(path, outline.metadata)
-        onnx_scan.check_graph(path)
-        return outline
-    except onnx_scan.DamagedError as error:
-        raise _not_a_model(path, str(error)) from None
-    except onnx_scan.UnsafeError as error:
-        raise ModelFileError(
-            f"{path} is not opened: {brief(error)}, as no file of format version {FORMAT_VERSION} does; export it "
-            "again, or get it from a source that you trust"
-        ) from None
+            if not 0 < size <= onnx_scan.MAX_FILE_BYTES:
+                raise _not_a_model(path, f"it has {size} bytes")
+            file.seek(0)
+            return file.read(size)
     except FileNotFoundError:
         raise ModelFileError(
             f"no model file {path}; leave the model out to use the shipped one, or train one with: "
@@ -154,7 +158,7 @@ def brief(text: object) -> str:
     return " ".join(str(text).split())[:200]
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def _open_session(path: Path, data: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     # What goes wrong is raised too; onnxruntime's own lines on stderr would only repeat it.
     options.log_severity_level = _FATAL_ONLY
@@ -162,7 +166,7 @@ def _open_session(path: Path, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     try:
-        return limits.open_session(path, options)
+        return limits.open_session(data, options)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise _not_a_model(path, str(error)) from None
 

@@ -1,276 +1,412 @@
-"""A look into an ONNX file before onnxruntime opens it, so that a hostile one is refused without being run.
+"""A look into an ONNX file before onnxruntime opens it: what is not built like charrnn's is refused unrun.
 
-onnxruntime reads other files that a model points to, allocates what a model declares, and believes its numbers; this
-walk over the protobuf refuses what would make use of that. It needs no package for ONNX, and looks at headers only: the
-weights' pages are not touched.
-Sources: onnx.proto (IR version 8); protobuf's wire format, https://protobuf.dev/programming-guides/encoding/.
+onnxruntime reads other files that a model points to, allocates what a model declares, and believes its numbers; some
+graphs end its process. So the file must consist of the parts that train/graph.py writes and of nothing else: these
+protobuf fields, these weights in these shapes, these constants with these values, and nodes that are each joined to its
+neighbours in one of the ways listed in graph_forms. It needs no package for ONNX; the weights' pages are not touched.
+Source: onnx.proto (IR version 8). Letters: V, E, H, L as in docs/model-file.md. G is 3H for GRU and 4H for LSTM; a
+matrix is (K, N), as in MatMulNBits.
 """
 
-import math
-import mmap
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from infer.graph_forms import EARLIER, FORMS, OPERATORS
+from infer.protobuf import DamagedError, Fields, Reader, Span, UnsafeError, span
 
 # protobuf's own limit for a message, and so onnxruntime's for a file.
 MAX_FILE_BYTES = 2**31 - 1
 # A vocabulary of every Unicode character takes 11 MiB.
 MAX_METADATA_BYTES = 16 * 2**20
-# A layer takes about 1000 fields. Both bound the time that the walk takes.
-_MAX_FIELDS = 1_000_000
-_MAX_DEPTH = 4
-_MAX_RANK = 8
+MAX_METADATA_KEYS = 1000
+# What a graph without layers, and one layer, have at most: tests/test_hostile_files.py compares.
+MAX_NODES, MAX_NODES_PER_LAYER = 140, 60
+# Of a node; Loop takes an LSTM's two states and its rounded one of every layer.
+_MAX_INPUTS, _MAX_INPUTS_PER_LAYER = 8, 3
+_IR_VERSION = 8
+_OPSETS = {"": 17, "com.microsoft": 1}
+_MAX_RANK = 3
+# Weights in 4 or 8 bits come in blocks of as many rows, see train/quantize.py.
+_BLOCK = 32
 
-# What train/graph.py writes, and for files of version 1 has written; tests/test_hostile_files.py compares.
-_OPERATORS = {
-    *("Add", "And", "ArgMax", "Cast", "Concat", "ConstantOfShape", "CumSum", "Div", "Exp", "Gather", "Greater"),
-    *("GreaterOrEqual", "GRU", "Identity", "If", "Less", "Loop", "LSTM", "MatMul", "Max", "Min", "Mul"),
-    *("Not", "Or", "QuantizeLinear", "ReduceSum", "Reshape", "Scan", "ScatterElements", "Shape", "Sigmoid", "Slice"),
-    *("LayerNormalization", "Softmax", "Split", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where"),
-}
-_CONTRIB_OPERATORS = {"MatMulIntegerToFloat", "MatMulNBits"}
-# TensorProto.DataType -> bytes an element: FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE.
-_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
+# TensorProto.DataType -> name and bytes an element.
+_TYPES = {1: ("f32", 4), 2: ("u8", 1), 3: ("i8", 1), 7: ("i64", 8), 9: ("bool", 1), 10: ("f16", 2), 11: ("f64", 8)}
+_DTYPES = {"f4": "f32", "u1": "u8", "i1": "i8", "i8": "i64", "b1": "bool", "f2": "f16", "f8": "f64"}
 _INT64 = 7
-_TO_THE_END = 2**63 - 1
 
-# Field numbers of onnx.proto.
-_MODEL_GRAPH, _MODEL_METADATA, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 14, 20, 25
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
-_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 5, 6
-_ATTRIBUTE_OTHERS = (10, 11, 22, 23)  # lists of tensors and graphs, sparse tensors
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 9, 13, 14
+# The fields that a message of ours has, by their numbers in onnx.proto.
+_MODEL = {1, 2, 3, 7, 8, 14}  # ir_version, producer_name, producer_version, graph, opset_import, metadata_props
+_GRAPH = {1, 2, 5, 11, 12}  # node, name, initializer, input, output
+_NODE = {1, 2, 4, 5, 7}  # input, output, op_type, attribute, domain
+_ATTRIBUTE = {1, 2, 3, 5, 6, 8, 20}  # name, f, i, t, g, ints, type
+_TENSOR = {1, 2, 8, 9}  # dims, data_type, name, raw_data
+_ZERO = {1, 2, 7, 8}  # of ConstantOfShape's value, which has int64_data
+# AttributeProto.AttributeType -> the field that holds the value: FLOAT, INT, TENSOR, GRAPH, INTS.
+_VALUES = {1: 2, 2: 3, 4: 5, 5: 6, 7: 8}
+# Attributes that follow from a matrix's shape, and so differ from file to file.
+_SIZES = {"K", "N", "hidden_size"}
 
-_VARINT, _BYTES = 0, 2
-_FIXED_BYTES = {1: 8, 5: 4}
-_MAX_NUMBER = 2**29  # protobuf's own
-# Field number -> the field's values in their order: a number for a varint, else where its bytes begin and end.
-_Span = tuple[int, int]
-_Fields = dict[int, list[int | _Span]]
-
-
-class DamagedError(ValueError):
-    """The bytes are no ONNX model."""
-
-
-class UnsafeError(ValueError):
-    """An ONNX model asks for what no model file of charrnn asks for."""
+_LAYER = re.compile(r"^(layer|loop_state|loop_steps|recurrent|input|[WRB])(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What a file holds, as far as a walk over its headers tells. size: of the file, in bytes."""
+    """What a file holds, as far as its headers tell. size: of the file, in bytes. graph: where it lies."""
 
-    path: Path
+    reader: Reader
     size: int
     metadata: dict[str, str]
+    graph: Span
 
 
-def read_metadata(path: Path) -> Outline:
-    """The metadata of an ONNX file of at most MAX_FILE_BYTES, not empty. Raises: DamagedError, UnsafeError, OSError."""
-    with _walk(path) as walk:
-        model = walk.fields((0, walk.size))
-        spans = [_span(pair) for pair in model.get(_MODEL_METADATA, [])]
-        if sum(end - start for start, end in spans) > MAX_METADATA_BYTES:
-            raise UnsafeError(f"its metadata takes more than {MAX_METADATA_BYTES // 2**20} MiB")
-        metadata: dict[str, str] = {}
-        for span in spans:
-            pair = walk.fields(span)
-            key, value = walk.text(pair, 1), walk.text(pair, 2)
-            if key in metadata:
-                raise UnsafeError(f"its metadata has {key[:40]!r} twice")
-            metadata[key] = value
-        return Outline(path, walk.size, metadata)
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes by which every shape in a file is known."""
+
+    rnn: str
+    vocab_size: int
+    hidden_dim: int
+    num_layers: int
+    document_end: int | None
+
+    def __str__(self) -> str:
+        return f"the {self.rnn} of its metadata ({self.num_layers} x {self.hidden_dim}, {self.vocab_size} symbols)"
+
+    @property
+    def gates(self) -> int:
+        """G."""
+        return {"GRU": 3, "LSTM": 4}[self.rnn] * self.hidden_dim
 
 
-def check_graph(path: Path) -> None:
-    """Refuses a graph with operators, weights or other parts that charrnn does not write. Raises: as read_metadata."""
-    with _walk(path) as walk:
-        model = walk.fields((0, walk.size))
-        if _MODEL_TRAINING in model or _MODEL_FUNCTIONS in model:
-            raise UnsafeError("it defines functions of its own")
-        graph = walk.one(model, _MODEL_GRAPH)
-        if graph is None:
-            raise DamagedError("it has no graph")
-        walk.graph(_span(graph), 0)
+def outline(data: bytes) -> Outline:
+    """The metadata of an ONNX file, not empty. Raises: DamagedError, UnsafeError."""
+    reader = Reader(data)
+    model = reader.fields((0, len(data)), _MODEL, "model")
+    graph = reader.one(model, 7)
+    if graph is None:
+        raise DamagedError("it has no graph")
+    spans = [span(pair) for pair in model.get(14, [])]
+    if len(spans) > MAX_METADATA_KEYS or sum(end - start for start, end in spans) > MAX_METADATA_BYTES:
+        raise UnsafeError(f"its metadata takes more than {MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_KEYS} keys")
+    metadata: dict[str, str] = {}
+    for pair in spans:
+        fields = reader.fields(pair, {1, 2}, "metadata entry")
+        key, value = reader.text(fields, 1), reader.text(fields, 2)
+        if key in metadata:
+            raise UnsafeError(f"its metadata has {key[:40]!r} twice")
+        metadata[key] = value
+    if "charrnn.format_version" in metadata:  # of other files it is said what they are, not what they have
+        _check_versions(reader, model)
+    return Outline(reader, len(data), metadata, span(graph))
 
 
-def _walk(path: Path) -> "_Walk":
-    with path.open("rb") as file:
-        return _Walk(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def _check_versions(reader: Reader, model: Fields) -> None:
+    if (version := reader.number(model, 1)) != _IR_VERSION:
+        raise UnsafeError(f"it is written in ONNX's IR version {version}")
+    for value in model.get(8, []):
+        opset = reader.fields(span(value), {1, 2}, "set of operators")
+        domain, version = reader.text(opset, 1), reader.number(opset, 2)
+        if _OPSETS.get(domain) != version:
+            raise UnsafeError(f"it needs version {version} of the operators {domain[:80]!r}")
 
 
-class _Walk:
-    """Reads messages out of a file's bytes; a message is where its bytes begin and end."""
+def check_graph(found: Outline, sizes: Sizes) -> None:
+    """Refuses a graph that has any part that charrnn does not write. Raises: DamagedError, UnsafeError."""
+    _Graphs(found.reader, sizes).check(found.graph)
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self.size = len(data)
-        self._data = data
-        self._num_fields = 0
-        # Names of small weights that are all zeros, and of lists of numbers with one of these in them.
-        self._zeros: set[str] = set()
-        self._with_zero: set[str] = set()
 
-    def __enter__(self) -> "_Walk":
-        return self
+class _Graphs:
+    """The check of one file's graph and those inside it."""
 
-    def __exit__(self, *_: object) -> None:
-        self._data.close()
+    def __init__(self, reader: Reader, sizes: Sizes) -> None:
+        self._reader, self._sizes = reader, sizes
+        self._constants = _constants(sizes)
+        # Weights, by name: their element type, and their dimensions.
+        self._weights: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._num_nodes = 0
 
-    # ---- protobuf
+    def check(self, message: Span) -> None:
+        """The main graph."""
+        graph = self._reader.fields(message, _GRAPH, "graph")
+        for value in graph.get(5, []):
+            self._read_weight(span(value))
+        for name in self._weights:
+            self._check_shape(name)
+        self._graph(graph, "main", {})
 
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        """The number that begins at `at`, and where the next byte is."""
-        value = 0
-        for i in range(at, min(at + 10, end)):
-            byte = self._data[i]
-            value |= (byte & 127) << 7 * (i - at)
-            if byte < 128:
-                return value, i + 1
-        raise DamagedError(f"the number at byte {at} does not end")
+    # ---- weights
 
-    def fields(self, message: _Span) -> _Fields:
-        """A message's fields."""
-        at, end = message
-        data = self._data
-        found: _Fields = {}
-        while at < end:
-            start = at
-            tag, at = (data[at], at + 1) if data[at] < 128 else self._varint(at, end)
-            number, kind = tag >> 3, tag & 7
-            if kind == _VARINT:
-                value, at = self._varint(at, end)
-                found.setdefault(number, []).append(value)
-            elif kind == _BYTES:
-                size, at = self._varint(at, end)
-                found.setdefault(number, []).append((at, at + size))
-                at += size
-            elif kind in _FIXED_BYTES:  # floats, none of which matters here
-                at += _FIXED_BYTES[kind]
-            else:
-                raise DamagedError(f"a field of unknown kind at byte {start}")
-            if not 0 < number < _MAX_NUMBER or at > end:
-                raise DamagedError(f"the field at byte {start} does not end where it should")
-            self._num_fields += 1
-            if self._num_fields > _MAX_FIELDS:
-                raise UnsafeError(f"it has more than {_MAX_FIELDS} parts")
-        return found
-
-    def one(self, fields: _Fields, number: int) -> int | _Span | None:
-        """The only value of a field; None without one. Twice the same protobuf would merge."""
-        values = fields.get(number, [None])
-        if len(values) > 1:
-            raise DamagedError(f"field {number} is there {len(values)} times")
-        return values[0]
-
-    def text(self, fields: _Fields, number: int) -> str:
-        """A string field; without one "", protobuf's default."""
-        value = self.one(fields, number)
-        return "" if value is None else self._decoded(_span(value))
-
-    def texts(self, fields: _Fields, number: int) -> list[str]:
-        """A repeated string field."""
-        return [self._decoded(_span(value)) for value in fields.get(number, [])]
-
-    def _decoded(self, span: _Span) -> str:
-        start, end = span
-        try:
-            return self._data[start:end].decode()
-        except UnicodeDecodeError:
-            raise DamagedError(f"text that is not UTF-8 at byte {start}") from None
-
-    def _packed(self, values: list[int | _Span]) -> Iterator[int]:
-        """A repeated number, one value a field or many."""
-        for value in values:
-            if isinstance(value, int):
-                yield value
-                continue
-            at, end = value
-            while at < end:
-                number, at = self._varint(at, end)
-                yield number
-
-    # ---- onnx
-
-    def graph(self, message: _Span, depth: int) -> None:
-        """Checks a graph, and those inside it."""
-        if depth > _MAX_DEPTH:
-            raise UnsafeError(f"its graphs lie more than {_MAX_DEPTH} deep")
-        graph = self.fields(message)
-        if _GRAPH_SPARSE in graph:
-            raise UnsafeError("it has sparse weights")
-        for tensor in graph.get(_GRAPH_INITIALIZER, []):
-            self._tensor(self.fields(_span(tensor)))
-        for node in graph.get(_GRAPH_NODE, []):
-            self._node(self.fields(_span(node)), depth)
-
-    def _node(self, node: _Fields, depth: int) -> None:
-        operator, domain = self.text(node, _NODE_OPERATOR), self.text(node, _NODE_DOMAIN)
-        known = {"": _OPERATORS, "ai.onnx": _OPERATORS, "com.microsoft": _CONTRIB_OPERATORS}.get(domain, set())
-        if operator not in known:
-            raise UnsafeError(f"it has the operator {f'{domain} {operator}'.strip()[:80]!r}")
-        for value in node.get(_NODE_ATTRIBUTE, []):
-            attribute = self.fields(_span(value))
-            if any(number in attribute for number in _ATTRIBUTE_OTHERS):
-                raise UnsafeError(f"its operator {operator} has a list of tensors or graphs")
-            inner, tensor = self.one(attribute, _ATTRIBUTE_GRAPH), self.one(attribute, _ATTRIBUTE_TENSOR)
-            if inner is not None:
-                self.graph(_span(inner), depth + 1)
-            if tensor is not None:
-                constant = self.fields(_span(tensor))
-                self._no_external_data(constant, f"of operator {operator}")
-                if math.prod(self._dims(constant)) != 1:
-                    raise UnsafeError(f"its operator {operator} has a tensor of more than one element")
-        if operator in ("Concat", "ConstantOfShape"):
-            self._only_empty_constants(operator, self.texts(node, _NODE_INPUT), self.texts(node, _NODE_OUTPUT))
-
-    def _only_empty_constants(self, operator: str, inputs: list[str], outputs: list[str]) -> None:
-        """ConstantOfShape may make tensors of any size; charrnn's are of no characters, with a 0 among the sizes."""
-        if operator == "Concat" and not self._zeros.isdisjoint(inputs):
-            self._with_zero.update(outputs)
-        if operator == "ConstantOfShape" and not self._with_zero.issuperset(inputs):
-            raise UnsafeError("its operator ConstantOfShape makes a tensor that is not empty")
-
-    def _dims(self, tensor: _Fields) -> list[int]:
-        """A tensor's shape. A negative size reads as one near 2 ** 64."""
-        dims = list(islice(self._packed(tensor.get(_TENSOR_DIMS, [])), _MAX_RANK + 1))
+    def _read_weight(self, message: Span) -> None:
+        """Takes a weight's type and shape, whose every byte must lie in the file; a constant's value must be ours."""
+        reader = self._reader
+        tensor = reader.fields(message, _TENSOR | {13, 14}, "tensor")
+        name = reader.text(tensor, 8)
+        shown = repr(name[:80])
+        if 13 in tensor or 14 in tensor:
+            raise UnsafeError(f"its weights {shown} lie in another file")
+        kind = reader.one(tensor, 2)
+        if not isinstance(kind, int) or kind not in _TYPES:
+            raise UnsafeError(f"its weights {shown} are of type {kind}")
+        if name in self._weights:
+            raise UnsafeError(f"it has the weights {shown} twice")
+        dims = tuple(islice(reader.packed(tensor.get(1, [])), _MAX_RANK + 1))
         if len(dims) > _MAX_RANK:
             raise UnsafeError(f"it has a tensor of more than {_MAX_RANK} dimensions")
-        return dims
-
-    def _tensor(self, tensor: _Fields) -> None:
-        """Weights must lie in the file, every byte that their shape needs."""
-        name = self.text(tensor, _TENSOR_NAME)
-        shown = repr(name[:80])
-        self._no_external_data(tensor, shown)
-        kind = self.one(tensor, _TENSOR_TYPE)
-        if not isinstance(kind, int) or kind not in _ITEM_BYTES:
-            raise UnsafeError(f"its weights {shown} are of type {kind}")
-        dims = self._dims(tensor)
-        raw = self.one(tensor, _TENSOR_RAW)
-        start, end = (0, 0) if raw is None else _span(raw)
-        if math.prod(dims) * _ITEM_BYTES[kind] != end - start:
+        raw = reader.one(tensor, 9)
+        start, end = (0, 0) if raw is None else span(raw)
+        size = _TYPES[kind][1]
+        for dim in dims:
+            size *= dim
+        if size != end - start:
             shape = " x ".join(map(str, dims)) or "()"
             raise UnsafeError(f"its weights {shown} of shape {shape} have {end - start} bytes in the file")
-        if kind == _INT64:
-            numbers = np.frombuffer(self._data[start:end], "<i8").tolist()
-            # They are sizes, and places in what the file holds, or "to the end".
-            if any(abs(number) > self.size for number in numbers if number != _TO_THE_END):
-                raise UnsafeError(f"its weights {shown} are {numbers[:3]}, more than a file of {self.size} bytes holds")
-            if numbers == [0]:
-                self._zeros.add(name)
+        self._weights[name] = (_TYPES[kind][0], dims)
+        expected = self._constants.get(name)
+        if expected is not None and (
+            self._weights[name] != (_DTYPES[expected.dtype.str[1:]], expected.shape)
+            or reader.data[start:end] != expected.tobytes()
+        ):
+            raise UnsafeError(f"its constant {shown} is not that of {self._sizes}")
 
-    def _no_external_data(self, tensor: _Fields, owner: str) -> None:
-        if _TENSOR_EXTERNAL in tensor or self.one(tensor, _TENSOR_LOCATION):
-            raise UnsafeError(f"its weights {owner} lie in another file")
+    def _check_shape(self, name: str) -> None:
+        """Weights have the shapes that the model's sizes give them."""
+        if name in self._constants:
+            return
+        kind, dims = self._weights[name]
+        shown = repr(name[:80])
+        shapes = self._shapes(name)
+        if shapes is None:
+            raise UnsafeError(f"it has weights called {shown}")
+        if (kind, dims) not in shapes:
+            shape = " x ".join(map(str, dims)) or "()"
+            raise UnsafeError(f"its weights {shown} are {kind} of shape {shape}, which is not that of {self._sizes}")
+
+    def _shapes(self, name: str) -> set[tuple[str, tuple[int, ...]]] | None:
+        """The types and shapes that weights of that name may have; None for a name that there is not."""
+        h, g = self._sizes.hidden_dim, self._sizes.gates
+        if name == "head_weight":  # these two of format version 1
+            return {("f32", (h, self._sizes.vocab_size))}
+        if name[:1] in ("W", "R", "B") and self._is_layer(name[1:]):
+            rows = self._embedding_dim() if name == "W0" else h
+            return {("f32", (1, 2 * g) if name[0] == "B" else (1, g, rows))}
+        stem, _, part = name.partition("_")
+        size = self._matrix_size(stem)
+        if size is None:
+            return None
+        rows, columns = size
+        blocks = -(-rows // _BLOCK)
+        if not part:
+            if stem in ("table", "embedding"):
+                return {("f32", size), ("f16", size)}
+            return {("f32", size), ("i8", size), *(("u8", (columns, blocks, _BLOCK * bits // 8)) for bits in (4, 8))}
+        if stem in ("table", "embedding") or part not in ("bias", "shift", "scale"):
+            return None
+        is_packed = part == "scale" and self._weights.get(stem, ("", ()))[0] == "u8"
+        return {("f32", (columns * blocks if is_packed else columns,))}
+
+    def _matrix_size(self, name: str) -> tuple[int, int] | None:
+        """(K, N) of the matrix of that name; None for a name that there is not."""
+        v, h, g = self._sizes.vocab_size, self._sizes.hidden_dim, self._sizes.gates
+        if name in ("table", "head"):
+            return (v, g) if name == "table" else (h, v)
+        if name == "embedding":
+            return v, self._embedding_dim()
+        if name.startswith("recurrent") and self._is_layer(name.removeprefix("recurrent")):
+            return h, g
+        if name.startswith("input") and self._is_layer(name.removeprefix("input")):
+            return self._embedding_dim() if name == "input0" else h, g
+        return None
+
+    def _embedding_dim(self) -> int:
+        """E, which only the embedding itself tells for sure."""
+        dims = self._weights.get("embedding", ("", ()))[1]
+        if len(dims) != 2 or not dims[1]:
+            raise UnsafeError("it has no embedding (V, E)")
+        return dims[1]
+
+    def _is_layer(self, text: str) -> bool:
+        return text.isascii() and text.isdigit() and text == str(int(text[:9])) and int(text) < self._sizes.num_layers
+
+    # ---- nodes
+
+    def _graph(self, graph: Fields, place: str, outer: dict[str, str]) -> None:
+        """Checks a graph's nodes in their order. outer: what gives each value of the graphs around it."""
+        reader = self._reader
+        if place != "main" and 5 in graph:
+            raise UnsafeError("it has weights within a branch or a loop")
+        # A value's name -> what gives it.
+        givers = {name: _outer(giver) for name, giver in outer.items()}
+        own: dict[str, str] = {}
+        if place == "main":
+            own = {name: self._form_of_weight(name) for name in self._weights}
+        for value in graph.get(11, []):
+            name = self._declared(span(value))
+            if name not in own:
+                self._define(own, givers, name, _layerless(name))
+        for value in graph.get(1, []):
+            self._num_nodes += 1
+            if self._num_nodes > MAX_NODES + MAX_NODES_PER_LAYER * self._sizes.num_layers:
+                raise UnsafeError(f"it has more nodes than {self._sizes.num_layers} layers take")
+            self._node(reader.fields(span(value), _NODE, "node"), place, own, givers)
+        outputs = [self._declared(span(value)) for value in graph.get(12, [])]
+        given = [self._giver(name, own, givers) for name in outputs]
+        self._check_form(f"{place} gives {_listed('Loop' if len(given) > 2 else '', given)}")
+
+    def _declared(self, message: Span) -> str:
+        """The name of a graph's input or output, whose type and shape onnxruntime checks."""
+        reader = self._reader
+        value = reader.fields(message, {1, 2}, "value")
+        kind = reader.fields(span(reader.one(value, 2)), {1}, "type")
+        tensor = reader.fields(span(reader.one(kind, 1)), {1, 2}, "type")
+        shape = reader.fields(span(reader.one(tensor, 2)), {1}, "shape") if 2 in tensor else {}
+        if len(shape.get(1, [])) > _MAX_RANK:
+            raise UnsafeError(f"it has a tensor of more than {_MAX_RANK} dimensions")
+        for dim in shape.get(1, []):
+            reader.fields(span(dim), {1, 2}, "dimension")
+        return reader.text(value, 1)
+
+    def _form_of_weight(self, name: str) -> str:
+        if name in self._constants:
+            return name
+        return f"{_layerless(name)} {self._weights[name][0]}"
+
+    def _giver(self, name: str, own: dict[str, str], givers: dict[str, str]) -> str:
+        if not name:
+            return "-"
+        giver = own.get(name) or givers.get(name)
+        if giver is None:
+            raise DamagedError(f"nothing gives the value {name[:80]!r}")
+        return giver
+
+    def _define(self, own: dict[str, str], givers: dict[str, str], name: str, giver: str) -> None:
+        if name in own or name in givers or not name:
+            raise DamagedError(f"two things give the value {name[:80]!r}")
+        own[name] = giver
+
+    def _node(self, node: Fields, place: str, own: dict[str, str], givers: dict[str, str]) -> None:
+        """Checks that a node is joined to others as one of ours."""
+        reader = self._reader
+        domain, operator = reader.text(node, 7), reader.text(node, 4)
+        if f"{domain} {operator}" not in OPERATORS:
+            raise UnsafeError(f"it has the operator {f'{domain} {operator}'.strip()[:80]!r}")
+        inputs, outputs = reader.texts(node, 1), reader.texts(node, 2)
+        if max(len(inputs), len(outputs)) > _MAX_INPUTS + _MAX_INPUTS_PER_LAYER * self._sizes.num_layers:
+            raise UnsafeError(f"it has an operator {operator} with {len(inputs)} inputs and {len(outputs)} outputs")
+        taken = [self._giver(name, own, givers) for name in inputs]
+        attributes: dict[str, Fields] = {}
+        for value in node.get(5, []):
+            attribute = reader.fields(span(value), _ATTRIBUTE, "attribute")
+            name = reader.text(attribute, 1)
+            if name in attributes:
+                raise DamagedError(f"an operator {operator} has the attribute {name[:80]!r} twice")
+            attributes[name] = attribute
+        shown = []
+        for name, attribute in sorted(attributes.items()):
+            if name in _SIZES:
+                self._check_size(name, attribute, inputs)
+            elif (inner := self._value(attribute)) is None:
+                shown.append(name)
+            else:
+                shown.append(f"{name}={inner}")
+        count = "L" if taken[1:] == ["one_each"] or operator == "Loop" else str(len(outputs))
+        known = ", ".join(shown)
+        # The form comes first, so that what no file of ours has inside it is not walked through.
+        self._check_form(f"{place} {domain} {operator}({_listed(operator, taken)}) -> {count} {known}".rstrip())
+        around = givers | own
+        for name, attribute in attributes.items():
+            if 6 in attribute:
+                inside = reader.fields(span(reader.one(attribute, 6)), _GRAPH, "graph")
+                self._graph(inside, f"{place}/{operator}.{name}", around)
+        for i, name in enumerate(outputs):
+            self._define(own, givers, name, f"{operator}:{min(i, 3)}")
+
+    def _value(self, attribute: Fields) -> str | None:
+        """An attribute's value as a form shows it; None for a graph."""
+        reader = self._reader
+        kind = reader.number(attribute, 20)
+        field = _VALUES.get(kind)
+        if field is None or attribute.keys() - {1, 20, field}:
+            raise UnsafeError(f"it has an attribute of type {kind}")
+        if field == 6:
+            return None
+        if field == 5:
+            zero = reader.fields(span(reader.one(attribute, 5)), _ZERO, "tensor")
+            return f"{reader.number(zero, 2)}:{_numbers(reader, zero, 1)}:{_numbers(reader, zero, 7)}"
+        if field == 8:
+            return _numbers(reader, attribute, 8)
+        return str(reader.number(attribute, field))
+
+    def _check_size(self, name: str, attribute: Fields, inputs: list[str]) -> None:
+        """K and N are those of the matrix that is multiplied with, hidden_size is H."""
+        size = self._sizes.hidden_dim
+        if name != "hidden_size":
+            matrix = self._matrix_size(inputs[1]) if len(inputs) > 1 else None
+            size = 0 if matrix is None else matrix["KN".index(name)]
+        if self._value(attribute) != str(size):
+            raise UnsafeError(f"it has an operator with {name} {self._value(attribute)}")
+
+    def _check_form(self, form: str) -> None:
+        if form not in FORMS and form not in EARLIER:
+            raise UnsafeError(f"its graph has {form[:120]!r}")
 
 
-def _span(value: int | _Span | None) -> _Span:
-    """A field that must be a message or text."""
-    if not isinstance(value, tuple):
-        raise DamagedError("a number where a message should be")
-    return value
+def _numbers(reader: Reader, fields: Fields, number: int) -> str:
+    values = list(islice(reader.packed(fields.get(number, [])), _MAX_RANK + 1))
+    return " ".join(map(str, values))
+
+
+def _layerless(name: str) -> str:
+    """A name without the number of its layer, save that of input0, which reads embeddings."""
+    return name if name.startswith("input0") else _LAYER.sub(r"\1#", name)
+
+
+def _outer(giver: str) -> str:
+    """A value as graphs inside the one that has it see it."""
+    return giver if giver.startswith("^") else f"^{giver}"
+
+
+def _listed(operator: str, givers: Sequence[str]) -> str:
+    """What gives an operator's inputs; of those that come once a layer, the kinds that there are."""
+    if operator == "Loop":
+        return ", ".join([*givers[:2], *sorted(set(givers[2:]))])
+    if operator == "Concat" and len(set(givers)) == 1:
+        return givers[0]
+    return ", ".join(givers)
+
+
+def _constants(sizes: Sizes) -> dict[str, NDArray[Any]]:
+    """The values that are the same in every file of the same sizes, as train/graph.py names them."""
+    h, v = sizes.hidden_dim, sizes.vocab_size
+    integers: dict[str, Any] = {
+        "axis_0": [0],
+        "axis_1": [1],
+        "axis_2": [2],
+        "far": [2**63 - 1],
+        "zero": 0,
+        "one": 1,
+        "minus_1": -1,
+        "minus_1s": [-1],
+        "minus_1_width": [-1, h],
+        "one_each": [1] * sizes.num_layers,
+        "two_widths": [h] * 2,
+        "three_widths": [h] * 3,
+        "switches_candidate": [sizes.gates - h, h],
+        "all_symbols": v,
+        "top_k": 0,
+    }
+    doubles: dict[str, Any] = {"zero_f64": 0, "one_f64": 1, "least_temperature": 1e-200}
+    doubles |= {"uniforms": np.zeros((1, 0)), "temperature": 1, "top_p": 1, "min_p": 0}
+    floats: dict[str, Any] = {"minus_infinity": -np.inf, "state_scale": 1 / 127, "no_scale": 1, "one_gains": [1] * h}
+    found: dict[str, NDArray[Any]] = {name: np.array(value, np.int64) for name, value in integers.items()}
+    found |= {name: np.array(value, np.float64) for name, value in doubles.items()}
+    found |= {name: np.array(value, np.float32) for name, value in floats.items()}
+    found |= {"true": np.array(True), "state_middle": np.array(128, np.uint8)}
+    if sizes.document_end is not None:
+        found["goes_on"] = (np.arange(v) != sizes.document_end).astype(np.float32)[:, None]
+    return found

@@ -5,8 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from charrnn.errors import ConfigError, ModelFileError
+from infer import child
 from infer.engine import Engine
-from infer.model_file import default_model
+from infer.model_file import DEFAULT_MODELS, default_model
 
 # Loaded models kept in memory.
 _MOST_LOADED = 4
@@ -26,7 +27,7 @@ class Models:
             raise ConfigError(f"{folder} is not a folder; name one that holds .onnx files")
         self._model = default_model() if model is None else Path(model)
         self._folder = _FOLDER if folder is None else folder
-        self._load = lru_cache(_MOST_LOADED)(lambda path, _written: Engine(path))
+        self._load = lru_cache(_MOST_LOADED)(lambda path, _written: _opened(path))
 
     @property
     def first(self) -> str:
@@ -47,7 +48,15 @@ class Models:
         return self._load(path, written)
 
     def _name(self, path: Path) -> str:
-        folder, path = self._folder.resolve(), path.resolve()
+        # A link is called by its own name, wherever it leads.
+        folder, path = self._folder.resolve(), path.parent.resolve() / path.name
         if path.is_relative_to(folder):
             return path.relative_to(folder).as_posix()
         return str(path) if (folder / path.name).exists() else path.name
+
+
+def _opened(path: Path) -> Engine:
+    """The model of a file, which unless we shipped it has been tried in another process. Raises: ModelFileError."""
+    if path not in DEFAULT_MODELS:
+        child.try_file(path)
+    return Engine(path)

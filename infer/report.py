@@ -1,9 +1,13 @@
 """What the commands say about a model file, a score and a generation: as facts for --json, and as lines to read."""
 
+import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+from charrnn.errors import printable
 
 if TYPE_CHECKING:
     from infer.engine import Engine
@@ -20,6 +24,7 @@ def model_facts(engine: "Engine") -> dict[str, Any]:
         "file": str(engine.path),
         "bytes": engine.path.stat().st_size,
         "format_version": int(engine.metadata["charrnn.format_version"]),
+        "precision": engine.metadata.get("charrnn.precision", "fp32"),
         "model": engine.config["model"],
         "parameters": engine.metrics.get("parameters"),
         "vocab": {
@@ -35,6 +40,19 @@ def model_facts(engine: "Engine") -> dict[str, Any]:
     }
 
 
+def to_json(facts: Any) -> str:
+    """One JSON object on one line; numbers that JSON has not (NaN, infinity) are null."""
+    return json.dumps(_finite(facts), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
+
+
 def describe_model(facts: dict[str, Any]) -> str:
     """`model_facts` as lines; what the file does not record is left out."""
     lines = {
@@ -45,13 +63,15 @@ def describe_model(facts: dict[str, Any]) -> str:
         "training": _training_line(facts["metrics"]),
         "validation": _validation_line(facts["metrics"]),
     }
-    return "\n".join(f"{name:<12}{line}" for name, line in lines.items() if line)
+    # What a file says must not look like what we say of it.
+    return "\n".join(f"{name:<12}{printable(line)}" for name, line in lines.items() if line)
 
 
 def _model_line(facts: dict[str, Any]) -> str:
     model = facts["model"]
     layers = "layer" if model["num_layers"] == 1 else "layers"
     parts = [f"{model['rnn']}, {model['num_layers']} {layers} of {model['hidden_dim']}"]
+    parts += [facts["precision"]]
     parts += [f"embedding {model['embedding_dim']}"] if "embedding_dim" in model else []
     parts += [f"{_figure(facts['parameters'], ',')} parameters"] if facts["parameters"] is not None else []
     return ", ".join(parts)
@@ -90,7 +110,10 @@ def _validation_line(metrics: dict[str, Any]) -> str:
 
 def _figure(value: object, form: str) -> str:
     """A number in the given form; a file may record anything, and what is no number is shown as it is."""
-    return format(value, form) if isinstance(value, int | float) else str(value)
+    try:
+        return format(value, form) if isinstance(value, int | float) else str(value)
+    except OverflowError:  # an integer that no float holds
+        return str(value)
 
 
 def score_facts(model: str, file: str, split: str, text: "ScoredText", scores: dict[str, "Score"]) -> dict[str, Any]:
@@ -118,7 +141,7 @@ def describe_scores(facts: dict[str, Any]) -> str:
     """`score_facts` as a table."""
     origin = ", of the corpus this model was trained on" if facts["is_training_corpus"] else ""
     lines = [
-        f"{facts['file']}, split {facts['split']}: {facts['chars']:,} characters, "
+        f"{printable(facts['file'])}, split {facts['split']}: {facts['chars']:,} characters, "
         f"{facts['unknown_chars']:,} of them unknown{origin}",
         f"{'protocol':<10}{'nats/char':>11}{'bits/char':>11}{'perplexity':>12}{'predicted':>14}",
     ]

@@ -45,7 +45,10 @@ class Score:
     @property
     def perplexity(self) -> float:
         """e^nats: among how many equally likely characters the model is as good as guessing."""
-        return math.exp(self.nats_per_char)
+        try:
+            return math.exp(self.nats_per_char)
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from charrnn.errors import CorpusError
 from charrnn.vocab import Vocab
 
 _BYTE_ORDER_MARK = "\ufeff"
+# What a terminal acts on instead of showing it: control characters, other line ends, and what turns the writing around.
+_ACTING = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+_SHOWN = {c: repr(chr(c))[1:-1] for c in _ACTING if chr(c) not in "\n\t"}
 
 
 def read_bytes(source: str, what: str) -> bytes:
@@ -34,3 +37,8 @@ def decode(raw: bytes, what: str, vocab: Vocab) -> str:
     if vocab.kind == "bytes":
         return text
     return text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def on_terminal(text: str) -> str:
+    """Text that a model wrote, with everything spelled out that a terminal would obey."""
+    return text.translate(_SHOWN)

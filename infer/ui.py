@@ -14,8 +14,6 @@ from infer.page_models import Models
 
 # Requests that may wait for their turn; one more is refused.
 MOST_WAITING = 16
-# Nothing is ever uploaded, but Gradio would take it.
-_MAX_UPLOAD = "1mb"
 
 
 def build_page(models: Models) -> Any:
@@ -37,17 +35,30 @@ def build_page(models: Models) -> Any:
     return page
 
 
-def launch_options() -> dict[str, Any]:
-    """What every launch of the page needs besides its address: theme, style sheet, script, and no sharing."""
-    from infer import page_style
+def launch_options(page: Any, host: str = "127.0.0.1") -> dict[str, Any]:
+    """What every launch of the page needs besides its address: theme, style sheet, script, guard, and no sharing."""
+    from starlette.middleware import Middleware
 
+    from infer import page_style
+    from infer.page_guard import Guard
+
+    guard = Middleware(Guard, host=host, inputs=_inputs(page))
     return {
+        "app_kwargs": {"middleware": [guard], "openapi_url": None},
         "theme": page_style.theme(),
         "css": page_style.CSS,
         "head": page_style.HEAD,
         "share": False,
         "ssr_mode": False,
-        "max_file_size": _MAX_UPLOAD,
+    }
+
+
+def _inputs(page: Any) -> dict[int, list[tuple[type, ...]]]:
+    """The types of what each function of the page takes from the browser: of sliders a number, of states nothing."""
+    kinds: dict[str, tuple[type, ...]] = {"slider": (int, float, str, type(None)), "state": (type(None),)}
+    return {
+        number: [kinds.get(part.get_block_name(), (str, type(None))) for part in function.inputs]
+        for number, function in page.fns.items()
     }
 
 
@@ -62,7 +73,11 @@ def serve(model: str | os.PathLike[str] | None, folder: Path | None, host: str, 
     _check_address(host, port)
     try:
         _, url, _ = page.launch(
-            server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_options()
+            server_name=f"[{host}]" if ":" in host else host,
+            server_port=port,
+            quiet=True,
+            prevent_thread_lock=True,
+            **launch_options(page, host),
         )
     except OSError as error:
         raise ConfigError(

@@ -2,15 +2,23 @@
 
 import contextlib
 import io
+import os
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 from unittest import mock
+
+import numpy as np
+import pytest
 
 from charrnn.config import field_names
 
+MOST_S = 60.0
+MOST_MIB = 1024
 CPU_S = 20.0  # of one call; none should take a second
 # No folder that holds half a disk, and no address that answers.
 NASTY = [
@@ -109,3 +117,37 @@ def write(path: Path, content: bytes) -> Path:
 def is_one_line(error: Exception) -> bool:
     """Whether its message is one, of bearable length."""
     return "\n" not in str(error) and len(str(error)) < 20_000
+
+
+def generator(seed: int) -> np.random.Generator:
+    """Random numbers of a test, whose seed pytest shows when it fails; CHARRNN_FUZZ_SEED chooses others."""
+    seed += int(os.environ.get("CHARRNN_FUZZ_SEED", "0"))
+    print(f"seed {seed}: CHARRNN_FUZZ_SEED={os.environ.get('CHARRNN_FUZZ_SEED', '0')}")
+    return np.random.default_rng(seed)
+
+
+@contextlib.contextmanager
+def bounded(what: object, seconds: float = MOST_S, mib: float = MOST_MIB) -> Iterator[None]:
+    """Fails when its body takes longer, or makes the process's peak of memory higher by more."""
+    began, peak = perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    took, more = perf_counter() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    if sys.platform == "darwin":
+        more /= 1024
+    assert took < seconds, f"{what!r} took {took:.1f} s"
+    assert more < mib, f"{what!r} took {more:.0f} MiB"
+
+
+def check_command(command: object, code: int, out: str, err: str) -> None:
+    """A command ended with 0, or with 2 and one line on stderr; nowhere is a traceback, or what a terminal obeys."""
+    try:
+        assert code in (0, 2)
+        assert "Traceback" not in err
+        assert err.replace("\n", "").isprintable()
+        if code == 2:
+            assert out == ""
+            assert err.startswith("error: ")
+            assert err.count("\n") == 1
+            assert len(err) < 10_000
+    except AssertionError as error:
+        pytest.fail(f"{command!r} ended with {code}, {err[-2000:]!r}: {error}")

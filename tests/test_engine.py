@@ -281,3 +281,49 @@ def test_threads_do_not_change_the_text(gru):
 def test_a_number_of_threads_out_of_range_is_refused(gru, threads):
     with pytest.raises(ConfigError, match=f"threads .*{threads}"):
         Engine(gru.path, threads)
+
+
+# A caller's mistakes are not the file's.
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("top_k", 2.5), ("top_k", "3"), ("top_k", None), ("top_p", None), ("temperature", "1")),
+        *(("temperature", 10**400), ("length", 2.5), ("length", None), ("seed", 1.5), ("seed", "x"), ("prompt", None)),
+        *(("prompt", b"ab"), ("stop", 5), ("unknown", "drop"), ("repetition_window", 1.5), ("min_p", [0.1])),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named(gru, argument, value):
+    options = {"prompt": "a", "length": 3, "seed": 1} | {argument: value}
+    with pytest.raises((SamplingError, VocabError), match=rf"\b{argument}\b"):
+        "".join(gru.generate(**options))
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"temperature": np.float32(0.5)}, {"temperature": 0.5}),
+        ({"seed": np.uint8(255)}, {"seed": 255}),
+        ({"top_k": np.int32(3)}, {"top_k": 3}),
+        ({"top_k": 2**63}, {"top_k": 0}),
+        ({"repetition_penalty": 2, "repetition_window": 10**20}, {"repetition_penalty": 2, "repetition_window": 0}),
+    ],
+)
+def test_numpys_and_huge_numbers_are_taken_as_what_they_are(gru, given, plain):
+    options = {"prompt": "a", "num_samples": 2, "length": 20, "seed": 1}
+    assert gru.generate_batch(**options | given) == gru.generate_batch(**options | plain)
+
+
+def test_states_and_ids_of_another_type_are_the_callers_mistake(gru):
+    ids, state = np.array([[1]]), gru.zero_state(1)
+    with pytest.raises(ValueError, match="state must be float32, not float64"):
+        gru.step(ids, tuple(part.astype(np.float64) for part in state))
+    with pytest.raises(ValueError, match="ids must be integers, not float64"):
+        gru.step(ids + 0.7, state)
+
+
+@pytest.mark.parametrize("num_samples", [10**7, 10**20, 0, 1.5])
+def test_more_samples_than_memory_holds_are_refused(gru, num_samples):
+    with pytest.raises(SamplingError, match="num_samples must be"):
+        gru.generate_batch("a", num_samples, 2)

@@ -19,10 +19,12 @@ from onnx import TensorProto, helper
 from tiny_models import CHARS, model_bytes, random_weights, run_config, write_model
 
 import charrnn
+import infer.bench
 import infer.model_file
 from charrnn.vocab import Vocab
 from infer import Engine
 from infer.cli import run
+from infer.texts import on_terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -646,3 +648,80 @@ def test_unstreamed_text_is_shown_in_one_piece(model, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Screen())
     assert run(["generate", "-m", model, "-p", "RO", "-n", "5", "--seed", "1", "--no-stream"]) == 0
     assert len(sys.stdout.shown[0]) == 8
+
+
+# What a file or a model says
+
+
+def test_info_shows_nothing_that_a_terminal_would_obey(cli, folder):
+    corpus = json.dumps({"name": "x\x1b[2J\nfile        forged.onnx", "source": "\u202eevil"})
+    result = cli("info", write_model(folder / "escapes.onnx", changed={"corpus": corpus}))
+    assert result.out.replace("\n", "").isprintable()
+    assert r"x\x1b[2J\nfile        forged.onnx, from \u202eevil" in result.out
+    assert len(re.findall("^file ", result.out, re.M)) == 1
+
+
+def test_info_json_has_the_precision_and_no_nan(cli, folder):
+    metrics = json.dumps({"val/stream/loss": float("nan"), "list": [float("inf")]})
+    path = write_model(folder / "nan.onnx", changed={"metrics": metrics}, precision="int8")
+    facts = json.loads(cli("info", path, "--json").out, parse_constant=pytest.fail)
+    assert facts["metrics"] == {"val/stream/loss": None, "list": [None]}
+    assert facts["precision"] == "int8"
+    assert "int8" in cli("info", path).out
+
+
+def test_metrics_of_400_digits_are_shown_as_they_are(cli, folder):
+    path = write_model(folder / "digits.onnx", changed={"metrics": json.dumps({"step": 10**400})})
+    result = cli("info", path)
+    assert (result.code, str(10**400) in result.out) == (0, True)
+
+
+def test_a_loss_beyond_what_has_a_perplexity_is_reported(cli, folder, tmp_path):
+    weights = random_weights(run_config(), len(CHARS))
+    weights["head.weight"] *= 2000
+    path = write_model(folder / "wrong.onnx", weights=weights)
+    (tmp_path / "text.txt").write_text("the romeo")
+    assert "inf" in cli("score", path, tmp_path / "text.txt").out
+    assert json.loads(cli("score", path, tmp_path / "text.txt", "--json").out)["stream"]["perplexity"] is None
+
+
+def test_generated_text_is_raw_in_a_pipe_and_escaped_on_a_terminal(cli, folder, monkeypatch):
+    weights = random_weights(run_config(), 3)
+    weights["head.bias"][0] = 1000
+    path = write_model(folder / "obeyed.onnx", Vocab.of_chars("\x1ba\n"), weights=weights)
+    vocab = Engine(path).vocab
+    assert "\x1b" in vocab.symbols
+    command = ("generate", "-m", path, "-p", "\x1b", "-n", 3, "--greedy")
+    assert cli(*command).out.startswith("\x1b")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    shown = cli(*command).out
+    assert "\x1b" not in shown
+    assert shown.startswith(r"\x1b")
+
+
+def test_text_on_a_terminal_keeps_every_language():
+    text = "é 世界\u3000\xa0שלום 👩\u200d🚀\n\t"
+    assert on_terminal(text) == text
+    assert on_terminal("\r\x9b\u202e\u2066\x00") == r"\r\x9b\u202e\u2066\x00"
+
+
+def test_bench_runs_no_python_of_the_current_folder(tmp_path, model, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    assert infer.bench.start_up(model)["whole"] > 0
+
+
+def test_bench_measures_a_model_of_documents_that_end_at_once(tmp_path):
+    vocab = Vocab.of_chars(CHARS.symbols, document_end="\n")
+    weights = random_weights(run_config(), len(vocab))
+    weights["head.bias"][vocab.document_end_id] = 1000
+    assert infer.bench.start_up(str(write_model(tmp_path / "m.onnx", vocab, weights=weights)))["first"] > 0
+
+
+@pytest.mark.parametrize("module", ["train.main", "charrnn.corpus"])
+def test_training_on_a_base_install_names_the_extra(shell, tmp_path, module):
+    (tmp_path / "pydantic.py").write_text("raise ModuleNotFoundError(\"No module named 'pydantic'\", name='pydantic')")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = finish(shell(program=("-m", module), env={"PYTHONPATH": path}))
+    assert result.code == 2
+    assert result.err == "error: pydantic is not installed; it comes with: pip install 'charrnn[train]'\n"

@@ -135,7 +135,7 @@ def asked() -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def url(folder: Path, asked: list[str]) -> Iterator[str]:
     page = build_page(Models(folder / "small.onnx", folder))
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(page))
     yield url
     page.close()
 
@@ -203,7 +203,7 @@ class Page:
             options = self.until(lambda: self.all("[role=option]"))
             wanted = [option for option in options if option.text.endswith(model)]
             (wanted or options)[0].click()
-            if wanted and self.holds_within(2, lambda: self.text("#about") != before):
+            if wanted and self.holds_within(6, lambda: self.text("#about") != before):
                 return
         raise AssertionError(f"{model} could not be chosen")
 
@@ -413,7 +413,7 @@ def post(url: str, path: str, body: dict[str, Any]) -> Any:
 def test_a_text_waits_for_its_turn_and_a_full_queue_says_so(browser, shots, folder):
     """On a page of its own, that others keep busy: one writes a long text, the others wait in line behind it."""
     blocks = build_page(Models(folder / "slow.onnx", folder))
-    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
+    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(blocks))
     page = Page(browser, url, shots).open()
     write = next(number for number, function in blocks.fns.items() if function.name == "write")
     asked = []

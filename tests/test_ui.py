@@ -1,5 +1,6 @@
 """What the page computes, offers and refuses, without a browser; test_page.py looks at it in one."""
 
+import asyncio
 import itertools
 import math
 import os
@@ -14,8 +15,9 @@ from tiny_models import write_model
 from charrnn.errors import ConfigError, ModelFileError, SamplingError, VocabError
 from charrnn.sampling import probabilities
 from charrnn.vocab import Vocab
-from infer import page_html
+from infer import child, page_guard, page_html
 from infer.engine import Engine
+from infer.page_guard import MOST_OPEN_PER_CLIENT, Guard
 from infer.page_models import Models
 from infer.page_text import MOST_CHARS, MOST_PROMPT_CHARS, SHOWN, Odds, Read, next_character, read, stream
 from infer.ui import MOST_WAITING, build_page, serve
@@ -257,3 +259,95 @@ def test_a_port_that_is_taken_is_named(model):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot serve on 127.0.0.1:{port}: .*choose another --port"):
             serve(model, None, "127.0.0.1", port)
+
+
+def test_a_link_is_listed_by_its_own_name_and_opens(tmp_path, model):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "best.onnx").symlink_to(model)
+    models = Models(tmp_path / "models" / "best.onnx", tmp_path / "models")
+    assert models.names() == ["best.onnx"]
+    assert models.engine("best.onnx").vocab
+    (tmp_path / "models" / "other.onnx").symlink_to(model)
+    assert models.names() == ["best.onnx", "other.onnx"]
+    assert models.engine("other.onnx").vocab
+
+
+def test_a_file_that_ends_the_process_that_tries_it_is_refused(tmp_path, monkeypatch):
+    """What takes memory without end, ends itself, or does not end: here a program in place of onnxruntime."""
+    path = write_model(tmp_path / "m.onnx")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for program, limit, said in (
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 60, "SIGSEGV"),
+        ("x = bytearray(1 << 40)", 60, "exit code 1"),
+        ("while True: pass", 1, "was not done in 1 s"),
+    ):
+        (tmp_path / "onnxruntime.py").write_text(program)
+        monkeypatch.setattr(child, "_WALL_S", limit)
+        with pytest.raises(ModelFileError, match=said):
+            Models(path, tmp_path).engine("m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("bound_to", "own", "foreign"),
+    [
+        (
+            "127.0.0.1",
+            ["127.0.0.1:7860", "localhost:7860", "[::1]:7860"],
+            ["evil.example", "203.0.113.7", ""],
+        ),
+        ("::1", ["[::1]:7860", "localhost"], ["evil.example", "[2001:db8::1]", "x@[::1]", "[::1"]),
+        (
+            "0.0.0.0",
+            ["203.0.113.7:7860", "localhost", socket.gethostname()],
+            ["203.0.113.7.evil.example"],
+        ),
+        ("models.example", ["models.example:80", "MODELS.example"], ["evil.example", "models.example.evil"]),
+    ],
+)
+def test_the_page_answers_to_its_own_names_alone(bound_to, own, foreign):
+    guard = Guard(None, bound_to, {})
+    assert [host for host in own if not guard._is_own(host)] == []
+    assert [host for host in foreign if guard._is_own(host)] == []
+
+
+def asked(guard, sent, body=b"", path="/"):
+    """One request to a guard; the statuses of the answers go into `sent`."""
+    scope = {"type": "http", "method": "GET" if path == "/" else "POST", "path": path, "client": ("192.0.2.1", 1)}
+    scope["headers"] = [(b"host", b"localhost")]
+
+    async def receive():
+        if body is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        sent.append(message.get("status"))
+
+    return guard(scope, receive, send)
+
+
+def test_a_client_has_so_many_requests_open_at_once():
+    async def all_at_once() -> list[int]:
+        sent, done = [], asyncio.Event()
+
+        async def app(scope, receive, send):
+            await done.wait()
+
+        guard = Guard(app, "127.0.0.1", {})
+        waiting = [asyncio.create_task(asked(guard, sent)) for _ in range(MOST_OPEN_PER_CLIENT + 2)]
+        await asyncio.sleep(0)
+        done.set()
+        await asyncio.gather(*waiting)
+        await asked(guard, sent)
+        assert not guard._open
+        return [status for status in sent if status]
+
+    assert asyncio.run(all_at_once()) == [429, 429]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(page_guard, "BODY_TIMEOUT_S", 0.01)
+    sent = []
+    guard = Guard(lambda *_: pytest.fail("the request came through"), "127.0.0.1", {})
+    asyncio.run(asked(guard, sent, None, "/gradio_api/queue/join"))
+    assert sent[0] == 408

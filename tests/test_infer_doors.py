@@ -1,0 +1,249 @@
+"""Any arguments of an `infer` command, any request to the page: the property of tests/doors.py holds."""
+
+import http.client
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import pytest
+from doors import bounded, check_command, generator
+from tiny_models import write_model
+
+import infer.bench
+import infer.ui
+from charrnn.vocab import Vocab
+from infer.cli import run
+
+# What a value of any option may be: numbers at and beyond the ends of every type, no numbers, and hostile text.
+VALUES = [
+    *(
+        "",
+        " ",
+        "-",
+        "--",
+        "0",
+        "-0",
+        "1",
+        "-1",
+        "2",
+        "0.5",
+        "1e-320",
+        "1e400",
+        "nan",
+        "inf",
+        "-inf",
+        "1_0",
+        "٣",
+        "0x10",
+    ),
+    *(str(2**31), str(2**63 - 1), str(2**63), str(-(2**63) - 1), str(10**20), "9" * 400, "9" * 5000, "1e9"),
+    *("a", "the", "€", "\x1b[2J", "a\nb\n", "\u202e", "caf\udce9", "𝟙", "\ufeff", "%s%n", "; ls", "x" * 100_000),
+    *(".", "..", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "~", "MODEL", "TEXT", "FOLDER", "EMPTY", "NOISE"),
+    *("error", "skip", "replace", "all", "val", "::1", "0.0.0.0", "localhost", "7860", "65536"),
+]
+OPTIONS = {
+    "generate": [
+        *("-m", "-p", "--prompt-file", "--temp", "--top-k", "--top-p", "--min-p", "--repetition-penalty"),
+        *("--repetition-window", "--seed", "--num-samples", "--stop", "--unknown", "--threads"),
+    ],
+    "info": ["-m"],
+    "score": ["--split", "--unknown", "--threads"],
+    "bench": ["-m", "--rounds", "--temp", "--top-k", "--top-p", "--threads"],
+    "ui": ["-m", "--models", "--host", "--port"],
+}
+FLAGS = ["--greedy", "--no-stream", "--no-echo", "--past-end", "--stats", "--json", "--version", "-h", "--nonsense"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("doors")
+    places = {name: folder / name for name in ("MODEL", "TEXT", "FOLDER", "EMPTY", "NOISE")}
+    write_model(places["MODEL"], Vocab.of_chars("\n abehnort"), hidden_dim=8, num_layers=1)
+    places["TEXT"].write_text("the boat on the hearth\n" * 9)
+    places["FOLDER"].mkdir()
+    places["EMPTY"].touch()
+    places["NOISE"].write_bytes(bytes(range(256)) * 9)
+    return {name: str(path) for name, path in places.items()}
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Measures are short, and no page stays up."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(infer.bench, "_TURN_S", 0.001)
+    monkeypatch.setattr(infer.bench, "_LARGE_BYTES", 1 << 20)
+    monkeypatch.setattr(infer.bench, "start_up", lambda path: dict.fromkeys(("imports", "load", "first", "whole"), 0.1))
+    monkeypatch.setattr(infer.ui, "build_page", lambda models: pytest.fail("the page was built for bad arguments"))
+
+
+def arguments(rng, places) -> list[str]:
+    """A command with some options, most of them with a hostile value."""
+    command = str(rng.choice(list(OPTIONS)))
+    given = [command]
+    if command == "ui":  # else it would be up
+        given += ["--models", str(rng.choice(["/dev/null", "nowhere", places["TEXT"]]))]
+    if command == "generate":
+        given += ["-n", str(rng.choice(["0", "1", "9", "-1", "x", ""]))]
+    if command == "bench":
+        given += ["--rounds", "2"]
+    if rng.random() < 0.7 and command in ("generate", "bench"):
+        given += ["-m", places["MODEL"]]
+    if command in ("info", "score") and rng.random() < 0.9:
+        given += [places["MODEL"], places["TEXT"]][: 1 if command == "info" else 2]
+    for _ in range(rng.integers(0, 4)):
+        value = VALUES[rng.integers(len(VALUES))]
+        value = places.get(value, value)
+        match rng.integers(8):
+            case 0:
+                given.append(str(rng.choice(FLAGS)))
+            case 1:
+                given.append(value)
+            case _:
+                given += [str(rng.choice(OPTIONS[command])), value]
+    # Reading these does not end; a shell's user would press Ctrl-C.
+    return ["/dev/null" if value == "/dev/zero" and command != "info" else value for value in given]
+
+
+def try_commands(count, seed, places, capfd):
+    rng = generator(seed)
+    for _ in range(count):
+        given = arguments(rng, places)
+        if "--rounds" in given[3:]:  # a number of rounds that is valid takes as long as it says
+            given = given[: given.index("--rounds", 3)]
+        capfd.readouterr()
+        with bounded(given):
+            code = run(given)
+        sys.stdout.flush()
+        check_command(given, code, *capfd.readouterr())
+
+
+def test_commands_answer_any_arguments_or_say_in_a_line_what_is_wrong(places, quick, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
+    try_commands(60, 17, places, capfd)
+
+
+@pytest.mark.slow
+def test_commands_answer_many_more_arguments(places, quick, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
+    try_commands(10_000, 18, places, capfd)
+
+
+# ---- the page
+
+ROUTES = [
+    *("/", "/theme.css", "/manifest.json", "/config", "/login", "/login_check", "/logout", "/monitoring", "/docs"),
+    *("/gradio_api/" + name for name in ("upload", "queue/join", "queue/data", "run/predict", "call/write", "cancel")),
+    *("/gradio_api/" + name for name in ("file=/etc/passwd", "proxy=http://192.0.2.1/", "info", "app_id", "reset")),
+    *("/gradio_api/" + name for name in ("component_server", "process_recording", "vibe-code", "mcp", "token")),
+    *(
+        "/assets/../../etc/passwd",
+        "/static/%2e%2e/%2e%2e/x",
+        "/assets/index.js",
+        "//",
+        "/\x7f",
+        "/é".encode().decode("latin-1"),
+    ),
+]
+SCALARS = [None, True, 0, -1, 0.5, 10**400, "", "the", "€", "\ud800", "x" * 3000, "small.onnx", [], {}, [[1]]]
+FILES = {"path": "http://192.0.2.1/x", "url": "http://192.0.2.1/x", "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page's address."""
+    pytest.importorskip("gradio", reason="the extra ui is not installed")
+    from infer.page_models import Models
+    from infer.ui import build_page, launch_options
+
+    path = write_model(tmp_path_factory.mktemp("page") / "small.onnx")
+    blocks = build_page(Models(path, path.parent))
+    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(blocks))
+    yield SimpleNamespace(address=urlsplit(url).netloc, blocks=blocks)
+    blocks.close()
+
+
+def ask(page, method, path, body=b"", **headers) -> int:
+    """The status of the answer; 0 when the connection is closed without one."""
+    connection = http.client.HTTPConnection(page.address, timeout=20)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
+        answer = connection.getresponse()
+        if "text/event-stream" not in answer.headers.get("content-type", ""):
+            answer.read(1 << 20)
+        return answer.status
+    except (http.client.HTTPException, ConnectionError, ValueError):
+        return 0
+    finally:
+        connection.close()
+
+
+def call(page, data, **fields) -> bytes:
+    number = next(number for number, function in page.blocks.fns.items() if function.name == "write")
+    return json.dumps({"data": data, "fn_index": number, "session_hash": "x"} | fields).encode()
+
+
+GOOD = ["small.onnx", "a", 5, 0.8, 0, 1, "1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status"),
+    [
+        ("GET", "/", b"", {}, 200),
+        ("POST", "/gradio_api/upload", b"x" * 1000, {}, 404),
+        ("GET", "/gradio_api/proxy=http://192.0.2.1/", b"", {}, 404),
+        ("GET", "/gradio_api/file=/etc/passwd", b"", {}, 404),
+        ("GET", "/", b"", {"Host": "evil.example"}, 421),
+        ("GET", "/", b"", {"Host": "evil.example:7860@127.0.0.1"}, 421),
+        ("GET", "/", b"", {"Host": "203.0.113.7"}, 421),
+        ("GET", "/", b"", {"Origin": "http://evil.example"}, 403),
+        ("POST", "/gradio_api/queue/join", GOOD, {}, 200),
+        ("POST", "/gradio_api/queue/join", GOOD, {"Origin": "null"}, 403),
+        ("POST", "/gradio_api/queue/join", GOOD, {"Content-Length": "150000000"}, 413),
+        ("POST", "/gradio_api/queue/join", ["small.onnx", "x" * (2 << 20), 5, 0.8, 0, 1, "1"], {}, 413),
+        ("POST", "/gradio_api/queue/join", ["small.onnx", FILES, 5, 0.8, 0, 1, "1"], {}, 400),
+        ("POST", "/gradio_api/queue/join", ["small.onnx", "a", FILES, 0.8, 0, 1, "1"], {}, 400),
+        ("POST", "/gradio_api/queue/join", GOOD[:3], {}, 400),
+        ("POST", "/gradio_api/queue/join", b"{" * 100_000, {}, 400),
+    ],
+)
+def test_only_what_the_page_itself_asks_for_is_answered(page, method, path, body, headers, status):
+    body = call(page, body) if isinstance(body, list) else body
+    assert ask(page, method, path, body, **headers) == status
+
+
+def try_requests(count, seed, page, capfd):
+    rng = generator(seed)
+    uploads = Path(page.blocks.GRADIO_CACHE)
+    before = sum(1 for _ in uploads.rglob("*")) if uploads.is_dir() else 0
+    with bounded("requests", seconds=60 + count, mib=400):
+        for _ in range(count):
+            method = str(rng.choice(["GET", "POST", "POST", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "X"]))
+            path = ROUTES[rng.integers(len(ROUTES))]
+            if rng.random() < 0.5:  # where most can go wrong
+                method, path = "POST", str(rng.choice(["/gradio_api/queue/join", "/gradio_api/run/predict"]))
+            data = [SCALARS[i] for i in rng.integers(len(SCALARS), size=rng.integers(9))]
+            if rng.random() < 0.5:
+                data = list(GOOD)
+                data[rng.integers(len(data))] = SCALARS[rng.integers(len(SCALARS))]
+            number = [None, -1, 0, 1, 2, 3, 99, 2**70, "x", []][rng.integers(10)]
+            body = call(page, data, fn_index=number) if rng.random() < 0.7 else rng.bytes(rng.integers(2000))
+            headers = {"Host": "evil.example"} if rng.random() < 0.1 else {}
+            headers |= {"Origin": "http://evil.example"} if rng.random() < 0.1 else {}
+            headers |= {"Content-Type": "text/plain"} if rng.random() < 0.2 else {}
+            status = ask(page, method, path, body, **headers)
+            assert status < 500 or status in (501, 503), (method, path, body[:300], headers)
+    assert ask(page, "GET", "/") == 200
+    after = sum(1 for _ in uploads.rglob("*")) if uploads.is_dir() else 0
+    assert after == before
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_requests_of_any_kind_are_answered_or_refused(page, capfd):
+    try_requests(100, 19, page, capfd)
+
+
+@pytest.mark.slow
+def test_many_more_requests_are_answered_or_refused(page, capfd):
+    try_requests(5000, 20, page, capfd)
