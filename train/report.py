@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,7 +151,7 @@ def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, differ
         *lines,
         f"files     {trainer.run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
         f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
-        f"next      infer generate -m {model_file}{prompt}",
+        f"next      infer generate -m {shlex.quote(str(model_file))}{prompt}",
     ]
 
 

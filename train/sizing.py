@@ -67,11 +67,14 @@ def sized(
     A run folder with checkpoints keeps the config that they were made with. Where other processes use the cores, one
     thread trains if that is faster, unless the user set their number. Raises: CharRNNError.
     """
+    # Rank 0's, so that all take the same way where they do not share the run folder.
+    before = ranks.gather(ranks.together(lambda: _config_before(chosen, run_dir)))[0]
+    if before:
+        _, lines = _measured(training_speed(before.model, len(corpus.vocab), accelerator), config)
+        return before, lines
     init_from, origin = ranks.together(lambda: _origin(chosen, config, corpus))
     probed = origin.config.model if origin else _PROBED
     speed, lines = _measured(training_speed(probed, len(corpus.vocab), accelerator), config)
-    if step_folders(run_dir) and (run_dir / "config.yaml").exists():
-        return ranks.together(lambda: chosen.over_file(run_dir / "config.yaml")), lines
     facts = Facts(
         characters=corpus.num_chars,
         symbols=len(corpus.vocab),
@@ -88,6 +91,13 @@ def sized(
     resolved = ranks.together(lambda: chosen.over(_compatible(recipe, config)))
     expectation = [f"small     {recipe.expectation}"] if recipe.expectation else []
     return resolved, [f"recipe    {recipe.summary}", *expectation, *lines]
+
+
+def _config_before(chosen: Chosen, run_dir: Path) -> RunConfig | None:
+    """The config of the run that the folder holds, under what the user set now; None when it holds none."""
+    if step_folders(run_dir) and (run_dir / "config.yaml").exists():
+        return chosen.over_file(run_dir / "config.yaml")
+    return None
 
 
 def _compatible(recipe: Recipe, config: RunConfig) -> dict[str, Any]:
