@@ -33,6 +33,8 @@ KEEP = "keep"  # data.vocab: that of the model which training goes on from
 BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights
 # What a run without --config begins with, before the recipe has sized the rest.
 UNSIZED = {"data.windows": "carry", "train.mixed_precision": "native"}
+# What PyYAML raises for text that is none, or for a value that its tag does not allow.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _LARGEST = 2**53  # of a number without a bound of its own: the integers that every float64 holds
 _MOST_BYTES = 1 << 20  # of a config file
@@ -422,7 +424,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is nested too deeply for a config; sections hold fields, and fields values"
         ) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that there is none of
+    except _NOT_YAML as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:500]}") from None
     if tree is None:
         return {}
@@ -449,7 +451,7 @@ def _parse_assignments(assignments: Sequence[str], faults: list[str]) -> list[tu
         try:
             quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
             parsed.append((key, value if _is_text(key) and not quoted else yaml.load(value, _Loader)))
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except (*_NOT_YAML, RecursionError):
             faults.append(f"--set {key}: {_SHORT.repr(value)} is not a YAML value")
     return parsed
 

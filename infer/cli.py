@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from charrnn import __version__
-from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_FAULT, CharRNNError, ConfigError, listing, printable
+from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_FAULT, CharRNNError, ConfigError, listing
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -309,7 +309,7 @@ def _abandon_output() -> None:
 
 
 def _fail(message: str) -> int:
-    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    typer.echo(f"error: {CharRNNError(' '.join(message.split()))}", err=True)
     return EXIT_USER_FAULT
 
 

@@ -54,11 +54,15 @@ def launch_options(page: Any, host: str = "127.0.0.1") -> dict[str, Any]:
 
 
 def _inputs(page: Any) -> dict[int, list[tuple[type, ...]]]:
-    """The types of what each function of the page takes from the browser: of sliders a number, of states nothing."""
+    """The types of what each function of the page takes from the browser: of sliders a number, of states nothing.
+
+    Those that run in the browser alone are left out.
+    """
     kinds: dict[str, tuple[type, ...]] = {"slider": (int, float, str, type(None)), "state": (type(None),)}
     return {
         number: [kinds.get(part.get_block_name(), (str, type(None))) for part in function.inputs]
         for number, function in page.fns.items()
+        if function.fn is not None
     }
 
 

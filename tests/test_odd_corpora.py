@@ -14,6 +14,7 @@ from training import fresh_accelerator, make_trainer, some_text, tiny_config
 from charrnn.config import DataConfig, load_config
 from charrnn.corpus import prepare
 from charrnn.errors import CharRNNError, CheckpointError, CorpusError
+from charrnn.storage import MARKER
 from charrnn.windows import WindowPlan
 from train.run import run
 
@@ -188,9 +189,9 @@ def hold_to_it(shapes, options, single):
             assert int(corpus.ids.max()) < len(corpus.vocab)
             check_text(corpus, target, options)
         assert told.isprintable()
-        left = [p for p in (folder / "data").rglob(".*") if not p.name.endswith(".lock")]
+        left = [p for p in (folder / "data").rglob(".*") if not p.name.endswith(".lock") and p.name != MARKER]
         assert not left
-        for entry in (folder / "data" / "prepared").glob("*"):
+        for entry in (folder / "data" / "prepared").glob("[!.]*"):
             assert {p.name for p in entry.iterdir()} == {"ids.bin", "meta.json"}
     finally:
         shutil.rmtree(folder)
