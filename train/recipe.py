@@ -154,7 +154,8 @@ def _network(facts: Facts, length: int) -> ModelConfig:
     borne = 25 * length  # P: 0.4M at 20 KB, with dropout
     chosen = _SIZES[0]
     for layers, width, embedding in _SIZES:
-        parameters = layers * 8 * width * width + facts.symbols * (width + embedding)
+        recurrent = 4 * width * (embedding + width) + (layers - 1) * 8 * width * width
+        parameters = recurrent + facts.symbols * (width + embedding)
         if parameters <= min(affordable, max(borne, 400_000)):
             chosen = layers, width, embedding
     layers, width, embedding = chosen
