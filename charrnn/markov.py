@@ -125,7 +125,7 @@ def named_source(name: str) -> MarkovSource | None:
     if len(fields) not in (2, 3) or not all(field.isascii() and field.isdigit() for field in fields):
         raise CorpusError(f"{name!r} names no random source; {form}")
     if any(len(field) > _MOST_DIGITS for field in fields):
-        raise CorpusError(f"{name!r} has a number of more than {_MOST_DIGITS} digits; {form}")
+        raise CorpusError(f"{name[:40]!r}... has a number of more than {_MOST_DIGITS} digits; {form}")
     order, seed, chars = (*map(int, fields), DEFAULT_CHARS)[:3]
     if order > HIGHEST_ORDER:
         raise CorpusError(f"{name!r} has order {order}, and {HIGHEST_ORDER} is the highest; {form}")

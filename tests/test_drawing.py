@@ -98,7 +98,7 @@ def test_one_call_without_uniforms_is_a_plain_step(engine):
     state = dict(zip(names[1:], engine.zero_state(3), strict=True))
     logits, *after, ids = session.run(None, {"ids": np.zeros((3, 4), np.int64), **state})
     assert (logits.shape, ids.shape) == ((3, 4, len(CHARS)), (3, 0))
-    theirs, theirs_after = engine.step(np.zeros((3, 4)), engine.zero_state(3))
+    theirs, theirs_after = engine.step(np.zeros((3, 4), np.int64), engine.zero_state(3))
     for part, other in zip([logits, *after], [theirs, *theirs_after], strict=True):
         np.testing.assert_array_equal(part, other)
 

@@ -99,8 +99,9 @@ def test_a_corpus_by_such_a_name_is_that_text(tmp_path):
     corpus = prepare(DataConfig(source="markov:1:3:5000", cache_dir=str(tmp_path)))
     assert corpus.vocab.decode(corpus.ids) == text_of(MarkovSource(1, 3, 5000))
     assert corpus.name == "markov-1-3-5000"
-    [entropy, limit] = entropy_lines(corpus)
+    [entropy, baseline, limit] = entropy_lines(corpus)
     assert "counted" not in entropy
+    assert "Kneser-Ney" in baseline
     assert f"{MarkovSource(1, 3).entropy_rate:.4f} bits/char" in limit
 
 
