@@ -56,7 +56,8 @@ def new_lines(start: StartingPoint) -> list[str]:
     if not start.new:
         return []
     names = listing([repr(c) for c in start.new], 20)
-    return [f"new       {len(start.new)} character(s) that the given weights lack start from their plain forms or the mean: {names}"]
+    what = f"{len(start.new)} character(s) that the given weights lack start from their plain forms or the mean"
+    return [f"new       {what}: {names}"]
 
 
 def baseline(corpus: Corpus) -> float | None:
