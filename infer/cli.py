@@ -16,7 +16,15 @@ from typing import Annotated, Any
 import typer
 
 from charrnn import __version__
-from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_FAULT, CharRNNError, ConfigError, listing
+from charrnn.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_USER_FAULT,
+    CharRNNError,
+    ConfigError,
+    listing,
+    user_error,
+)
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -292,7 +300,7 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.format_message().rstrip('.')}; see: {command} --help")
     except OSError as error:
         if error.errno not in _OUTPUT_ERRORS:
-            raise
+            return _fail(str(user_error(error)))
         _abandon_output()
         return _fail(f"cannot write to standard output: {error.strerror}")
     except MemoryError:
