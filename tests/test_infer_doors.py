@@ -13,6 +13,7 @@ from tiny_models import write_model
 
 import infer.bench
 import infer.ui
+from charrnn.errors import ConfigError
 from charrnn.vocab import Vocab
 from infer.cli import run
 
@@ -75,7 +76,12 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(infer.bench, "_TURN_S", 0.001)
     monkeypatch.setattr(infer.bench, "_LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(infer.bench, "start_up", lambda path: dict.fromkeys(("imports", "load", "first", "whole"), 0.1))
-    monkeypatch.setattr(infer.ui, "build_page", lambda models: pytest.fail("the page was built for bad arguments"))
+    monkeypatch.setattr(infer.ui, "build_page", unserved)
+
+
+def unserved(models):
+    """Ends `infer ui` where its arguments are good after all: an option given twice counts the second time."""
+    raise ConfigError("a page that is not served in this test")
 
 
 def arguments(rng, places) -> list[str]:
@@ -210,7 +216,9 @@ GOOD = ["small.onnx", "a", 5, 0.8, 0, 1, "1"]
 )
 def test_only_what_the_page_itself_asks_for_is_answered(page, method, path, body, headers, status):
     body = call(page, body) if isinstance(body, list) else body
-    assert ask(page, method, path, body, **headers) == status
+    answer = ask(page, method, path, body, **headers)
+    # 0: the server closed the connection before all of a large body was sent.
+    assert answer == status or (status == 413 and answer == 0)
 
 
 def try_requests(count, seed, page, capfd):
