@@ -23,7 +23,6 @@ from charrnn.errors import (
     CharRNNError,
     ConfigError,
     listing,
-    user_error,
 )
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
@@ -300,7 +299,7 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.format_message().rstrip('.')}; see: {command} --help")
     except OSError as error:
         if error.errno not in _OUTPUT_ERRORS:
-            return _fail(str(user_error(error)))
+            raise
         _abandon_output()
         return _fail(f"cannot write to standard output: {error.strerror}")
     except MemoryError:

@@ -23,7 +23,8 @@ class Models:
     """
 
     def __init__(self, model: str | os.PathLike[str] | None = None, folder: Path | None = None) -> None:
-        if folder is not None and not folder.is_dir():
+        # Unlike Path's, these take a name that the system refuses for one that is not there.
+        if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
             raise ConfigError(f"{folder} is not a folder; name one that holds .onnx files")
         self._model = default_model() if model is None else Path(model)
         self._folder = _FOLDER if folder is None else folder
@@ -44,7 +45,7 @@ class Models:
         if name not in self.names():
             raise ModelFileError(f"there is no model {name!r} any more; reload the page to see those there are")
         path = self._model if name == self.first else self._folder / name
-        written = path.stat().st_mtime_ns if path.is_file() else 0
+        written = path.stat().st_mtime_ns if os.path.isfile(path) else 0  # noqa: PTH113
         return self._load(path, written)
 
     def _name(self, path: Path) -> str:
@@ -52,7 +53,7 @@ class Models:
         folder, path = self._folder.resolve(), path.parent.resolve() / path.name
         if path.is_relative_to(folder):
             return path.relative_to(folder).as_posix()
-        return str(path) if (folder / path.name).exists() else path.name
+        return str(path) if os.path.exists(folder / path.name) else path.name  # noqa: PTH110
 
 
 def _opened(path: Path) -> Engine:
