@@ -133,7 +133,7 @@ def test_commands_answer_any_arguments_or_say_in_a_line_what_is_wrong(places, qu
 @pytest.mark.slow
 def test_commands_answer_many_more_arguments(places, quick, capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
-    try_commands(10_000, 18, places, capfd)
+    try_commands(1_500, 18, places, capfd)
 
 
 # ---- the page
