@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from charrnn.config import RunConfig, load_config
-from charrnn.corpus import prepare
-from train.processes import make_accelerator, set_threads
-from train.recorder import Recorder
-from train.resume import StartingPoint
+from charrnn.data.corpus import prepare
+from train.checkpoint.resume import StartingPoint
+from train.distributed.setup import make_accelerator, set_threads
+from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
 BATCHES_OF_TEXT = 64

@@ -1,7 +1,7 @@
 """Logits to probabilities to ids: temperature, top-k, top-p and their like, and the loop that generates. numpy only.
 
 One implementation serves the trainer's samples, the command line and the page; model files carry the same rules in
-their graph (train/graph.py), and the tests hold the two together. Letters: B batch, V vocabulary size.
+their graph (train/export/onnx_graph.py), and the tests hold the two together. Letters: B batch, V vocabulary size.
 """
 
 import math

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from charrnn.storage import byte_bar, say
+from charrnn.io import byte_bar, say
 
 if sys.platform == "win32":
     import msvcrt

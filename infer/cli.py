@@ -247,7 +247,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 7860,
 ) -> None:
     """Serve a page that writes text (needs: pip install 'charrnn[ui]')."""
-    from infer.ui import serve
+    from infer.ui.app import serve
 
     serve(model, models, host, port)
 

@@ -20,8 +20,8 @@ from charrnn.errors import ModelFileError, SamplingError, listing
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Unknown, Vocab
 from infer.cores import free_cores
-from infer.limits import MEMORY_BYTES, is_memory, told
-from infer.model_file import brief, default_model, open_model
+from infer.model_file.loader import brief, default_model, open_model
+from infer.model_file.session import MEMORY_BYTES, is_memory, told
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from charrnn.storage import MARKER
+from charrnn.io import MARKER
 
 
 def names_in(folder: Path | str) -> list[str]:

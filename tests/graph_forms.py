@@ -1,4 +1,4 @@
-"""The forms that nodes have in files of every kind that train/graph.py writes; run it to write infer/graph_forms.py."""
+"""The forms of nodes in every kind of file that train.export writes; run it to write infer/model_file/graph_forms.py."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ from format_1 import format_1
 from tiny_models import CHARS, model_bytes
 
 from charrnn.vocab import Vocab
-from infer import Engine, graph_forms, onnx_scan
+from infer import Engine
+from infer.model_file import graph_forms
+from infer.model_file import validator as onnx_scan
 
 LARGE = [chr(i) for i in range(0x4E00, 0x4E00 + 700)]
 VOCABS = {
@@ -31,7 +33,7 @@ FORMS = frozenset(
 '''
 MIDDLE = '''""".strip().splitlines()
 )
-# Of files that earlier states of train/graph.py wrote, in format version 2.
+# Of files that earlier states of train/export/onnx_graph.py wrote, in format version 2.
 EARLIER = frozenset(
     """
 '''
@@ -74,7 +76,7 @@ def forms_of(data: bytes, path: Path) -> set[str]:
 
 
 def source(forms: set[str]) -> str:
-    """infer/graph_forms.py with these forms."""
+    """infer/model_file/graph_forms.py with these forms."""
     earlier = sorted(graph_forms.EARLIER)
     return HEAD + "\n".join(sorted(forms)) + "\n" + MIDDLE + "\n".join(earlier) + "\n" + TAIL
 

@@ -25,18 +25,18 @@ import training
 from torch import Tensor
 from training import ListRecorder, some_text, tiny_config
 
-from charrnn.checkpoint import load_newest, step_folders
 from charrnn.config import RunConfig
-from charrnn.corpus import prepare
+from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError
 from charrnn.windows import Batch
+from train.checkpoint.format import load_newest, step_folders
+from train.distributed.collectives import Notice, Ranks
+from train.distributed.setup import check_processes, make_accelerator
+from train.distributed.signals import StopSignals
+from train.distributed.watchdog import Watchdog, shared_store
 from train.main import leave
-from train.processes import check_processes, make_accelerator
-from train.ranks import Notice, Ranks
 from train.run import find_start
-from train.signals import StopSignals
 from train.trainer import Trainer
-from train.watchdog import Watchdog, shared_store
 
 RANK = int(os.environ.get("RANK", "0"))
 HUNG_S = 200  # a worker that has not ended by then prints all its stacks and dies

@@ -25,10 +25,10 @@ from training import ListRecorder, some_text, tiny_config
 
 import train.evaluate
 from charrnn.config import RunConfig
-from charrnn.corpus import prepare
+from charrnn.data.corpus import prepare
 from charrnn.windows import EvalBatch
+from train.distributed.setup import make_accelerator
 from train.main import leave
-from train.processes import make_accelerator
 from train.trainer import Trainer
 
 CELLS = ("GRU", "LSTM")

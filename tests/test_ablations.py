@@ -1,12 +1,12 @@
-"""benchmarks/ablations.py: a variant differs from the base in what it names, and the table says by how much."""
+"""benchmarks/quality/ablations.py: a variant differs from the base in what it names, and the table says by how much."""
 
 import re
 
-import ablations
 import pytest
 from training import some_text
 from typer.testing import CliRunner
 
+from benchmarks.quality import ablations
 from charrnn.config import load_config
 
 CONFIG = """

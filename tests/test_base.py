@@ -8,12 +8,12 @@ import torch
 from training import make_trainer, some_text, tiny_config
 
 import train.base
-from charrnn.checkpoint import load, load_for_inference
 from charrnn.errors import CheckpointError
 from infer.engine import Engine
 from train.base import base_folder, shrink
-from train.export import export_checkpoint
-from train.resume import plain_form
+from train.checkpoint.format import load, load_for_inference
+from train.checkpoint.resume import plain_form
+from train.export.exporter import export_checkpoint
 
 TINY = ["model.rnn=LSTM", "model.layer_norm=true"]
 

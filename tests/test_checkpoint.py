@@ -17,7 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import make_trainer, some_text, tiny_config
 
-from charrnn.checkpoint import (
+from charrnn.config import ModelConfig, RunConfig
+from charrnn.data.corpus import prepare
+from charrnn.errors import CheckpointError
+from charrnn.model.rnn import CharRNN
+from charrnn.vocab import Vocab
+from train.checkpoint.format import (
     MANIFEST,
     Checkpoint,
     load,
@@ -29,13 +34,8 @@ from charrnn.checkpoint import (
     save_step,
     step_folders,
 )
-from charrnn.config import ModelConfig, RunConfig
-from charrnn.corpus import prepare
-from charrnn.errors import CheckpointError
-from charrnn.model import CharRNN
-from charrnn.vocab import Vocab
+from train.checkpoint.resume import starting_point
 from train.optimizer import make_optimizer
-from train.resume import starting_point
 
 CONFIG = RunConfig(model=ModelConfig(embedding_dim=4, hidden_dim=6, num_layers=2))
 VOCAB = Vocab.of_chars("abc\n")

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import COMPRESSORS
 
-from charrnn import compressed, storage
-from charrnn.compressed import compression_of, unpacked
+from charrnn import io as storage
+from charrnn.data import compressed
+from charrnn.data.compressed import compression_of, unpacked
 from charrnn.errors import CorpusError
-from charrnn.storage import Advance
+from charrnn.io import Advance
 
 KINDS = {"gz": "gzip", "bz2": "bzip2", "xz": "xz", "zst": "Zstandard"}
 RAW = random.Random(1).randbytes(3000) + b"text\n" * 2000
@@ -136,7 +137,7 @@ def test_nothing_of_the_extra_is_imported_before_it_is_needed(tmp_path: Path) ->
     import sys
 
     code = (
-        "import sys; from charrnn.sources import find_source; from pathlib import Path;"
+        "import sys; from charrnn.data.sources import find_source; from pathlib import Path;"
         f"open({str(tmp_path / 'a.txt')!r}, 'w').write('text'); find_source({str(tmp_path / 'a.txt')!r}, Path('data'));"
         "assert not {'zstandard', 'pyarrow', 'datasets'} & set(sys.modules)"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from infer import Engine, cores, engine
 from infer.engine import fitting_threads
-from infer.model_file import default_model
+from infer.model_file.loader import default_model
 
 ROOT = Path(__file__).parent.parent
 

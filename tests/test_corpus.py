@@ -17,16 +17,16 @@ from folders import names_in
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from charrnn import alphabet, cache, segments
-from charrnn import corpus as module
-from charrnn.cache import Entry
 from charrnn.config import DataConfig
-from charrnn.corpus import Corpus, prepare
-from charrnn.decoding import Rules
+from charrnn.data import alphabet, cache, segments
+from charrnn.data import corpus as module
+from charrnn.data.cache import Entry
+from charrnn.data.corpus import Corpus, prepare
+from charrnn.data.decoding import Rules
+from charrnn.data.parts import Part, plain_part
+from charrnn.data.sources import Source
 from charrnn.errors import CorpusError
-from charrnn.parts import Part, plain_part
-from charrnn.sources import Source
-from charrnn.storage import Advance
+from charrnn.io import Advance
 
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
 
@@ -462,7 +462,7 @@ def test_the_environments_mirror_stands_in_for_an_empty_one(here: Path, monkeypa
         return [here / "novel.txt"]
 
     (here / "novel.txt").write_text(VERSE)
-    monkeypatch.setattr("charrnn.sources.fetch", record)
+    monkeypatch.setattr("charrnn.data.sources.fetch", record)
     monkeypatch.setenv("CHARRNN_DATA_MIRROR", "/from/environment")
     prepare(DataConfig(source="text8"))
     prepare(DataConfig(source="text8", mirror="/from/config"))

@@ -14,12 +14,12 @@ from training import some_text
 from typer.testing import CliRunner
 
 import train.run
-from charrnn import inspection
 from charrnn.config import RunConfig
-from charrnn.corpus import prepare
+from charrnn.data import inspect as inspection
+from charrnn.data.corpus import prepare
 from charrnn.errors import CorpusError
 from train import main
-from train.batches import window_plan
+from train.dataloader import window_plan
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -99,10 +99,10 @@ def test_training_commands_prepare_their_corpus(line: str, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("reader")
-@pytest.mark.parametrize("line", [line for line in LINES if "charrnn.corpus" in line])
+@pytest.mark.parametrize("line", [line for line in LINES if "charrnn.data" in line])
 def test_a_corpus_can_be_looked_at_as_shown(line: str) -> None:
     words = shlex.split(line)
-    assert words[:4] == ["python", "-m", "charrnn.corpus", "inspect"]
+    assert words[:4] == ["python", "-m", "charrnn.data", "inspect"]
     result = CliRunner().invoke(inspection.app, words[3:], catch_exceptions=False)
     assert result.exit_code == 0
     for part in ("entropy", "split", "lines"):
@@ -110,7 +110,7 @@ def test_a_corpus_can_be_looked_at_as_shown(line: str) -> None:
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here() -> None:
-    assert [line for line in LINES if "train/main.py" not in line and "charrnn.corpus inspect" not in line] == []
+    assert [line for line in LINES if "train/main.py" not in line and "charrnn.data inspect" not in line] == []
 
 
 def test_every_kind_of_source_has_its_row() -> None:

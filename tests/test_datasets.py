@@ -17,12 +17,13 @@ import pytest
 from folders import names_in
 from loopback import Site, closed_port, serve
 
-from charrnn import datasets, download, originals
 from charrnn.config import DataConfig
-from charrnn.corpus import prepare
-from charrnn.datasets import DATASETS, SHAKESPEARE_WORKS, Dataset, clean_shakespeare, fetch
+from charrnn.data import download, originals
+from charrnn.data import named as datasets
+from charrnn.data.corpus import prepare
+from charrnn.data.named import DATASETS, SHAKESPEARE_WORKS, Dataset, clean_shakespeare, fetch
+from charrnn.data.originals import Original
 from charrnn.errors import CorpusError
-from charrnn.originals import Original
 
 TEXT = b"To be, or not to be\n" * 500
 README = Path(__file__).parent.parent / "data" / "README.md"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn.decoding import Form, Piece, Rules, TextDecoder, detected, last_cut, last_cut_of_utf8, starts_anew
+from charrnn.data.decoding import Form, Piece, Rules, TextDecoder, detected, last_cut, last_cut_of_utf8, starts_anew
 from charrnn.errors import CorpusError
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -145,7 +145,7 @@ def test_half_a_surrogate_pair_in_a_record_is_refused_or_replaced() -> None:
 
 
 def test_marks_without_end_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.decoding._MOST_HELD", 100)
+    monkeypatch.setattr("charrnn.data.decoding._MOST_HELD", 100)
     with pytest.raises(CorpusError, match=r"more than 100 characters up to byte .* in form NFC; .*data.normalize=none"):
         decoded("\u0301".encode() * 200, 10, Rules(normalize="NFC"))
 

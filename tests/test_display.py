@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from train.display import Display, format_duration
+from train.tracking.console import Display, format_duration
 
 RECORD = {"train/loss": 1.8324, "train/bpc": 2.6436, "train/chars_per_s": 18032.4, "train/lr": 0.002}
 EVALUATION = {

@@ -18,13 +18,13 @@ import onnxruntime
 import pytest
 import torch
 
-from charrnn.checkpoint import Checkpoint
 from charrnn.config import ModelConfig, RunConfig, field_names
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from charrnn.vocab import Vocab
-from infer import model_file
 from infer.engine import Engine
-from train import export
+from infer.model_file import loader as model_file
+from train.checkpoint.format import Checkpoint
+from train.export import exporter as export
 
 ROOT = Path(__file__).resolve().parent.parent
 HOW_IT_WORKS = ROOT / "docs" / "how-it-works.md"

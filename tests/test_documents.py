@@ -17,10 +17,10 @@ from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer.cli import app
 from infer.engine import Engine, _Writer
-from infer.graph_forms import FORMS
+from infer.model_file.graph_forms import FORMS
 from infer.scoring import read_text, score
 from train.evaluate import sample_text
-from train.export import export
+from train.export.exporter import export
 from train.trainer import Trainer
 
 END = "\0"

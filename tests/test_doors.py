@@ -16,14 +16,15 @@ import pytest
 from doors import enter, explained, is_one_line, mutated, nasty, words, write
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
-from charrnn import inspection
 from charrnn.config import load_config
-from charrnn.corpus import prepare
-from charrnn.download import DownloadError
+from charrnn.data import inspect as inspection
+from charrnn.data.corpus import prepare
+from charrnn.data.download import DownloadError
 from charrnn.errors import CharRNNError, ConfigError
-from train import evaluate, export, main
-from train.batches import window_plan
-from train.processes import check_processes
+from train import evaluate, main
+from train.dataloader import window_plan
+from train.distributed.setup import check_processes
+from train.export import exporter as export
 
 ROOT = Path(__file__).parent.parent
 LONG = pytest.mark.slow
@@ -49,8 +50,8 @@ def shared(tmp_path_factory):
 def here(shared, monkeypatch):
     monkeypatch.chdir(shared)
     monkeypatch.setenv("HOME", str(shared))
-    monkeypatch.setattr("charrnn.download.urllib.request.urlopen", refuse)
-    monkeypatch.setattr("charrnn.originals._run_package_client", without_network)
+    monkeypatch.setattr("charrnn.data.download.urllib.request.urlopen", refuse)
+    monkeypatch.setattr("charrnn.data.originals._run_package_client", without_network)
     fresh_accelerator()
     return shared
 

@@ -10,8 +10,8 @@ import pytest
 from folders import names_in
 from loopback import Site, closed_port, serve
 
-from charrnn import download as module
-from charrnn.download import DownloadError, download, is_url
+from charrnn.data import download as module
+from charrnn.data.download import DownloadError, download, is_url
 from charrnn.errors import CorpusError
 
 CONTENT = bytes(range(256)) * 1000

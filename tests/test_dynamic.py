@@ -8,11 +8,11 @@ import torch
 from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
-from charrnn.checkpoint import load_for_inference
 from charrnn.errors import ConfigError, CorpusError
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from train import evaluate as evaluation
-from train.batches import IdSource
+from train.checkpoint.format import load_for_inference
+from train.dataloader import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss, mean_squares
 from train.evaluate import evaluate_checkpoint
 from train.texts import GivenText

@@ -7,14 +7,14 @@ import pytest
 import torch
 from training import fresh_accelerator, make_trainer, tiny_config
 
-from charrnn.checkpoint import load_for_inference
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from charrnn.windows import rank_slice, stream_batch, window_batches
 from infer.engine import Engine
 from infer.scoring import evaluate as numpy_evaluate
-from train.batches import IdSource
+from train.checkpoint.format import load_for_inference
+from train.dataloader import IdSource
 from train.evaluate import evaluate, nll_sum, sample_text
-from train.export import export_checkpoint
+from train.export.exporter import export_checkpoint
 
 
 @pytest.fixture(scope="module")

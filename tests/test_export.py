@@ -12,16 +12,16 @@ import pytest
 import torch
 from training import make_trainer, tiny_config
 
-from charrnn.checkpoint import load_for_inference
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.errors import ExportError
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from charrnn.sampling import probabilities
 from charrnn.vocab import Vocab
 from infer.engine import Engine
-from train import export
-from train.export import export_checkpoint, export_model, metadata_of
-from train.graph import build_onnx
+from train.checkpoint.format import load_for_inference
+from train.export import exporter as export
+from train.export.exporter import export_checkpoint, export_model, metadata_of
+from train.export.onnx_graph import build_onnx
 
 VOCAB = Vocab.of_chars("abcdefg\n")
 METADATA = {

@@ -16,12 +16,12 @@ import pytest
 from loopback import Site, serve
 from packed import COMPRESSORS, json_lines, write, write_parquet, write_zip
 
-from charrnn import compressed
 from charrnn.config import DataConfig
-from charrnn.corpus import prepare
+from charrnn.data import compressed
+from charrnn.data.corpus import prepare
+from charrnn.data.parts import Part
+from charrnn.data.sources import Source, find_source
 from charrnn.errors import CorpusError
-from charrnn.parts import Part
-from charrnn.sources import Source, find_source
 
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
 
@@ -173,7 +173,7 @@ def test_a_cut_archive_is_refused(cut: int) -> None:
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(method: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressed, "UNSUSPECTED_BYTES", 1 << 20)
     write_zip("bomb.zip", {"zeros.txt": bytes(8 << 20)}, method)
-    monkeypatch.setattr("charrnn.archives.read_member", None)
+    monkeypatch.setattr("charrnn.data.archives.read_member", None)
     with pytest.raises(CorpusError, match=r"bomb.zip/zeros.txt unpacks to more than 500 times its size"):
         find("bomb.zip")
 
@@ -236,7 +236,7 @@ def test_surrogate_pairs_are_one_character() -> None:
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.records.LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("charrnn.data.records.LONGEST_LINE", 1 << 20)
     write("books.jsonl.gz", gzip.compress(b'{"text": "' + bytes(60 << 20)))
     with pytest.raises(CorpusError, match=r"books.jsonl.gz, line 1: longer than 1 MiB"):
         text_of("books.jsonl.gz")
@@ -244,7 +244,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: p
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 100])
 def test_lines_may_end_anywhere_in_what_is_read(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.storage.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("charrnn.io.CHUNK_BYTES", chunk_bytes)
     raw = b'\xef\xbb\xbf{"text": "one"}\r\n\n{"text": "tw\xc3\xb6"}'
     assert content(find(str(write("books.jsonl", raw)))) == [["one", "tw\u00f6"]]
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from charrnn.config import ModelConfig
-from charrnn.gru import gru_layer, pays, run_gru
-from charrnn.model import CharRNN, NextCharLoss
+from charrnn.model.gru_cpu import gru_layer, pays, run_gru
+from charrnn.model.rnn import CharRNN, NextCharLoss
 
 SIZES = [(1, 1, 2, 1, 1), (3, 5, 2, 4, 1), (2, 7, 6, 3, 3)]  # B, T, I, H, L
 
@@ -29,7 +29,7 @@ def both(batch, steps, inputs, width, layers, dtype=torch.float64):
 @pytest.mark.parametrize("cached", [1, 18, 2**17])  # one step at a time, a few and a rest, all at once
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_outputs_states_and_all_gradients_are_those_of_nn_gru(sizes, cached, monkeypatch):
-    monkeypatch.setattr("charrnn.gru._CACHED", cached)
+    monkeypatch.setattr("charrnn.model.gru_cpu._CACHED", cached)
     for theirs, ours in both(*sizes):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -89,7 +89,7 @@ def test_the_model_trains_with_it_and_evaluates_without(monkeypatch):
     model = CharRNN(ModelConfig(embedding_dim=4, hidden_dim=8), 11)
     window = torch.randint(0, 11, (2, 6))
     used = []
-    monkeypatch.setattr("charrnn.model.run_gru", lambda *args: used.append(args) or run_gru(*args))
+    monkeypatch.setattr("charrnn.model.rnn.run_gru", lambda *args: used.append(args) or run_gru(*args))
     loss, _ = NextCharLoss(model)(window, model.zero_state(2))
     assert len(used) == 1
     with torch.no_grad():

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import CHARS, metadata, model_bytes, run_config
 
-import infer.graph_forms
+import infer.model_file.graph_forms
 from charrnn.errors import ModelFileError
-from infer import Engine, limits, onnx_scan
-from infer.graph_forms import FORMS
+from infer import Engine
+from infer.model_file import session as limits
+from infer.model_file import validator as onnx_scan
+from infer.model_file.graph_forms import FORMS
 
 CELLS = ("GRU", "LSTM")
 WHOLE = {f"{rnn} {precision}": model_bytes(rnn=rnn, precision=precision, num_layers=1)
@@ -192,10 +194,10 @@ def test_operators_and_parts_that_no_charrnn_file_has_are_refused(tmp_path, chan
 
 
 def test_the_forms_allowed_are_those_that_files_have(tmp_path):
-    """Written anew by `python tests/graph_forms.py` when train/graph.py changes."""
+    """Written anew by `python tests/graph_forms.py` when train/export/onnx_graph.py changes."""
     found = set().union(*(graph_forms.forms_of(data, tmp_path / "m.onnx") for _, data in graph_forms.files()))
     assert found - FORMS == FORMS - found == set()
-    assert Path(infer.graph_forms.__file__).read_text(encoding="utf-8") == graph_forms.source(found)
+    assert Path(infer.model_file.graph_forms.__file__).read_text(encoding="utf-8") == graph_forms.source(found)
 
 
 def test_counts_that_are_allowed_leave_little_above_those_that_files_have():

@@ -11,9 +11,9 @@ import pytest
 from packed import json_lines, write, write_parquet
 
 from charrnn.config import DataConfig
-from charrnn.corpus import prepare
+from charrnn.data.corpus import prepare
+from charrnn.data.sources import Source, find_source
 from charrnn.errors import CorpusError
-from charrnn.sources import Source, find_source
 
 TEXTS = [f"text number {number}\n" for number in range(2300)]
 
@@ -104,7 +104,8 @@ def test_a_folder_that_is_no_dataset_is_refused() -> None:
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_hub_it_ends_soon_and_says_what_to_do(offline: bool, tmp_path: Path) -> None:
     code = (
-        "from charrnn.sources import find_source; from charrnn.errors import CorpusError; from pathlib import Path\n"
+        "from charrnn.data.sources import find_source; from charrnn.errors import CorpusError\n"
+        "from pathlib import Path\n"
         "try: find_source('hf:nobody/nothing', Path('data'), progress=True)\n"
         "except CorpusError as error: print(error)"
     )

@@ -20,7 +20,7 @@ from tiny_models import CHARS, model_bytes, random_weights, run_config, write_mo
 
 import charrnn
 import infer.bench
-import infer.model_file
+import infer.model_file.loader
 from charrnn.vocab import Vocab
 from infer import Engine
 from infer.cli import run
@@ -174,7 +174,7 @@ def test_stats_go_to_stderr_and_name_a_seed_that_gives_the_text_again(cli, model
 
 
 def test_the_shipped_model_is_the_default(cli, model, monkeypatch):
-    monkeypatch.setattr(infer.model_file, "DEFAULT_MODELS", (Path(model),))
+    monkeypatch.setattr(infer.model_file.loader, "DEFAULT_MODELS", (Path(model),))
     assert cli("generate", "-n", 30, "--seed", 1).out == cli("generate", "-m", model, "-n", 30, "--seed", 1).out
     assert model in cli("info").out
 
@@ -718,7 +718,7 @@ def test_bench_measures_a_model_of_documents_that_end_at_once(tmp_path):
     assert infer.bench.start_up(str(write_model(tmp_path / "m.onnx", vocab, weights=weights)))["first"] > 0
 
 
-@pytest.mark.parametrize("module", ["train.main", "charrnn.corpus"])
+@pytest.mark.parametrize("module", ["train.main", "charrnn.data"])
 def test_training_on_a_base_install_names_the_extra(shell, tmp_path, module):
     (tmp_path / "pydantic.py").write_text("raise ModuleNotFoundError(\"No module named 'pydantic'\", name='pydantic')")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])

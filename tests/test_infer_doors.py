@@ -12,7 +12,7 @@ from doors import bounded, check_command, generator
 from tiny_models import write_model
 
 import infer.bench
-import infer.ui
+import infer.ui.app
 from charrnn.errors import ConfigError
 from charrnn.vocab import Vocab
 from infer.cli import run
@@ -76,7 +76,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(infer.bench, "_TURN_S", 0.001)
     monkeypatch.setattr(infer.bench, "_LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(infer.bench, "start_up", lambda path: dict.fromkeys(("imports", "load", "first", "whole"), 0.1))
-    monkeypatch.setattr(infer.ui, "build_page", unserved)
+    monkeypatch.setattr(infer.ui.app, "build_page", unserved)
 
 
 def unserved(models):
@@ -160,8 +160,8 @@ FILES = {"path": "http://192.0.2.1/x", "url": "http://192.0.2.1/x", "meta": {"_t
 def page(tmp_path_factory):
     """The page's address."""
     pytest.importorskip("gradio", reason="the extra ui is not installed")
-    from infer.page_models import Models
-    from infer.ui import build_page, launch_options
+    from infer.ui.app import build_page, launch_options
+    from infer.ui.models import Models
 
     path = write_model(tmp_path_factory.mktemp("page") / "small.onnx")
     blocks = build_page(Models(path, path.parent))

@@ -1,4 +1,4 @@
-"""python -m charrnn.corpus inspect, against plain counting."""
+"""python -m charrnn.data inspect, against plain counting."""
 
 import json
 import math
@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from charrnn import entropy, lines
-from charrnn.inspection import app
+from charrnn.data import lines
+from charrnn.data import stats as entropy
+from charrnn.data.inspect import app
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,7 +88,7 @@ def test_the_page_tells_what_the_json_does(tmp_path, monkeypatch):
 
 
 def test_a_random_sources_limit_is_told_and_a_fault_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "charrnn.corpus", "inspect"]
+    command = [sys.executable, "-m", "charrnn.data", "inspect"]
     options = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": ""}, "capture_output": True, "text": True}
     done = subprocess.run([*command, "markov:1:1:5000"], check=True, **options)
     assert "the source's exact entropy rate" in done.stdout
@@ -97,5 +98,5 @@ def test_a_random_sources_limit_is_told_and_a_fault_is_one_line(tmp_path):
 
 
 def test_inspecting_needs_no_torch():
-    code = "import sys, charrnn.inspection; sys.exit('torch' in sys.modules)"
+    code = "import sys, charrnn.data.inspect; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

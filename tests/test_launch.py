@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 import train.run
 from charrnn import errors
-from charrnn.checkpoint import load_newest
 from charrnn.config import load_config
 from train import main
+from train.checkpoint.format import load_newest
 
 LAUNCH = ROOT / "launch"
 FILES = sorted(LAUNCH.iterdir())

@@ -15,13 +15,13 @@ import pytest
 from folders import names_in
 
 from charrnn.errors import CheckpointError
-from train.lock import only_run_in
+from train.checkpoint.run_lock import only_run_in
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import sys
 from pathlib import Path
-from train.lock import only_run_in
+from train.checkpoint.run_lock import only_run_in
 
 with only_run_in(Path(sys.argv[1])):
     print("held", flush=True)

@@ -13,12 +13,12 @@ import pytest
 from training import fresh_accelerator, some_text, stopping_after
 from typer.testing import CliRunner
 
-from charrnn.checkpoint import load_newest
 from charrnn.config import RunConfig, load_config
 from charrnn.errors import PreemptedError, RunStoppedError
 from infer.engine import Engine
 from train import main as command
-from train.processes import check_processes, set_threads
+from train.checkpoint.format import load_newest
+from train.distributed.setup import check_processes, set_threads
 from train.run import run
 
 ROOT = Path(__file__).parent.parent

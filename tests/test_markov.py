@@ -8,15 +8,15 @@ import pytest
 from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
-from charrnn import markov
-from charrnn.checkpoint import load_for_inference
 from charrnn.config import DataConfig
-from charrnn.corpus import prepare
+from charrnn.data import markov
+from charrnn.data.corpus import prepare
+from charrnn.data.markov import ALPHABET, MarkovSource, named_source
 from charrnn.errors import CorpusError
-from charrnn.markov import ALPHABET, MarkovSource, named_source
 from infer.cli import app
-from train.export import export_checkpoint
-from train.report import entropy_lines
+from train.checkpoint.format import load_for_inference
+from train.export.exporter import export_checkpoint
+from train.tracking.summary import entropy_lines
 
 GOLDEN = {1: "ab\nfgeecdggfedagffcfd\neccbecdgagd\neacbea", 3: "gegbdcgagga\ndfag\necbcadfc\nacbabaab\nfc\ngb"}
 

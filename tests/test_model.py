@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
-from charrnn.model import CharRNN, WindowDropout, detach
+from charrnn.model.rnn import CharRNN, WindowDropout, detach
 
 CELLS = ("GRU", "LSTM")
 

@@ -1,4 +1,4 @@
-"""infer.model_file: which files are opened, and what is said of the others."""
+"""infer.model_file.loader: which files are opened, and what is said of the others."""
 
 import os
 import re
@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import model_bytes, write_model
 
-import infer.model_file
+import infer.model_file.loader
 from charrnn.errors import ModelFileError
 from infer import Engine
 
 
 def test_without_a_path_the_first_shipped_model_is_used(tmp_path, monkeypatch):
     places = (tmp_path / "absent.onnx", write_model(tmp_path / "m.onnx"), write_model(tmp_path / "later.onnx"))
-    monkeypatch.setattr(infer.model_file, "DEFAULT_MODELS", places)
+    monkeypatch.setattr(infer.model_file.loader, "DEFAULT_MODELS", places)
     assert Engine().path == places[1]
-    monkeypatch.setattr(infer.model_file, "DEFAULT_MODELS", places[:1])
+    monkeypatch.setattr(infer.model_file.loader, "DEFAULT_MODELS", places[:1])
     with pytest.raises(ModelFileError, match="no default model"):
         Engine()
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
 from charrnn.config import DataConfig, load_config
-from charrnn.corpus import prepare
+from charrnn.data.corpus import prepare
 from charrnn.errors import CharRNNError, CheckpointError, CorpusError
-from charrnn.storage import MARKER
+from charrnn.io import MARKER
 from charrnn.windows import WindowPlan
 from train.run import run
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from charrnn.config import ModelConfig, OptimConfig
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from train.optimizer import lr_at, make_optimizer
 
 

@@ -6,10 +6,10 @@ import pytest
 from training import fresh_accelerator, some_text, tiny_config
 
 from charrnn.config import load_config
-from charrnn.corpus import prepare
+from charrnn.data.corpus import prepare
+from charrnn.data.sources import find_source
 from charrnn.errors import ConfigError, CorpusError
-from charrnn.sources import find_source
-from train.lock import only_run_in
+from train.checkpoint.run_lock import only_run_in
 from train.run import run
 
 

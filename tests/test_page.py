@@ -32,8 +32,8 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from infer.page_models import Models  # noqa: E402
-from infer.ui import MOST_WAITING, build_page, launch_options  # noqa: E402
+from infer.ui.app import MOST_WAITING, build_page, launch_options  # noqa: E402
+from infer.ui.models import Models  # noqa: E402
 
 PATIENCE_S = 20
 PARTS = (

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charrnn.data.patterns import Choice, matches
 from charrnn.errors import CorpusError
-from charrnn.patterns import Choice, matches
 
 
 @pytest.mark.parametrize(

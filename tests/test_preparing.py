@@ -19,20 +19,21 @@ from folders import names_in
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from charrnn import cache, segments, turns
-from charrnn import corpus as module
-from charrnn.alphabet import RARE
+from charrnn import turns
 from charrnn.config import DataConfig
-from charrnn.corpus import Corpus, prepare
-from charrnn.decoding import Rules
-from charrnn.encoding import IdTable, encode, num_ids
+from charrnn.data import cache, segments
+from charrnn.data import corpus as module
+from charrnn.data.alphabet import RARE
+from charrnn.data.corpus import Corpus, prepare
+from charrnn.data.decoding import Rules
+from charrnn.data.encode import IdTable, encode, num_ids
+from charrnn.data.parts import Part, plain_part
+from charrnn.data.scanning import scan
+from charrnn.data.sources import Source
+from charrnn.data.workers import Workers
 from charrnn.errors import CharRNNError, CorpusError, VocabError
-from charrnn.parts import Part, plain_part
-from charrnn.scanning import scan
-from charrnn.sources import Source
-from charrnn.storage import Advance, forget_pages
+from charrnn.io import Advance, forget_pages
 from charrnn.vocab import Vocab
-from charrnn.workers import Workers
 
 CHARACTERS = "ab \r\n\ufeffé\u0301\u0327가\u1100\u1161漢😀\0"
 texts = st.lists(st.text(st.sampled_from(CHARACTERS), max_size=40), min_size=1, max_size=3)
@@ -185,7 +186,7 @@ def test_a_script_without_a_guard_may_prepare_a_large_text(here: Path) -> None:
         "corpus.PARALLEL_BYTES, segments.TASK_BYTES = 1, 1000\n"
         "print(corpus.prepare(DataConfig(source='novel.txt')).num_chars)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
     done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, env=environment, cwd=here)
     assert (done.stdout, done.stderr) == ("7000\n", "")
 

@@ -5,7 +5,7 @@ from training import fresh_accelerator
 
 from charrnn.config import load_config
 from charrnn.errors import ConfigError
-from train.processes import check_joined, check_same_config, comparable, make_accelerator
+from train.distributed.setup import check_joined, check_same_config, comparable, make_accelerator
 
 
 def test_processes_that_accelerate_did_not_join_are_refused():

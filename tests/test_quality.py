@@ -4,8 +4,8 @@ import math
 import random
 
 import pytest
-from quality.any_text import cut, ppmd_loss, random_configuration
 
+from benchmarks.quality.any_text import cut, ppmd_loss, random_configuration
 from charrnn.config import UNSIZED, load_config
 
 

@@ -13,8 +13,8 @@ from tiny_models import CHARS, model_bytes, write_model
 
 from charrnn.errors import CorpusError, ExportError, ModelFileError
 from infer.engine import Engine
-from train import export
-from train.quantize import BLOCK, by_column, pack_columns
+from train.export import exporter as export
+from train.export.quantize import BLOCK, by_column, pack_columns
 from train.texts import GivenText
 
 matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from race import Clock, Limits, Reference, race, run_race, windows_loss
-from reference_transformer import Recipe, Shape, Transformer, TransformerTraining
 from training import tiny_config
 
-from charrnn.corpus import prepare
-from train.batches import IdSource
+from benchmarks.speed.race import Clock, Limits, Reference, race, run_race, windows_loss
+from benchmarks.speed.reference_transformer import Recipe, Shape, Transformer, TransformerTraining
+from charrnn.data.corpus import prepare
+from train.dataloader import IdSource
 
 CPU = torch.device("cpu")
 TINY = Shape(layers=2, heads=2, width=16, context=12)

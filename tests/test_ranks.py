@@ -16,9 +16,9 @@ from training import fresh_accelerator
 
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError, ConfigError, CorpusError, TrainingError
-from train.processes import check_processes
-from train.ranks import Agreed, Notice, Ranks, check_same_batch
-from train.resume import check_same_start
+from train.checkpoint.resume import check_same_start
+from train.distributed.collectives import Agreed, Notice, Ranks, check_same_batch
+from train.distributed.setup import check_processes
 
 KINDS = [CheckpointError, ConfigError, CorpusError, TrainingError]
 

@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
 LINES = [line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()]
 SHIPPED = ROOT / "checkpoints" / "shakespeare.onnx"
 TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py"
-PROGRAMS = ("python -m train.export", "python -m train.evaluate", "python -m charrnn.corpus")
+PROGRAMS = ("python -m train.export", "python -m train.evaluate", "python -m charrnn.data")
 TEST = "pip install -e '.[dev]' && pytest"
 
 

@@ -5,10 +5,10 @@ import shutil
 import pytest
 from training import ListRecorder, make_trainer, tiny_config
 
-from charrnn.checkpoint import BEST, load, step_folders
-from charrnn.corpus import prepare
+from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError
-from train.resume import starting_point
+from train.checkpoint.format import BEST, load, step_folders
+from train.checkpoint.resume import starting_point
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import torch
 from folders import names_in
 from training import ListRecorder, fresh_accelerator, make_trainer, tiny_config
 
-from charrnn import checkpoint as checkpoints
-from charrnn.checkpoint import load, load_for_inference, load_newest, step_folders
 from charrnn.errors import CheckpointError, TrainingError
 from train import main as command
-from train.recorder import Recorder
+from train.checkpoint import format as checkpoints
+from train.checkpoint.async_writer import Saver
+from train.checkpoint.format import load, load_for_inference, load_newest, step_folders
 from train.run import run
-from train.saver import Saver
 from train.state import capture
+from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
 ENDLESS = 30  # seconds; a wait that lasts so long has failed

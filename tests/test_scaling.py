@@ -1,4 +1,4 @@
-"""benchmarks/scaling.py: its arithmetic against hand-made numbers and a simulated ring, and the program as it runs."""
+"""benchmarks/scaling: its arithmetic against hand-made numbers and a simulated ring, and the program as it runs."""
 
 import json
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scaling
-import scaling_figures as figures
-import scaling_runs as runs
 from typer.testing import CliRunner
 
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import estimates as figures
+from benchmarks.scaling import runs
 from charrnn.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = ROOT / "benchmarks" / "scaling.py"
+PROGRAM = ROOT / "benchmarks" / "scaling" / "__main__.py"
 
 
 def simulated_ring(size, processes):
@@ -239,7 +239,7 @@ def check_rounds(report):
 
 
 def check_message(report):
-    from charrnn.model import CharRNN
+    from charrnn.model.rnn import CharRNN
 
     message, measured = report["message"], report["figures"]
     model = CharRNN(ModelConfig(rnn="GRU", hidden_dim=24, num_layers=1), 95)  # the printable ASCII characters

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from training import fresh_accelerator, some_text, tiny_config
 
-from charrnn.corpus import prepare
-from charrnn.download import without_credentials
+from charrnn.data.corpus import prepare
+from charrnn.data.download import without_credentials
 from charrnn.errors import CorpusError
-from train import recorder
-from train.batches import IdSource
+from train.dataloader import IdSource
 from train.run import run
+from train.tracking import recorder
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_token_is_written_nowhere_and_a_finished_run_opens_no_tracker(tmp_path
     fresh_accelerator()
     opened = []
     monkeypatch.setattr(recorder, "open_tracker", lambda t, *rest: opened.append((t.tracker, rest)))
-    monkeypatch.setattr("charrnn.sources.download", lambda url, target, **_: target.write_text(some_text()))
+    monkeypatch.setattr("charrnn.data.sources.download", lambda url, target, **_: target.write_text(some_text()))
     address = "https://user:secret@host/words.txt?token=secret"
     settings = ["train.max_steps=2", "sample.length=0", f"data.source={address}", "tracking.tracker=wandb"]
     config = tiny_config(tmp_path, settings)

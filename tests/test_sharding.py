@@ -21,7 +21,7 @@ from sharding_worker import CELLS, HALF, MODES, SMALL, STEPS, WORLDS
 import train.evaluate
 from charrnn.config import EvalConfig
 from charrnn.windows import WindowPlan, rank_slice, split_bounds
-from train.batches import window_plan
+from train.dataloader import window_plan
 
 TOLERANCE = 1e-5  # relative
 KINDS = list(itertools.product(CELLS, MODES))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, PreemptedError, RunStoppedError
-from train.signals import StopSignals, stop_error
+from train.distributed.signals import StopSignals, stop_error
 
 ROOT = Path(__file__).parent.parent
 STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
@@ -20,7 +20,7 @@ STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
 # Sent two signals, one after the other. What it waits in is given as PROGRAM's text.
 PROGRAM = """
 import ctypes, sys, threading, time
-from train.signals import StopSignals
+from train.distributed.signals import StopSignals
 
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 locked = threading.Lock()

@@ -14,11 +14,11 @@ from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
 import train.base
 import train.sizing
-from charrnn.checkpoint import load_newest
 from charrnn.config import ModelConfig, load_config
-from charrnn.corpus import prepare
+from charrnn.data.corpus import prepare
 from infer.engine import Engine
 from train.base import shrink
+from train.checkpoint.format import load_newest
 from train.probe import Speed, training_speed
 from train.run import run
 from train.sizing import Chosen, base_helps, initial_config

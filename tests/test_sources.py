@@ -12,10 +12,10 @@ import pytest
 from folders import names_in
 from loopback import Site, closed_port, serve
 
-from charrnn import sources
-from charrnn.datasets import DATASETS
+from charrnn.data import sources
+from charrnn.data.named import DATASETS
+from charrnn.data.sources import Source, find_source
 from charrnn.errors import CorpusError
-from charrnn.sources import Source, find_source
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_standard_input_is_refused_with_several_processes(monkeypatch: pytest.Mo
 
 
 def test_finding_and_preparing_a_corpus_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import charrnn.corpus"
+    code = "import sys; sys.modules['torch'] = None; import charrnn.data.corpus"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
 

@@ -10,16 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import reliability as program
-import reliability_blows as blows
-import reliability_inside as inside
-import reliability_runs as lives
 from training import make_trainer, tiny_config
 
-from charrnn.checkpoint import load_newest
+from benchmarks.reliability import __main__ as program
+from benchmarks.reliability import faults as blows
+from benchmarks.reliability import inject as inside
+from benchmarks.reliability import runs as lives
+from train.checkpoint.format import load_newest
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = ROOT / "benchmarks" / "reliability.py"
+PROGRAM = ROOT / "benchmarks" / "reliability" / "__main__.py"
 
 SLIDING_GRU = lives.CONFIG.replace("windows: carry", "windows: sliding").replace("rnn: LSTM", "rnn: GRU")
 

@@ -9,7 +9,8 @@ from training import make_trainer, some_text, tiny_config
 from typer.testing import CliRunner
 
 from charrnn.errors import ConfigError, ExportError
-from train import evaluate, export
+from train import evaluate
+from train.export import exporter as export
 from train.texts import GivenText
 
 

@@ -15,7 +15,7 @@ from wandb_log import nobody_logged_in, read_run
 from charrnn.config import TrackingConfig
 from charrnn.errors import PreemptedError
 from train.run import run
-from train.tracking import open_tracker
+from train.tracking.metrics_log import open_tracker
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from wandb_log import nobody_logged_in, read_run
 
 from charrnn.config import TrackingConfig
 from charrnn.errors import CheckpointError
-from train.tracking import MetricsLog, Tracker, open_tracker
+from train.tracking.metrics_log import MetricsLog, Tracker, open_tracker
 
 CONFIG = {"data": {"batch_size": 8}, "train": {"seed": 5}}
 
@@ -175,7 +175,7 @@ import sys
 from pathlib import Path
 from accelerate import PartialState
 from charrnn.config import TrackingConfig
-from train.tracking import open_tracker
+from train.tracking.metrics_log import open_tracker
 PartialState(cpu=True)
 tracker = open_tracker(TrackingConfig(tracker="wandb"), Path(sys.argv[1]), {}, 0)
 tracker.log({"train/loss": 1.0}, 1)
@@ -342,6 +342,6 @@ def test_no_tracker_imports_none(tmp_path):
     opened.log({"train/loss": 1.0}, 1)
     assert opened.finish({}, None, 1) == []
     assert not list(tmp_path.iterdir())
-    program = "import sys, train.tracking; assert not {'wandb', 'tensorboard', 'torch'} & set(sys.modules)"
+    program = "import sys, train.tracking.metrics_log; assert not {'wandb', 'tensorboard', 'torch'} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=60)

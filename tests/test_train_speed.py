@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from reference_loop import Network, SlidingWindows, losses
 
+from benchmarks.speed.reference_loop import Network, SlidingWindows, losses
 from charrnn.config import ModelConfig
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 
 
 @pytest.mark.parametrize("rnn", ["GRU", "LSTM"])

@@ -7,17 +7,17 @@ import pytest
 import torch
 from training import ListRecorder, make_trainer, some_text, tiny_config
 
-from charrnn.checkpoint import load_for_inference, load_newest, step_folders
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError, TrainingError
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from charrnn.vocab import Vocab
 from charrnn.windows import WindowPlan
 from infer import Engine
-from train.export import export_checkpoint
-from train.faults import out_of_memory
-from train.report import new_lines
-from train.resume import StartingPoint, refitted_weights
+from train.checkpoint.format import load_for_inference, load_newest, step_folders
+from train.checkpoint.resume import StartingPoint, refitted_weights
+from train.errors import out_of_memory
+from train.export.exporter import export_checkpoint
+from train.tracking.summary import new_lines
 
 CELLS = ("GRU", "LSTM")
 MODES = ("sliding", "carry")

@@ -15,12 +15,14 @@ from tiny_models import write_model
 from charrnn.errors import ConfigError, ModelFileError, SamplingError, VocabError
 from charrnn.sampling import probabilities
 from charrnn.vocab import Vocab
-from infer import child, page_guard, page_html
+from infer import child
 from infer.engine import Engine
-from infer.page_guard import MOST_OPEN_PER_CLIENT, Guard
-from infer.page_models import Models
-from infer.page_text import MOST_CHARS, MOST_PROMPT_CHARS, SHOWN, Odds, Read, next_character, read, stream
-from infer.ui import MOST_WAITING, build_page, serve
+from infer.ui import guard as page_guard
+from infer.ui import views as page_html
+from infer.ui.app import MOST_WAITING, build_page, serve
+from infer.ui.compute import MOST_CHARS, MOST_PROMPT_CHARS, SHOWN, Odds, Read, next_character, read, stream
+from infer.ui.guard import MOST_OPEN_PER_CLIENT, Guard
+from infer.ui.models import Models
 
 OPTIONS = {"temperature": 0.8, "top_k": 0, "top_p": 1.0}
 

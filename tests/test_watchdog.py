@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.errors import EXIT_PEER_LOST, CheckpointError
-from train import watchdog
-from train.watchdog import Loss, Watchdog, is_of_a_collective
+from train.distributed import watchdog
+from train.distributed.watchdog import Loss, Watchdog, is_of_a_collective
 
 TIMEOUT = 60.0  # seconds; a line is then due once a second
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from charrnn.config import RunConfig
 from charrnn.vocab import Vocab
-from train.graph import build_onnx
-from train.quantize import Precision
+from train.export.onnx_graph import build_onnx
+from train.export.quantize import Precision
 
 CHARS = Vocab.of_chars("\n !ROMEabcdefghijklmnopqrstuvwxyz:")
 GATES = {"GRU": 3, "LSTM": 4}

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from charrnn.config import RunConfig, load_config
-from charrnn.corpus import prepare
-from train.recorder import Recorder
-from train.resume import starting_point
+from charrnn.data.corpus import prepare
+from train.checkpoint.resume import starting_point
+from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
 

@@ -10,10 +10,10 @@ from typing import Annotated
 import torch
 import typer
 
-from charrnn.checkpoint import load_for_inference, save_for_inference
 from charrnn.errors import CheckpointError
 from train import command_line
-from train.export import without_paths
+from train.checkpoint.format import load_for_inference, save_for_inference
+from train.export.exporter import without_paths
 
 _TRAIN = Path(__file__).resolve().parent
 # In a checkout, and in an installed package.

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charrnn.model import CharRNN, NextCharLoss, detach
-from train.batches import IdSource
+from charrnn.model.rnn import CharRNN, NextCharLoss, detach
+from train.dataloader import IdSource
 
 Tensors = list[Tensor]
 

@@ -20,11 +20,10 @@ import typer
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from charrnn.checkpoint import load_for_inference
 from charrnn.config import EvalConfig, SampleConfig
-from charrnn.corpus import LEAST_EVALUATED, prepare
+from charrnn.data.corpus import LEAST_EVALUATED, prepare
 from charrnn.errors import CorpusError
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from charrnn.sampling import SamplingOptions, generate
 from charrnn.vocab import Vocab
 from charrnn.windows import (
@@ -36,10 +35,11 @@ from charrnn.windows import (
     window_batches,
 )
 from train import command_line
-from train.batches import IdSource
+from train.checkpoint.format import load_for_inference
+from train.checkpoint.resume import table_between
+from train.dataloader import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss
-from train.export import model_of
-from train.resume import table_between
+from train.export.exporter import model_of
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
 # Characters a row runs in one call: bounds the logits, (R, T, V), whatever the length of a lane.

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from charrnn.config import UNSIZED, RunConfig, load_config
-from charrnn.download import without_credentials
+from charrnn.data.download import without_credentials
 from charrnn.errors import EXIT_DONE, EXIT_USER_FAULT, CharRNNError, user_error
 from train.command_line import LastingStream
 

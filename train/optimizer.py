@@ -5,7 +5,7 @@ import math
 import torch
 
 from charrnn.config import OptimConfig
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 
 
 def lr_at(step: int, optim: OptimConfig, progress: float) -> float:

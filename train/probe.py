@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from charrnn.config import ModelConfig, OptimConfig
-from charrnn.model import CharRNN, NextCharLoss, detach
+from charrnn.model.rnn import CharRNN, NextCharLoss, detach
 from train.flops import flops_per_char
 from train.optimizer import make_optimizer
 

@@ -10,28 +10,28 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from charrnn.checkpoint import BEST, load_for_inference, remove_unfinished
 from charrnn.config import RunConfig, dump_config
-from charrnn.corpus import Corpus, prepare
-from charrnn.download import without_credentials
+from charrnn.data.corpus import Corpus, prepare
+from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
-from charrnn.storage import expanded
-from train.batches import total_steps, window_plan
-from train.export import export_checkpoint
-from train.faults import memory_explained
+from charrnn.io import expanded
+from train.checkpoint.format import BEST, load_for_inference, remove_unfinished
+from train.checkpoint.resume import StartingPoint, check_same_start, identity_fields, starting_point
+from train.checkpoint.run_lock import only_run_in
+from train.dataloader import total_steps, window_plan
+from train.distributed.collectives import Ranks
+from train.distributed.setup import check_processes, check_same_config, comparable, make_accelerator, set_threads
+from train.distributed.signals import StopSignals, stop_error
+from train.distributed.watchdog import Watchdog, is_of_a_collective, shared_store
+from train.errors import memory_explained
+from train.export.exporter import export_checkpoint
 from train.flops import peak_flops
-from train.lock import only_run_in
 from train.memory import keep_freed_memory
-from train.processes import check_processes, check_same_config, comparable, make_accelerator, set_threads
-from train.ranks import Ranks
-from train.recorder import Recorder
-from train.report import closing_lines, goes_on, opening_lines, stopped_line
-from train.resume import StartingPoint, check_same_start, identity_fields, starting_point
-from train.signals import StopSignals, stop_error
 from train.sizing import Chosen, sized
 from train.state import progress_of
+from train.tracking.recorder import Recorder
+from train.tracking.summary import closing_lines, goes_on, opening_lines, stopped_line
 from train.trainer import Trainer
-from train.watchdog import Watchdog, is_of_a_collective, shared_store
 
 
 def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | None = None) -> Path | None:

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from charrnn.checkpoint import Checkpoint, load_for_inference, step_folders
 from charrnn.config import BASE, SCRATCH, UNSIZED, ModelConfig, RunConfig, load_config
-from charrnn.corpus import Corpus
+from charrnn.data.corpus import Corpus
 from charrnn.errors import CheckpointError
-from charrnn.model import CharRNN
+from charrnn.model.rnn import CharRNN
 from charrnn.windows import sampled_stream_batch
 from train.base import base_folder
-from train.batches import IdSource
+from train.checkpoint.format import Checkpoint, load_for_inference, step_folders
+from train.checkpoint.resume import fine_tuning_start, origin_folder
+from train.dataloader import IdSource
+from train.distributed.collectives import Ranks
 from train.evaluate import nll_sum
 from train.probe import UNDISTURBED, Speed, training_speed
-from train.ranks import Ranks
 from train.recipe import Facts, Recipe, choose
-from train.resume import fine_tuning_start, origin_folder
 
 # The network that speed is measured with when training starts from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)

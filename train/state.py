@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from charrnn.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from train.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
+from train.checkpoint.resume import identity_fields, rank_rng, scatter_state, set_rank_rng
 from train.progress import Progress
-from train.report import device_name
-from train.resume import identity_fields, rank_rng, scatter_state, set_rank_rng
+from train.tracking.summary import device_name
 
 if TYPE_CHECKING:
     from train.trainer import Trainer

@@ -11,27 +11,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from charrnn.checkpoint import BEST, load_for_inference
 from charrnn.config import RunConfig
-from charrnn.corpus import LEAST_EVALUATED, Corpus
+from charrnn.data.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
-from charrnn.model import CharRNN, NextCharLoss, State, detach, zeroed
+from charrnn.model.rnn import CharRNN, NextCharLoss, State, detach, zeroed
 from charrnn.windows import Batch, rank_slice
-from train.batches import IdSource, check_inside, total_steps, window_plan
+from train.checkpoint.async_writer import Saver
+from train.checkpoint.format import BEST, load_for_inference
+from train.checkpoint.resume import StartingPoint, seed_rank
+from train.dataloader import IdSource, check_inside, total_steps, window_plan
+from train.distributed.collectives import Notice, Ranks, check_same_batch
+from train.distributed.setup import compress_gradients
+from train.distributed.signals import StopSignals
+from train.errors import is_out_of_memory, out_of_memory
 from train.evaluate import evaluate, sample_text
-from train.faults import is_out_of_memory, out_of_memory
-from train.figures import Figures
 from train.flops import flops_per_char
+from train.metrics import Figures
 from train.optimizer import lr_at, make_optimizer
-from train.processes import compress_gradients
 from train.progress import Pace, Progress
-from train.ranks import Notice, Ranks, check_same_batch
-from train.recorder import Recorder
-from train.report import pace_line
-from train.resume import StartingPoint, seed_rank
-from train.saver import Saver
-from train.signals import StopSignals
 from train.state import capture, restore
+from train.tracking.recorder import Recorder
+from train.tracking.summary import pace_line
 
 
 class Trainer:

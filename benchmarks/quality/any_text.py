@@ -1,6 +1,6 @@
 """What one command makes of any text: the recipe against PPMd and against random configurations of the same budget.
 
-    PYTHONPATH=benchmarks python benchmarks/quality/any_text.py --text shakespeare=tinyshakespeare.txt@400000 \\
+    python -m benchmarks.quality.any_text --text shakespeare=tinyshakespeare.txt@400000 \\
         --size 20000 --size 100000 --budget 30 --budget 120 --random 20
 
 For each text and size, the last tenth is what all are scored on: `stream` in nats/char. PPMd (pyppmd, the best of the
@@ -22,7 +22,8 @@ from statistics import mean
 from typing import Annotated, Any
 
 import typer
-from machine import machine
+
+from benchmarks.machine import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 _ORDERS = range(3, 9)

@@ -1,0 +1,1 @@
+"""Programs behind the numbers in docs/; each is run with `python -m benchmarks.PACKAGE.NAME`."""

@@ -1,0 +1,1 @@
+"""How well: losses of the recipe, ablations."""

@@ -1,0 +1,1 @@
+"""Faults injected into runs, and what must survive them."""

@@ -1,0 +1,1 @@
+"""How fast: training steps, generation, preparation, seconds to a loss."""

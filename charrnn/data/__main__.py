@@ -1,0 +1,5 @@
+"""Entry of `python -m charrnn.data`."""
+
+from charrnn.data.inspect import main
+
+main()

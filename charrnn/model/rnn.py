@@ -1,0 +1,165 @@
+"""CharRNN: embedding, GRU or LSTM, linear head. Letters: B batch, T seq_len, E, H, L, V as in docs/how-it-works.md."""
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn.config import ModelConfig
+from charrnn.model.gru_cpu import gru_layer, pays, run_gru
+
+State = tuple[Tensor, ...]
+
+
+class WindowDropout(nn.Module):
+    """Dropout with one mask for all characters of a window.
+
+    Source: Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks",
+    arXiv 1512.05287.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, D). Returns the same shape; each row has one mask, (D,)."""
+        if not self.training or not self.p:
+            return x
+        return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.p)
+
+
+class CharRNN(nn.Module):
+    """A character-level recurrent language model.
+
+    The state is a tuple, `(h,)` for GRU and `(h, c)` for LSTM, each (L, B, H), so that nothing branches on the cell.
+    It is an argument and a result, never a buffer of the module: data parallelism would broadcast a buffer.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, document_end: int | None = None) -> None:
+        """document_end: the id before which the state is zeroed, so that what follows it knows of nothing before."""
+        super().__init__()
+        self.config = config
+        self.document_end = document_end
+        self.embedding = nn.Embedding(vocab_size, config.embedding_dim)
+        self.dropout = (nn.Dropout if config.dropout_mask == "character" else WindowDropout)(config.dropout)
+        cell = nn.GRU if config.rnn == "GRU" else nn.LSTM
+        self.rnn = cell(
+            config.embedding_dim,
+            config.hidden_dim,
+            config.num_layers,
+            batch_first=True,
+            # One layer has nothing between layers to drop, and torch warns when asked to.
+            dropout=config.dropout if config.num_layers > 1 else 0.0,
+        )
+        # Of what a layer hands on, not of its state. Source: Ba, Kiros and Hinton, arXiv 1607.06450.
+        norms = config.num_layers if config.layer_norm else 0
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_dim) for _ in range(norms))
+        self.head = nn.Linear(config.hidden_dim, vocab_size)
+
+    def forward(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits of the next character at every position.
+
+        ids: (B, T) int64. state: each (L, B, H). Returns logits (B, T, V) and the state after the last character.
+        A row's state is zero before each `document_end`, whose logits are those of a document's first character.
+        """
+        x, matrix = self._read(ids)  # (B, T, I), (G, I)
+        if self.document_end is None:
+            hidden, state = self._run(x, matrix, state)  # (B, T, H)
+        else:
+            hidden, state = self._run_documents(x, matrix, state, ids == self.document_end)
+        return self.head(self.dropout(hidden)), state  # (B, T, V)
+
+    def _read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer reads, (B, T, I), and the matrix that it multiplies that with, (G, I).
+
+        These are embeddings, I = E, and its own matrix. On a CPU, where it is less arithmetic and nothing is dropped in
+        between, they are one-hot symbols, I = V, and the product of the matrix with every embedding.
+        """
+        matrix = cast(Tensor, self.rnn.weight_ih_l0)
+        symbols, width = self.embedding.weight.shape
+        dropped = self.training and self.config.dropout > 0
+        if dropped or ids.device.type != "cpu" or symbols * width > ids.numel() * (width - symbols):
+            return self.dropout(self.embedding(ids)), matrix
+        identity = torch.eye(symbols, dtype=matrix.dtype)
+        return F.embedding(ids, identity), matrix @ self.embedding.weight.t()
+
+    def _run_documents(self, x: Tensor, matrix: Tensor, state: State, ends: Tensor) -> tuple[Tensor, State]:
+        """`_run` in pieces that begin where some row has a document's end. x: (B, T, I), ends: (B, T) bool."""
+        at = ends.any(0).nonzero()[:, 0].tolist()  # on a GPU this waits for it, once a window
+        pieces = []
+        for start, stop in pairwise(sorted({0, *at, x.shape[1]})):
+            if start in at:
+                state = zeroed(state, ends[:, start])
+            hidden, state = self._run(x[:, start:stop], matrix, state)
+            pieces.append(hidden)
+        return torch.cat(pieces, dim=1) if len(pieces) > 1 else hidden, state
+
+    def _run(self, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
+        """All layers over what `_read` gives: what the last hands on, (B, T, H), and the state after it."""
+        config = self.config
+        masked = self.training and config.dropout > 0 and config.dropout_mask == "window"
+        if matrix is self.rnn.weight_ih_l0 and not (config.layer_norm or (masked and config.num_layers > 1)):
+            return self._run_rnn(x, state)
+        states = []
+        for i in range(config.num_layers):
+            x, matrix = (self.dropout(x), getattr(self.rnn, f"weight_ih_l{i}")) if i else (x, matrix)
+            x, after = self._run_layer(i, x, matrix, tuple(part[i : i + 1] for part in state))
+            x = self.norms[i](x) if config.layer_norm else x
+            states.append(after)
+        return x, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+
+    def _run_layer(self, i: int, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
+        """Layer i over x (B, T, I), from its state to that after the last character, each (1, B, H)."""
+        weights = [matrix, *(getattr(self.rnn, f"{name}_l{i}") for name in ("weight_hh", "bias_ih", "bias_hh"))]
+        if len(state) == 2:
+            hidden, h, c = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)
+            return hidden, (h, c)
+        if pays(x):
+            hidden, h = gru_layer(x.transpose(0, 1), state[0][0], weights)  # time first
+            return hidden.transpose(0, 1), (h[None],)
+        hidden, h = torch.gru(x, state[0], weights, True, 1, 0.0, self.training, False, True)
+        return hidden, (h,)
+
+    def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """torch takes and gives a bare tensor for a GRU and a pair for an LSTM; here both are tuples."""
+        if len(state) == 1:
+            hidden, h = run_gru(cast(nn.GRU, self.rnn), x, state[0]) if pays(x) else self.rnn(x, state[0])
+            return hidden, (h,)
+        hidden, pair = self.rnn(x, state)
+        return hidden, cast(State, pair)
+
+    def zero_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        """The state before the first character: zeros, each (L, B, H) float32."""
+        shape = (self.config.num_layers, batch_size, self.config.hidden_dim)
+        parts = 1 if self.config.rnn == "GRU" else 2
+        return tuple(torch.zeros(shape, device=device) for _ in range(parts))
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class NextCharLoss(nn.Module):
+    """The model and its loss in one module: what Accelerate wraps, so that the model inside stays plain fp32."""
+
+    def __init__(self, model: CharRNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, window: Tensor, state: State) -> tuple[Tensor, State]:
+        """window: (B, T + 1) ids. Returns the mean negative log likelihood in nats/char, and the state at the end."""
+        logits, state = self.model(window[:, :-1], state)  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()), state
+
+
+def zeroed(state: State, rows: Tensor) -> State:
+    """The state, each part (L, B, H), with zeros in the rows that `rows` (B,) picks."""
+    return tuple(part.masked_fill(rows[:, None], 0.0) for part in state)
+
+
+def detach(state: State) -> State:
+    """The state cut off from the graph that made it: where truncated backpropagation through time truncates."""
+    return tuple(part.detach() for part in state)

@@ -1,0 +1,1 @@
+"""Checkpoint folders: their format, the background writer, and what a run resumes from."""

@@ -1,0 +1,5 @@
+"""Entry of `python -m train.export`."""
+
+from train.export.exporter import main
+
+main()

@@ -1,0 +1,1 @@
+"""Where metrics go: metrics.jsonl, the tracker, the console, the summary at the end."""
