@@ -1,4 +1,4 @@
-"""The forms of nodes in every kind of file that train.export writes; run it to write infer/model_file/graph_forms.py."""
+"""The forms of nodes in every kind of file that train.export writes; it writes infer/model_file/graph_forms.py."""
 
 import itertools
 from collections.abc import Iterator

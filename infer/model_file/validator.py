@@ -3,7 +3,7 @@
 onnxruntime reads other files that a model points to, allocates what a model declares, and believes its numbers; some
 graphs end its process. So the file must consist of the parts that train/export/onnx_graph.py writes and of nothing
 else: these protobuf fields, these weights in these shapes, these constants with these values, and nodes that are each
-joined to its neighbours in one of the ways listed in graph_forms. It needs no package for ONNX; the weights' pages are not touched.
+joined to its neighbours in one of the ways listed in graph_forms. It needs no package for ONNX; weights stay unread.
 Source: onnx.proto (IR version 8). Letters: V, E, H, L as in docs/model-file.md. G is 3H for GRU and 4H for LSTM; a
 matrix is (K, N), as in MatMulNBits.
 """
