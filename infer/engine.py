@@ -141,6 +141,49 @@ class Engine:
             raise sampling.not_finite()
         return drawn, tuple(state_next)
 
+    def decode(
+        self,
+        last: NDArray[Any],
+        state: State,
+        length: int,
+        options: Sequence[SamplingOptions],
+        streams: Sequence[np.random.Generator],
+        history: Sequence[NDArray[Any]] | None = None,
+    ) -> tuple[Ids, State]:
+        """Generate `length` characters for each of B rows, which may differ in everything.
+
+        A row's characters depend on its own `last`, state, options, stream and history alone, not on the other rows
+        or on how a text is divided into calls.
+
+        Args:
+            last: (B,), each row's last character, which its state does not include yet.
+            state: (h,) or (h, c), each (L, B, H).
+            length: Characters to generate, at least 1.
+            options: B options, one per row.
+            streams: B random generators; row b takes `length` uniforms from `streams[b]`.
+            history: B arrays of the ids before (any length, `last` included), on which a row's repetition penalty
+                looks back; None is `last` alone.
+
+        Returns:
+            ids (B, length), and the state before the last of them (so that `ids[:, -1]` is the next call's `last`).
+
+        Raises:
+            SamplingError: if the logits are not finite.
+        """
+        uniforms = np.stack([stream.random(length) for stream in streams])  # (B, length)
+        history = [ids[None] for ids in last] if history is None else history
+        before = [sampling.History(1, ids, row) for ids, row in zip(history, options, strict=True)]
+        ids = np.empty((len(last), length), np.int64)
+        last = np.asarray(last)[:, None]  # (B, 1)
+        for i in range(length):
+            logits, state = self.step(last, state)  # (B, 1, V)
+            for b, (seen, row) in enumerate(zip(before, options, strict=True)):
+                shares = sampling.shares_of(seen.penalise(logits[b]), row)  # (1, V)
+                ids[b, i] = sampling.draw(shares, uniforms[b, i : i + 1])[0]
+                seen.add(ids[b, i : i + 1])
+            last = ids[:, i : i + 1]
+        return ids, state
+
     def generate(
         self,
         prompt: str = "",
