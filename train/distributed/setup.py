@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from charrnn.config import RunConfig, TrainConfig
 from charrnn.cores import cores
 from charrnn.errors import ConfigError, listing
+from train.precision import training_precision
 
-_CUDNN_BF16_RNN = 91300
 # Fields that may differ between machines.
 _LOCAL_FIELDS = {"data.source", "data.cache_dir", "data.mirror", "train.threads", "train.run_dir"}
 # The minimum timeout of a collective. It exceeds the watchdog's, which reports the failed rank.
@@ -30,14 +30,10 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     Raises:
         ConfigError: If the precision is not supported, processes lack a GPU, or Accelerate did not join them.
     """
-    precision: str | None = train.mixed_precision
-    if precision == "auto":
-        precision = None
-    elif precision == "native":
-        precision = "bf16" if computes_bf16() else "no"
     check_local_devices()
     if train.deterministic:
         use_deterministic_algorithms()
+    precision = training_precision(train.mixed_precision)
     timeout_s = max(_MIN_COLLECTIVE_TIMEOUT_S, 2 * train.peer_timeout)
     report_before_nccl_aborts(timeout_s)
     data_parallel = DistributedDataParallelKwargs(bucket_cap_mb=train.bucket_mb, gradient_as_bucket_view=True)
@@ -56,9 +52,8 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
             ],
         )
     except ValueError as error:
-        wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         raise ConfigError(
-            f"precision {wanted} is not supported here: {' '.join(str(error).split())}; use bf16 or no"
+            f"precision {precision} is not supported here: {' '.join(str(error).split())}; use bf16 or no"
         ) from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision fp16 is not supported here: it is slow on a CPU; use bf16, native or no")
@@ -127,18 +122,6 @@ def compress_gradients(wrapped: nn.Module, kind: str) -> None:
 
     compressed.__name__ = compressed.__qualname__ = f"{kind}_gradients"
     wrapped.register_comm_hook(None, compressed)
-
-
-def computes_bf16() -> bool:
-    """Whether the training device multiplies bf16 in hardware, in its recurrent kernels too.
-
-    cuDNN's take bf16 from version 9.13 on; oneDNN's gain from it on a CPU with AVX512-BF16 or AMX.
-    """
-    if torch.cuda.is_available() and not uses_cpu():
-        new_enough = (torch.backends.cudnn.version() or 0) >= _CUDNN_BF16_RNN
-        return new_enough and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_same_config(configs: Sequence[dict[str, Any]]) -> None:
