@@ -11,9 +11,12 @@ from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from charrnn.config import RunConfig
 from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import State, zeroed
 from train.errors import is_out_of_memory
@@ -223,6 +226,58 @@ def wanted(mode: bool | Literal["auto"], reason: str) -> bool:
     if reason and mode is True:
         raise ConfigError(f"train.cuda_graph is true, but {reason}; set it to auto or false")
     return not reason and mode is not False
+
+
+def graph_update(
+    update: Update,
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    state: State,
+    config: RunConfig,
+    stream: torch.cuda.Stream | None,
+    *,
+    documents: bool,
+) -> GraphedUpdate | None:
+    """The graphed update that train.cuda_graph asks for; None = train eagerly, which is logged on a GPU.
+
+    Args:
+        update: As `GraphedUpdate` takes it.
+        accelerator: Its gradient scaler is reset after a failed capture.
+        module: The loss module as Accelerate wrapped it, on `stream`.
+        optimizer: Over the module's parameters.
+        state: The hidden state to start from.
+        config: The run's.
+        stream: Of `side_stream`.
+        documents: Whether the state is reset within windows.
+
+    Raises:
+        ConfigError: train.cuda_graph is true, and the step can't be captured here.
+    """
+    mode, compressed = config.train.cuda_graph, config.train.grad_compression != "none"
+    reason = obstacle_here(state[0].device, module, documents=documents, compressed=compressed)
+    if not wanted(mode, reason):
+        if stream is not None and mode is not False:
+            log.info("training step: eager, because %s", reason)
+        return None
+    assert stream is not None
+
+    def recover() -> None:
+        optimizer.zero_grad()
+        if accelerator.scaler:
+            accelerator.scaler.update(accelerator.scaler.get_scale())  # forgets that gradients were unscaled
+
+    # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
+    parallel = isinstance(module, DistributedDataParallel)
+    return GraphedUpdate(
+        update,
+        optimizer.optimizer,
+        state,
+        config.data.seq_len,
+        CudaCapture(stream),
+        warmup_steps=_DDP_WARMUP_STEPS if parallel else _WARMUP_STEPS,
+        recover=None if parallel else recover,
+    )
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
