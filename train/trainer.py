@@ -19,11 +19,11 @@ from charrnn.windows import Batch, rank_slice
 from train.checkpoint.async_writer import Saver
 from train.checkpoint.format import BEST, load_for_inference
 from train.checkpoint.resume import StartingPoint, seed_rank
-from train.dataloader import IdSource, check_inside, total_steps, window_plan
+from train.dataloader import IdSource, check_inside, to_device, total_steps, window_plan
 from train.distributed.collectives import Notice, Ranks, check_same_batch
 from train.distributed.setup import compress_gradients
 from train.distributed.signals import StopSignals
-from train.errors import is_out_of_memory, out_of_memory
+from train.errors import is_out_of_memory, memory_explained, out_of_memory
 from train.evaluate import evaluate, sample_text
 from train.flops import flops_per_char
 from train.metrics import Figures
@@ -60,20 +60,15 @@ class Trainer:
         self.accelerator, self.run_dir, self.recorder, self.clock = accelerator, run_dir, recorder, clock
         self.ranks, self.signals, self.beat = ranks or Ranks(accelerator), signals or StopSignals(), beat
         self.device = accelerator.device
-        self.train_ids = IdSource(corpus.train, self.device, start.table, len(corpus.vocab))
-        self.val_ids = IdSource(corpus.val, self.device, start.table, len(corpus.vocab))
+        # Together: what doesn't fit one rank's device ends all of them, before DDP waits for it.
+        self.train_ids, self.val_ids, self.model = self.ranks.together(lambda: self._placed(start))
         self.plan = window_plan(config, len(self.train_ids))
         self.rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
         self.total_steps = total_steps(config, self.plan.steps_per_epoch)
-
-        torch.manual_seed(config.train.seed)  # the same first weights on every rank
-        self.model = CharRNN(config.model, len(self.vocab), self.vocab.document_end_id)
-        if start.weights:
-            self.model.load_state_dict(start.weights)
         optimizer = make_optimizer(self.model, config.optim)
         self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
         compress_gradients(self.loss_module, config.train.grad_compression)
-        self.model.rnn.flatten_parameters()
+        self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
         self.progress, self._pace = Progress(), Pace()
@@ -93,6 +88,18 @@ class Trainer:
             restore(self, start.resumed)
             self._saved_step = self.progress.step
         self._start_clock()
+
+    def _placed(self, start: StartingPoint) -> tuple[IdSource, IdSource, CharRNN]:
+        """Training ids, validation ids and model on the device. Raises: TrainingError when its memory is too small."""
+        with memory_explained(self.config):
+            num_symbols = len(self.corpus.vocab)
+            splits = (self.corpus.train, self.corpus.val)
+            train_ids, val_ids = (IdSource(ids, self.device, start.table, num_symbols) for ids in splits)
+            torch.manual_seed(self.config.train.seed)  # the same first weights on every rank
+            model = CharRNN(self.config.model, len(self.vocab), self.vocab.document_end_id)
+            if start.weights:
+                model.load_state_dict(start.weights)
+            return train_ids, val_ids, model.to(self.device)
 
     def fit(self) -> Progress:
         """Trains until the first limit is reached, or a signal asks to stop; returns where it stands then.
@@ -145,9 +152,11 @@ class Trainer:
         self.beat(2 * self.progress.step - 1)
 
     def _state_before(self, batch: Batch) -> State:
-        """What the batch before left, each part (L, B / world, H), with zeros in the rows that start afresh."""
-        fresh = batch.fresh[self.rows]  # (B / world,)
-        return zeroed(self.carried, torch.from_numpy(fresh).to(self.device)) if fresh.any() else self.carried
+        """The state that the batch starts from, each (L, B / world, H): the last one's, zero in the rows to reset."""
+        reset = batch.fresh[self.rows]  # (B / world,)
+        if reset.all():
+            return self.model.zero_state(len(reset), self.device)
+        return zeroed(self.carried, to_device(reset, self.device)) if reset.any() else self.carried
 
     def _read_batch(self) -> tuple[Batch, Tensor]:
         """The next global batch, and this rank's windows of it, (B / world, T + 1)."""
@@ -233,7 +242,7 @@ class Trainer:
             figures |= losses
             loss = losses[f"val/{self.config.eval.best_by}/loss"]
         if self._sample_due() and self.accelerator.is_main_process:
-            figures["sample"] = sample_text(self.model, self.vocab, self.config.sample, self.device)
+            self._alone(lambda: figures.update(sample=self._sample()))
         if figures:
             self._record(figures)
         self._best_unsaved = progress.evaluated(loss, progress.share(self.config, self.total_steps))
@@ -255,6 +264,10 @@ class Trainer:
             sample=sample,
             stopped=lambda: self.signals.received,
         )
+
+    def _sample(self) -> str:
+        with memory_explained(self.config):
+            return sample_text(self.model, self.vocab, self.config.sample, self.device)
 
     def _sample_due(self) -> bool:
         """Every `sample.every`-th evaluation writes a sample, and so does the last."""

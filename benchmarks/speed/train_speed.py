@@ -40,10 +40,11 @@ from benchmarks.speed.reference_loop import losses
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.resume import StartingPoint
-from train.distributed.setup import computes_bf16, make_accelerator, set_threads
+from train.distributed.setup import make_accelerator, set_threads
 from train.flops import flops_per_char, measured_peak
 from train.main import Cell
 from train.memory import keep_freed_memory
+from train.precision import training_precision
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
@@ -140,12 +141,12 @@ def sides_of(folder: Path, rnn: str, hidden_dim: int, batch_size: int, seq_len: 
         run_dir = str(folder / f"{rnn}-{hidden_dim}-{precision}")
         return load_config(None, {**options, "train.mixed_precision": precision, "train.run_dir": run_dir})
 
-    bf16 = computes_bf16()
-    native = torch.bfloat16 if bf16 else torch.float32
+    used = training_precision("native")
+    native = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[used]
     makers: list[tuple[str, Callable[[RunConfig], Iterator[float]], str, torch.dtype, bool]] = [
         ("reference", reference_steps, "no", torch.float32, False),
         ("fp32", trainer_steps, "no", torch.float32, True),
-        (f"native ({'bf16' if bf16 else 'fp32'})", trainer_steps, "native", native, True),
+        (f"native ({'fp32' if used == 'no' else used})", trainer_steps, "native", native, True),
     ]
     return config("no"), [Side(name, make(config(p)), dtype, kept) for name, make, p, dtype, kept in makers]
 

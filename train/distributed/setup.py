@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from charrnn.config import RunConfig, TrainConfig
 from charrnn.cores import cores
 from charrnn.errors import ConfigError, listing
+from train.precision import training_precision
 
-_CUDNN_BF16_RNN = 91300
 _OF_A_MACHINE = {"data.source", "data.cache_dir", "data.mirror", "train.threads", "train.run_dir"}
 # The time-out of a collective, which the watchdog's is to come before: that one can name the rank.
 _SHORTEST_COLLECTIVE_TIMEOUT_S = 1800.0
@@ -25,11 +25,7 @@ _SHORTEST_COLLECTIVE_TIMEOUT_S = 1800.0
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
     """Accelerate's view of the processes and devices that the launcher started. Raises: ConfigError."""
-    precision: str | None = train.mixed_precision
-    if precision == "auto":
-        precision = None
-    elif precision == "native":
-        precision = "bf16" if computes_bf16() else "no"
+    precision = training_precision(train.mixed_precision)
     timeout = datetime.timedelta(seconds=max(_SHORTEST_COLLECTIVE_TIMEOUT_S, 2 * train.peer_timeout))
     data_parallel = DistributedDataParallelKwargs(bucket_cap_mb=train.bucket_mb, gradient_as_bucket_view=True)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -44,9 +40,8 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
             kwargs_handlers=[data_parallel, InitProcessGroupKwargs(timeout=timeout)],
         )
     except ValueError as error:
-        wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         raise ConfigError(
-            f"precision {wanted} does not work here: {' '.join(str(error).split())}; use bf16 or no"
+            f"precision {precision} does not work here: {' '.join(str(error).split())}; use bf16 or no"
         ) from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision fp16 does not work here: a CPU computes it slowly; use bf16, native or no")
@@ -75,18 +70,6 @@ def compress_gradients(wrapped: nn.Module, kind: str) -> None:
 
     compressed.__name__ = compressed.__qualname__ = f"{kind}_gradients"
     wrapped.register_comm_hook(None, compressed)
-
-
-def computes_bf16() -> bool:
-    """Whether the training device multiplies bf16 in hardware, in its recurrent kernels too.
-
-    cuDNN's take bf16 from version 9.13 on; oneDNN's gain from it on a CPU with AVX512-BF16 or AMX.
-    """
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes"):
-        new_enough = (torch.backends.cudnn.version() or 0) >= _CUDNN_BF16_RNN
-        return new_enough and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_same_config(everyone: Sequence[dict[str, Any]]) -> None:
