@@ -1,6 +1,7 @@
 """No tensor of a step lies on the wrong device, and the host waits for none: shown on torch's meta device."""
 
-from contextlib import contextmanager
+import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from train.dataloader import IdSource
 from train.dynamic import DynamicOptions, dynamic_loss
 
 META = torch.device("meta")
+# What crosses for a step: where its 8 windows begin, and which of its 8 states are reset.
+EXPECTED = {((8,), torch.int64), ((8,), torch.bool)}
 
 
 class Placement(TorchDispatchMode):
@@ -44,9 +47,11 @@ class Placement(TorchDispatchMode):
                 self.sent.append((tuple(tensors[0].shape), tensors[0].dtype))
         elif name.startswith("aten.copy_") and tensors[0].is_meta and not tensors[1].is_meta:
             self.sent.append((tuple(tensors[1].shape), tensors[1].dtype))
-        # A number of the host's may meet a tensor of the device's, a tensor may not.
-        elif len({t.device for t in tensors if t.dim()}) > 1:
+        # A number of the host's may meet tensors of the device's.
+        elif len({t.device for t in tensors if t.dim() or t.is_meta}) > 1:
             self.mixed.append(name)
+        if name == "aten._fused_adamw_.tensor_lr":  # in place, and without a kernel for the meta device
+            return None
         return func(*args, **kwargs)
 
 
@@ -61,7 +66,7 @@ def on_meta(monkeypatch):
         return made
 
     monkeypatch.setattr(training, "fresh_accelerator", accelerator)
-    monkeypatch.setattr(torch.optim.adam, "_device_dtype_check_for_fused", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
     torch.__future__.set_swap_module_params_on_conversion(True)  # the optimizer keeps the parameters that it was given
     yield
     torch.__future__.set_swap_module_params_on_conversion(False)
@@ -94,11 +99,10 @@ def steps(trainer, count):
 def test_training_steps_stay_on_the_device(tmp_path, on_meta, kind):
     trainer = trainer_on_meta(tmp_path, kind)
     with Placement() as seen:
-        steps(trainer, 4)
+        steps(trainer, 2)
     assert (seen.mixed, seen.waits) == ([], [])
-    rows = {((8,), torch.int64), ((8,), torch.bool)}  # where windows begin, and which states are reset
     assert seen.sent
-    assert set(seen.sent) <= rows
+    assert set(seen.sent) <= EXPECTED
 
 
 @pytest.mark.parametrize("kind", ["LSTM, layer norm", "micro-batches"])
@@ -110,7 +114,7 @@ def test_replayed_steps_stay_on_the_device(tmp_path, on_meta, kind):
     with Placement() as seen:
         steps(trainer, 5)
     assert (seen.mixed, seen.waits) == ([], [])
-    assert set(seen.sent) <= {((8,), torch.int64), ((8,), torch.bool)}
+    assert set(seen.sent) <= EXPECTED
 
 
 def test_a_log_line_waits_once(tmp_path, on_meta):
@@ -139,29 +143,34 @@ def test_dynamic_evaluation_stays_on_the_device(tmp_path, on_meta):
     assert seen.mixed == []
 
 
-@contextmanager
-def replaced(owner, name, value):
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def test_a_tensor_on_the_wrong_device_is_found(tmp_path, on_meta):
-    """Negative control: a state made on the host, and a value that the host asks for."""
+@pytest.mark.parametrize(("wrong", "found"), [
+    (lambda loss: loss + torch.ones(3), "mixed"),
+    (lambda loss: loss + torch.ones(3, device=META), None),
+    (lambda loss: loss if loss.item() else loss, "waits"),
+    (lambda loss: loss.cpu(), "waits"),
+    (lambda loss: loss + torch.ones(3).to(META), "sent"),
+])  # fmt: skip
+def test_a_tensor_on_the_wrong_device_is_found(tmp_path, on_meta, wrong, found):
+    """Negative control: what is planted into a step, and nothing else, is noted."""
     trainer = trainer_on_meta(tmp_path, "GRU")
-    original, update = CharRNN.zero_state, trainer._update
-    with replaced(CharRNN, "zero_state", lambda self, rows, device=None: original(self, rows)), Placement() as seen:
-        trainer.evaluate()
-    assert seen.mixed
+    update = trainer._update
 
-    def asking(*args):
+    def planted(*args):
         loss, *rest = update(*args)
-        assert loss.item() == 1
+        with suppress(RuntimeError):  # torch may refuse a mixture itself
+            wrong(loss)
         return loss, *rest
 
-    with replaced(trainer, "_update", asking), Placement() as seen:
+    trainer._update = planted
+    with Placement() as seen:
         steps(trainer, 1)
-    assert seen.waits
+    noted = {"mixed": seen.mixed, "waits": seen.waits, "sent": [s for s in seen.sent if s not in EXPECTED]}
+    assert [name for name, what in noted.items() if what] == ([found] if found else [])
+
+
+def test_a_state_made_on_the_host_is_refused(tmp_path, on_meta, monkeypatch):
+    trainer = trainer_on_meta(tmp_path, "GRU")
+    original = CharRNN.zero_state
+    monkeypatch.setattr(CharRNN, "zero_state", lambda self, rows, device=None: original(self, rows))
+    with pytest.raises(RuntimeError, match="not at the same device"):
+        trainer.evaluate()

@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.config import RunConfig
 from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import State, zeroed
+from train.dataloader import to_device
 from train.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -117,7 +120,7 @@ class GraphedUpdate:
         for group in optimizer.param_groups:
             group["lr"] = self._lr
 
-    def __call__(self, window: Tensor, reset: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, window: Tensor, reset: NDArray[np.bool_], lr: float) -> tuple[Tensor, Tensor]:
         """Make one training step.
 
         Args:
@@ -128,8 +131,8 @@ class GraphedUpdate:
         Returns:
             Loss and gradient norm, each (), on the device.
         """
-        self._window.copy_(window, non_blocking=True)
-        self._reset.copy_(reset, non_blocking=True)
+        self._window.copy_(window)
+        self._reset.copy_(to_device(reset, self._reset.device))
         self._lr.fill_(lr)
         if self._remaining:
             self._remaining -= 1
