@@ -146,7 +146,7 @@ def test_dynamic_evaluation_stays_on_the_device(tmp_path, on_meta):
 @pytest.mark.parametrize(("wrong", "found"), [
     (lambda loss: loss + torch.ones(3), "mixed"),
     (lambda loss: loss + torch.ones(3, device=META), None),
-    (lambda loss: loss if loss.item() else loss, "waits"),
+    (lambda loss: loss.item(), "waits"),
     (lambda loss: loss.cpu(), "waits"),
     (lambda loss: loss + torch.ones(3).to(META), "sent"),
 ])  # fmt: skip
