@@ -1,6 +1,6 @@
 """The training step as one CUDA graph: captured once over static buffers, then replayed by a single launch.
 
-Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Letters: B batch, here a rank's part, T seq_len.
+Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Letters: B batch (of a rank), T seq_len.
 """
 
 import logging
