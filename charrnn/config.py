@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Sequence
 from encodings.aliases import aliases
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from charrnn.errors import ConfigError, missing_extra
 
@@ -94,7 +94,8 @@ class Section(BaseModel):
     @classmethod
     def _is_plain(cls, value: object, info: ValidationInfo) -> object:
         """Refuses what pydantic would convert to a number, and what no number, path or name may be."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"{str(value).lower()} is neither a number nor text; put it in quotes for text")
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"{_SHORT.repr(value)} is too large; numbers go up to {_LARGEST}")
@@ -254,14 +255,12 @@ class TrainConfig(Section):
     grad_compression: Literal["none", "bf16", "fp16"] = Field(
         "none", description="type in which gradients cross between processes"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed(cls, fields: object) -> object:
-        """Runs that were saved with local_sgd_steps, which there is no more, at its default of 0 are still read."""
-        if isinstance(fields, dict) and fields.get("local_sgd_steps") == 0:
-            return {name: value for name, value in fields.items() if name != "local_sgd_steps"}
-        return fields
+    deterministic: bool = Field(
+        False, description="deterministic cuBLAS and cuDNN algorithms on a GPU, which may be slower"
+    )
+    cuda_graph: Literal["auto"] | bool = Field(
+        "auto", description="replay the training step as one CUDA graph; auto = where it can be captured"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> "TrainConfig":
@@ -325,7 +324,6 @@ class TrackingConfig(Section):
     name: str = Field("", description="run name; empty = the run folder's name")
     group: str = Field("", description="group of the run's segments; empty = the run name")
     artifact: bool = Field(True, description="upload the best model file at the end (wandb)")
-    every_rank: bool = Field(False, description="a tracker run for every process, not for the first alone")
 
 
 class RunConfig(Section):

@@ -18,7 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from charrnn import __version__
-from charrnn.errors import EXIT_INTERRUPTED, CharRNNError, ConfigError, listing
+from charrnn.cli import configure_logging, run_command
+from charrnn.errors import EXIT_INTERRUPTED, ConfigError, listing
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -52,6 +53,13 @@ class Split(StrEnum):
     TRAIN = "train"
     VAL = "val"
     TEST = "test"
+
+
+class LogFormat(StrEnum):
+    """Form of the server's log lines."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 ModelArgument = Annotated[
@@ -239,6 +247,56 @@ def ui(
     serve(model, models, host, port)
 
 
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="[NAME=]FILE",
+            help="Model file; repeat for several, chosen by name in requests.  [default: the shipped model]",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 serves other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 picks a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes per model, each with its own copy.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads per worker.")] = 1,
+    max_streams: Annotated[
+        int, typer.Option(min=1, max=65536, help="Concurrent streams per worker; more are queued.")
+    ] = 512,
+    max_queue: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Queued requests per model; more are answered with 429.")
+    ] = 512,
+    max_tokens_limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000_000, help="Upper limit of max_tokens.")
+    ] = 100_000,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a request fails.")] = 600,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, max=86400, help="Seconds for running requests to finish after SIGTERM or Ctrl-C.")
+    ] = 10,
+    api_key: Annotated[
+        str | None, typer.Option(help="API key that requests to /v1 must carry; better in CHARRNN_API_KEY.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Allowed CORS origin; repeat for several; * is all.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="Form of log lines on standard error.")] = LogFormat.TEXT,
+) -> None:
+    """Serve models over an OpenAI-compatible API (needs: pip install 'charrnn[serve]').
+
+    POST /v1/completions, GET /v1/models, /health, /metrics. Requests run in one batch, which they join and leave at
+    every character. Ctrl-C or SIGTERM lets those that run finish.
+    """
+    from infer.server import main
+
+    main.serve(
+        model or [], host=host, port=port, workers=workers, threads=threads, max_streams=max_streams,
+        max_queue=max_queue, max_tokens_limit=max_tokens_limit, timeout=timeout, drain_timeout=drain_timeout,
+        api_key=api_key, cors_origins=cors_origin or [], log_json=log_format is LogFormat.JSON,
+    )  # fmt: skip
+
+
 def _print(text: str) -> None:
     """Write to standard output at once. Raises: ConfigError when it is closed; OSError when it takes no more."""
     if sys.stdout is None:
@@ -276,22 +334,30 @@ def _warn_of_unknown(characters: list[str], unknown: Unknown) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; a user error becomes one line on standard error."""
-    _log.handlers, _log.level, _log.propagate = [logging.StreamHandler(sys.stderr)], logging.INFO, False
+    configure_logging()
+    try:
+        run_command(lambda: sys.exit(_call(arguments)))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _call(arguments: list[str]) -> int:
+    """Run one command and return its exit code. Raises: CharRNNError, for usage errors and failed output too."""
     try:
         # Without arguments: the help, as an answer and not as an error.
         code = app(arguments or ["--help"], prog_name="infer", standalone_mode=False)
-    except CharRNNError as error:
-        return _fail(str(error))
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "infer"
-        return _fail(f"{error.format_message().rstrip('.')}; see: {command} --help")
-    except OSError as error:
-        if error.errno not in _OUTPUT_ERRORS:
-            raise
-        _discard_output()
-        return _fail(f"cannot write to standard output: {error.strerror}")
+        message = " ".join(error.format_message().split()).rstrip(".")
+        raise ConfigError(f"{message}; see: {command} --help") from None
     except MemoryError:
-        return _fail("out of memory; generate fewer or shorter texts, or give a shorter one")
+        raise ConfigError("out of memory; generate fewer or shorter texts, or give a shorter one") from None
+    except OSError as error:
+        if error.errno in _OUTPUT_ERRORS and error.filename is None:
+            _discard_output()
+            raise ConfigError(f"cannot write to standard output: {error.strerror}") from None
+        raise
     if code == EXIT_INTERRUPTED:
         typer.echo(err=True)
     return int(code or 0)
@@ -301,11 +367,6 @@ def _discard_output() -> None:
     """Drop what is still buffered: Python would try to write it again at exit, and complain."""
     with contextlib.suppress(io.UnsupportedOperation):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(message: str) -> int:
-    typer.echo(f"error: {CharRNNError(' '.join(message.split()))}", err=True)
-    return CharRNNError.exit_code
 
 
 def main() -> None:
