@@ -1,11 +1,11 @@
 """Files and folders: atomic writes, file locks, checksums, errors that name the path, progress bars."""
 
 import hashlib
+import logging
 import mmap
 import os
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +19,8 @@ CHUNK_BYTES = 4 << 20
 MARKER = ".charrnn"  # in every cache and run folder
 LOG_WAIT_S = 30.0  # between two calls of a lock's `on_wait`
 Advance = Callable[[int], object]
+
+_logger = logging.getLogger(__name__)
 
 
 # ---- errors
@@ -207,6 +209,6 @@ def progress_bar(title: str, total: int, enabled: bool, done: int = 0) -> Iterat
 
 
 def log(message: str, enabled: bool) -> None:
-    """Print a line to stderr."""
+    """Log a message at INFO level, if `enabled`."""
     if enabled:
-        print(message, file=sys.stderr)
+        _logger.info("%s", message)

@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from charrnn.cli import configure_logging, run_command
 from charrnn.config import DataConfig, load_config
 from charrnn.data.corpus import Corpus, find_parts, prepare
 from charrnn.data.stats import Lines, count_lines, entropies
-from charrnn.errors import CharRNNError, user_error
 from charrnn.windows import SPLITS, largest_batch
 
 _CHUNK = 1 << 24
@@ -139,12 +137,6 @@ def _bars(counts: dict[str, int]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; a user error is one line on stderr."""
-    try:
-        app()
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (CharRNNError, OSError, MemoryError) as caught:
-        error = user_error(caught)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Run `python -m charrnn.data`."""
+    configure_logging()
+    run_command(app)
