@@ -178,7 +178,7 @@ def generate(
     streams = random_streams(length, seeds)
 
     def drawn(logits: Any, state: State) -> Iterator[Ids]:
-        before = _Before(len(seeds), prompt, options)
+        before = History(len(seeds), prompt, options)
         for remaining in range(length, 0, -1):
             uniforms = np.array([stream.random() for stream in streams])  # (B,)
             ids = draw(shares_of(before.penalise(np.asarray(logits)), options), uniforms)  # (B,)
@@ -200,7 +200,7 @@ def random_streams(length: int, seeds: Sequence[int]) -> list[np.random.Generato
     return [np.random.default_rng(seed) for seed in seeds]
 
 
-class _Before:
+class History:
     """What each of B streams has written, as far as the repetition penalty looks back."""
 
     def __init__(self, batch: int, prompt: Ids | None, options: SamplingOptions) -> None:

@@ -108,7 +108,7 @@ def test_the_exit_codes_are_those_of_the_code():
 
 
 def test_what_the_guide_says_is_printed_stands_in_the_sources():
-    sources = [*(ROOT / "train").glob("*.py"), *(ROOT / "charrnn").glob("*.py")]
+    sources = [*(ROOT / "train").rglob("*.py"), *(ROOT / "charrnn").rglob("*.py")]
     text = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources))
     # What other programs print, and what holds a name that the code fills in.
     others = ("Tried to launch", "EADDRINUSE", "Rendezvous", "Dist", "c10d", "stopped by SIG")

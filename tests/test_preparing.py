@@ -181,7 +181,7 @@ def test_workers_keep_the_order_and_pass_errors_on() -> None:
 def test_a_script_without_a_guard_may_prepare_a_large_text(here: Path) -> None:
     Path("novel.txt").write_text("a line\n" * 1000)
     Path("script.py").write_text(
-        "from charrnn import corpus, segments\n"
+        "from charrnn.data import corpus, segments\n"
         "from charrnn.config import DataConfig\n"
         "corpus.PARALLEL_BYTES, segments.TASK_BYTES = 1, 1000\n"
         "print(corpus.prepare(DataConfig(source='novel.txt')).num_chars)\n"

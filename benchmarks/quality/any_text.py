@@ -30,13 +30,13 @@ _ORDERS = range(3, 9)
 _MEMORY = 64 << 20
 
 
-def ppmd_loss(text: str, held_out: int) -> float:
+def ppmd_loss(text: str, held_out: int, encoding: str = "utf-8") -> float:
     """Nats/char with which PPMd codes the last `held_out` characters after the others, at its best order."""
     import pyppmd
 
     def coded(part: str, order: int) -> int:
         encoder = pyppmd.Ppmd7Encoder(order, _MEMORY)
-        return len(encoder.encode(part.encode()) + encoder.flush())
+        return len(encoder.encode(part.encode(encoding)) + encoder.flush())
 
     lengths = [coded(text, order) - coded(text[:-held_out], order) for order in _ORDERS]
     return min(lengths) * 8 * math.log(2) / held_out
@@ -88,11 +88,13 @@ def random_configuration(draw: random.Random) -> dict[str, Any]:
     }
 
 
-def best_of_random(text: Path, folder: Path, budget_s: float, threads: int, count: int) -> tuple[float, str]:
+def best_of_random(
+    text: Path, folder: Path, budget_s: float, threads: int, count: int, fixed: dict[str, Any]
+) -> tuple[float, str]:
     """The lowest loss of `count` random configurations, and its settings; those that don't fit the text are redrawn."""
     best, settings, draw, made = math.inf, "", random.Random(0), 0
     while made < count:
-        assignments = random_configuration(draw)
+        assignments = {**random_configuration(draw), **fixed}
         try:
             loss = train(text, folder / f"random-{made}", budget_s, threads, assignments)["val/stream/loss"]
         except RuntimeError as error:
@@ -105,11 +107,11 @@ def best_of_random(text: Path, folder: Path, budget_s: float, threads: int, coun
     return best, settings
 
 
-def cut(given: str, size: int) -> tuple[str, str]:
+def cut(given: str, size: int, encoding: str = "utf-8-sig") -> tuple[str, str]:
     """The name and text of NAME=FILE[@START], `size` characters of it; 0 = all."""
     name, _, place = given.partition("=")
     path, _, start = place.partition("@")
-    text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")[int(start or 0) :]
+    text = Path(path).read_bytes().decode(encoding).replace("\r\n", "\n")[int(start or 0) :]
     return name, text[: size or None]
 
 
@@ -126,29 +128,32 @@ def main(
     random_runs: Annotated[int, typer.Option("--random", help="Random configurations for each budget.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = all cores.")] = 0,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the recipe's runs.")] = None,
+    binary: Annotated[bool, typer.Option(help="The files are bytes, not text: data.vocab=bytes.")] = False,
 ) -> None:
     """Print one line for each text, size and budget."""
-    about = machine()
+    about, encoding = machine(), "latin-1" if binary else "utf-8"
     print(f"machine  {about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['time']}")
     print(f"threads  {threads or 'all'}\n")
     print("| text | characters | budget | recipe, `stream` | PPMd | | recipe, `windows` | best of random | seconds |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for given in text:
         for length in size:
-            name, content = cut(given, length)
+            name, content = cut(given, length, "latin-1" if binary else "utf-8-sig")
             held_out = len(content) - int(len(content) * 0.9)
-            ppmd = ppmd_loss(content, held_out)
+            ppmd = ppmd_loss(content, held_out, encoding)
             for seconds in budget:
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder, f"{name}.txt")
-                    path.write_text(content, encoding="utf-8")
+                    path.write_bytes(content.encode(encoding))
+                    fixed: dict[str, Any] = {"data.vocab": "bytes"} if binary else {}
                     runs = [
-                        train(path, Path(folder, f"seed-{n}"), seconds, threads, {"train.seed": n}) for n in seed or [1]
+                        train(path, Path(folder, f"seed-{n}"), seconds, threads, {**fixed, "train.seed": n})
+                        for n in seed or [1]
                     ]
                     stream, windows = ([run[f"val/{name}/loss"] for run in runs] for name in ("stream", "windows"))
                     random_best = ""
                     if random_runs:
-                        found, settings = best_of_random(path, Path(folder), seconds, threads, random_runs)
+                        found, settings = best_of_random(path, Path(folder), seconds, threads, random_runs, fixed)
                         random_best = f"{found:.4f} ({settings})"
                     took = max(run["seconds"] for run in runs)
                     cells = [name, f"{len(content):,}", f"{seconds:g} s", shown(stream), f"{ppmd:.4f}"]
