@@ -4,6 +4,7 @@ import ctypes
 import platform
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import typer
+
 from charrnn.cores import cores
+from charrnn.errors import CharRNNError
 
 T = TypeVar("T")
 
@@ -84,10 +88,11 @@ def in_turns(sides: Mapping[str, Callable[[], T]], rounds: int, warmup: int = 0)
     return taken
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    """Returns the wall-clock seconds that `action` takes."""
+def seconds_of(action: Callable[[], object], times: int = 1) -> float:
+    """Returns the wall-clock seconds that calling `action` so many times takes."""
     began = time.perf_counter()
-    action()
+    for _ in range(times):
+        action()
     return time.perf_counter() - began
 
 
@@ -105,6 +110,22 @@ def markdown(cells: Sequence[object]) -> str:
 def markdown_head(titles: Sequence[str], numbers: int = 0) -> list[str]:
     """Formats the head of a Markdown table whose last `numbers` columns are aligned right."""
     return [markdown(titles), f"|{'---|' * (len(titles) - numbers)}{'--:|' * numbers}"]
+
+
+def cli(command: Callable[..., None]) -> typer.Typer:
+    """Makes a command line of a function."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    return app
+
+
+def run(command: Callable[..., None]) -> None:
+    """Runs it on the process's arguments; a user error is one line on stderr, and its exit code."""
+    try:
+        cli(command)()
+    except CharRNNError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def free_port() -> int:

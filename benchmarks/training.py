@@ -47,6 +47,12 @@ def write_random_text(options: dict[str, Any], processes: int = 1) -> RunConfig:
     return config
 
 
+def reset_accelerator() -> None:
+    """Has the next Accelerator of this process take settings of its own: they are singletons."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
 def make_trainer(config: RunConfig, *, log: bool = False, clock: Callable[[], float] = time.monotonic) -> Trainer:
     """Builds a trainer in this process, with weights of its own.
 
@@ -55,14 +61,13 @@ def make_trainer(config: RunConfig, *, log: bool = False, clock: Callable[[], fl
         log: Whether to write metrics.jsonl to the run folder; else nothing is recorded.
         clock: Seconds.
     """
-    AcceleratorState._reset_state(True)  # its singletons would keep the precision of the trainer before
-    GradientState._reset_state()
+    reset_accelerator()
     set_threads(config.train.threads)
-    corpus, run_dir = prepare(config.data), Path(config.train.run_dir)
+    corpus, accelerator, run_dir = prepare(config.data), make_accelerator(config.train), Path(config.train.run_dir)
     if log:
         run_dir.mkdir(exist_ok=True)
     recorder = Recorder.open(config, run_dir, {}, 0) if log else Recorder.null()
-    return Trainer(config, corpus, StartingPoint(corpus.vocab), make_accelerator(config.train), run_dir, recorder, clock)
+    return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder, clock)
 
 
 def synchronize(trainer: Trainer) -> bool:

@@ -21,16 +21,13 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.common import columns, in_turns, machine_line, quartiles, seconds_of
+from benchmarks.common import columns, in_turns, machine_line, quartiles, run, seconds_of
 from benchmarks.training import make_trainer, options_of, write_random_text
 from train.checkpoint.format import step_folders
 from train.main import Cell
 from train.trainer import Trainer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def main(
     rnn: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent cell.")] = Cell.LSTM,
     hidden_dim: Annotated[int, typer.Option(help="H.")] = 1024,
@@ -45,9 +42,7 @@ def main(
     size = {"rnn": rnn.value, "hidden_dim": hidden_dim, "num_layers": num_layers, "batch_size": rows}
     with tempfile.TemporaryDirectory(prefix="charrnn-", dir=".") as folder:
         options = options_of(Path(folder), **size, seq_len=seq_len)
-        trainer = make_trainer(
-            write_random_text(options | {"train.threads": 0, "train.mixed_precision": precision})
-        )
+        trainer = make_trainer(write_random_text(options | {"train.threads": 0, "train.mixed_precision": precision}))
         trainer.train_step()  # the first finds cold caches
         taken = in_turns({"round": lambda: one_round(trainer, steps)}, rounds)["round"]
         size_bytes = sum(file.stat().st_size for file in step_folders(trainer.run_dir)[0].iterdir())
@@ -58,11 +53,9 @@ def main(
         f"{size_bytes / 2**20:.0f} MiB"
     )
     print(f"measured {rounds} rounds of {steps} steps a case; median (quartiles)\n")
-    print(columns(["", "s"], (12, 26)))
-    print(columns(["step", quartiles([r.pop("step") for r in taken]).show(".2f")], (12, 26)))
-    print(columns(["", "% of a step"], (12, 26)))
     for name in taken[0]:
-        print(columns([name, quartiles([r[name] for r in taken]).show(".2f", 100)], (12, 26)))
+        scale, unit = (1, "s") if name == "step" else (100, "% of a step")
+        print(columns([name, quartiles([r[name] for r in taken]).show(".2f", scale)], (12, 26)), unit)
 
 
 def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
@@ -71,7 +64,7 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     snapshot = seconds_of(lambda: trainer.save(step=True))
     beside = sum(seconds_of(trainer.train_step) for _ in range(steps))
     trainer.saver.wait()
-    waited = seconds_of(lambda: (trainer.save(step=True), trainer.saver.wait()))
+    waited = seconds_of(lambda: trainer.save(step=True)) + seconds_of(trainer.saver.wait)
     return {
         "step": step,
         "snapshot": snapshot / step,
@@ -81,4 +74,4 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    app()
+    run(main)

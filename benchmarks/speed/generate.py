@@ -29,7 +29,7 @@ import torch
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.common import columns, in_turns, machine_line, quartiles, ratios
+from benchmarks.common import columns, in_turns, machine_line, quartiles, ratios, run
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.model.rnn import CharRNN
 from charrnn.sampling import SamplingOptions
@@ -40,8 +40,6 @@ from train.checkpoint.format import Checkpoint, save_for_inference
 from train.export.exporter import export
 from train.export.quantize import Precision
 from train.main import Cell
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _SYMBOLS = 65
 _STREAMS = 64
@@ -126,7 +124,6 @@ def engines_of(model: CharRNN, folder: Path) -> dict[str, Engine]:
     return {p: Engine(export(folder, folder / f"{p}.onnx", p, None)[0], 1) for p in _PRECISIONS}
 
 
-@app.command()
 def generate(
     rnn: Annotated[Cell, typer.Option(help="Recurrent cell.", case_sensitive=False)] = Cell.GRU,
     hidden_dim: Annotated[int, typer.Option(help="Width of a layer's state.", min=1)] = 256,
@@ -166,4 +163,4 @@ def generate(
 
 
 if __name__ == "__main__":
-    app()
+    run(generate)

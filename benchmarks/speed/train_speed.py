@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ from benchmarks.common import (
     quartiles,
     ratios,
     reset_peak_memory,
+    run,
     status_bytes,
 )
 from benchmarks.speed.reference_loop import losses
@@ -49,8 +51,6 @@ from train.main import Cell
 from train.memory import keep_freed_memory
 
 _WIDTHS = (18, 28, 24, 9, 9, 7, 7, 18)
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def compare(options: dict[str, Any], rounds: int, steps: int) -> list[str]:
     config = write_random_text(options)
 
     def trainer(precision: str) -> Iterator[float]:
-        run_dir = f"{config.train.run_dir}-{precision}"
-        return trainer_steps(load_config(None, options, [f"train.mixed_precision={precision}", f"train.run_dir={run_dir}"]))
+        changed = {"train.mixed_precision": precision, "train.run_dir": f"{config.train.run_dir}-{precision}"}
+        return trainer_steps(load_config(None, options | changed))
 
     bf16 = computes_bf16()
     loops = {
@@ -113,7 +113,7 @@ def compare(options: dict[str, Any], rounds: int, steps: int) -> list[str]:
         f"native ({'bf16' if bf16 else 'fp32'})": (trainer("native"), torch.bfloat16 if bf16 else torch.float32, True),
     }
     chars = config.data.batch_size * config.data.seq_len
-    sides = {name: lambda side=side: take_turn(*side, steps, chars) for name, side in loops.items()}
+    sides = {name: partial(take_turn, *side, steps, chars) for name, side in loops.items()}
     title = f"{config.model.rnn} {config.model.hidden_dim}"
     return table(title, in_turns(sides, rounds), flops_per_char(config.model, len(prepare(config.data).vocab)))
 
@@ -134,7 +134,6 @@ def table(title: str, taken: dict[str, list[Turn]], flops: int) -> list[str]:
     return [*lines, ""]
 
 
-@app.command()
 def train_speed(
     hidden_dim: Annotated[list[int] | None, typer.Option(help="H; repeatable. Default: 256, 512, 1024.")] = None,
     rnn: Annotated[list[Cell] | None, typer.Option(help="Cell; repeatable. Default: both.")] = None,
@@ -158,4 +157,4 @@ def train_speed(
 
 
 if __name__ == "__main__":
-    app()
+    run(train_speed)
