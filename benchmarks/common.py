@@ -4,19 +4,19 @@ import ctypes
 import platform
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
 
+from charrnn.cli import run_command
 from charrnn.cores import cores
-from charrnn.errors import CharRNNError
 
 T = TypeVar("T")
 
@@ -42,6 +42,13 @@ def machine_line(here: Mapping[str, Any] | None = None) -> str:
     """Formats `machine()`, or the one given, as the first line of every benchmark."""
     m = here or machine()
     return f"machine  {m['cpu']}, {m['cores']} cores; {', '.join(f'{p} {m[p]}' for p in _PACKAGES)}; {m['time']}"
+
+
+class Cell(StrEnum):
+    """What --rnn names."""
+
+    GRU = "GRU"
+    LSTM = "LSTM"
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,7 @@ def cli(command: Callable[..., None]) -> typer.Typer:
 
 def run(command: Callable[..., None]) -> None:
     """Runs it on the process's arguments; a user error is one line on stderr, and its exit code."""
-    try:
-        cli(command)()
-    except CharRNNError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_command(cli(command))
 
 
 def free_port() -> int:

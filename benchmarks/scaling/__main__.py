@@ -48,7 +48,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common import Quartiles, columns, machine, machine_line, run
+from benchmarks.common import Cell, Quartiles, columns, machine, machine_line, run
 from benchmarks.scaling.estimates import (
     CASES,
     Measured,
@@ -63,7 +63,6 @@ from benchmarks.scaling.estimates import (
 )
 from benchmarks.scaling.workers import Workers, workers
 from benchmarks.training import options_of, write_random_text
-from train.main import Cell
 
 PROJECTED = (2, 4, 8, 16, 64)
 # Discarded rounds for each one that is wanted, before all are taken as they are.
@@ -251,7 +250,7 @@ def _ms(spread: Quartiles) -> str:
 
 
 def scaling(
-    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.", case_sensitive=False)] = Cell.LSTM,
+    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.LSTM,
     hidden_dim: Annotated[int, typer.Option(help="Width of a layer's state.", min=1)] = 256,
     num_layers: Annotated[int, typer.Option(help="Recurrent layers.", min=1)] = 2,
     seq_len: Annotated[int, typer.Option(help="Characters of a window.", min=1)] = 128,
@@ -268,7 +267,7 @@ def scaling(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every round included.")] = False,
 ) -> None:
     """Measure weak scaling on this machine's cores, and project it to a network."""
-    size: dict[str, Any] = {"rnn": rnn.value, "hidden_dim": hidden_dim, "num_layers": num_layers}
+    size: dict[str, Any] = {"rnn": rnn, "hidden_dim": hidden_dim, "num_layers": num_layers}
     size |= {"seq_len": seq_len, "batch_size": rows}
     settings = size | {"processes": processes, "steps": steps, "rounds": rounds, "bandwidth": bandwidth}
     settings |= {"latency_us": latency_us, "others": others, "patience": patience}

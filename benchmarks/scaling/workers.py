@@ -95,7 +95,7 @@ def work(port: int, options: dict[str, Any]) -> None:
     """Runs a worker until the parent closes its connection."""
     worker = Worker(options)
     with Client(("127.0.0.1", port)) as parent, contextlib.suppress(EOFError):
-        parent.send((worker.trainer.ranks.count, worker.trainer.ranks.rank))
+        parent.send((worker.trainer.collectives.world_size, worker.trainer.collectives.rank))
         while True:
             order = parent.recv()
             parent.send(worker.turn(*order) if order else worker.message())

@@ -21,15 +21,14 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.common import columns, in_turns, machine_line, quartiles, run, seconds_of
+from benchmarks.common import Cell, columns, in_turns, machine_line, quartiles, run, seconds_of
 from benchmarks.training import make_trainer, options_of, write_random_text
 from train.checkpoint.format import step_folders
-from train.main import Cell
 from train.trainer import Trainer
 
 
 def main(
-    rnn: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent cell.")] = Cell.LSTM,
+    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.LSTM,
     hidden_dim: Annotated[int, typer.Option(help="H.")] = 1024,
     num_layers: Annotated[int, typer.Option(help="L.")] = 2,
     rows: Annotated[int, typer.Option(help="B.")] = 128,
@@ -39,7 +38,7 @@ def main(
     precision: Annotated[str, typer.Option(help="no, bf16 or native.")] = "no",
 ) -> None:
     """Measure what checkpoints cost training."""
-    size = {"rnn": rnn.value, "hidden_dim": hidden_dim, "num_layers": num_layers, "batch_size": rows}
+    size = {"rnn": rnn, "hidden_dim": hidden_dim, "num_layers": num_layers, "batch_size": rows}
     with tempfile.TemporaryDirectory(prefix="charrnn-", dir=".") as folder:
         options = options_of(Path(folder), **size, seq_len=seq_len)
         trainer = make_trainer(write_random_text(options | {"train.threads": 0, "train.mixed_precision": precision}))
@@ -48,7 +47,7 @@ def main(
         size_bytes = sum(file.stat().st_size for file in step_folders(trainer.run_dir)[0].iterdir())
     print(machine_line())
     print(
-        f"size     {rnn.value} {num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
+        f"size     {rnn} {num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
         f"{trainer.accelerator.mixed_precision}, {torch.get_num_threads()} threads; a checkpoint of "
         f"{size_bytes / 2**20:.0f} MiB"
     )
@@ -63,8 +62,8 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     step = statistics.median(seconds_of(trainer.train_step) for _ in range(steps))
     snapshot = seconds_of(lambda: trainer.save(step=True))
     beside = sum(seconds_of(trainer.train_step) for _ in range(steps))
-    trainer.saver.wait()
-    waited = seconds_of(lambda: trainer.save(step=True)) + seconds_of(trainer.saver.wait)
+    trainer.writer.wait()
+    waited = seconds_of(lambda: trainer.save(step=True)) + seconds_of(trainer.writer.wait)
     return {
         "step": step,
         "snapshot": snapshot / step,

@@ -29,7 +29,7 @@ import torch
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.common import columns, in_turns, machine_line, quartiles, ratios, run
+from benchmarks.common import Cell, columns, in_turns, machine_line, quartiles, ratios, run
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.model.rnn import CharRNN
 from charrnn.sampling import SamplingOptions
@@ -39,7 +39,6 @@ from infer.engine import Engine
 from train.checkpoint.format import Checkpoint, save_for_inference
 from train.export.exporter import export
 from train.export.quantize import Precision
-from train.main import Cell
 
 _SYMBOLS = 65
 _STREAMS = 64
@@ -125,7 +124,7 @@ def engines_of(model: CharRNN, folder: Path) -> dict[str, Engine]:
 
 
 def generate(
-    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.", case_sensitive=False)] = Cell.GRU,
+    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.GRU,
     hidden_dim: Annotated[int, typer.Option(help="Width of a layer's state.", min=1)] = 256,
     num_layers: Annotated[int, typer.Option(help="Recurrent layers.", min=1)] = 2,
     embedding_dim: Annotated[int, typer.Option(help="Width of a character's embedding.", min=1)] = 64,
@@ -144,7 +143,7 @@ def generate(
         engines = engines_of(model, Path(folder))
         sides: dict[str, Callable[[], float]] = {
             "torch eager, top-k": partial(per_second, partial(torch_characters, model, temperature, top_k), seconds),
-            f"onnxruntime {rnn.value} op, not sampled": partial(per_second, partial(operator_steps, session), seconds),
+            f"onnxruntime {rnn} op, not sampled": partial(per_second, partial(operator_steps, session), seconds),
             "stepped, fp32": partial(chars_per_s, engines["fp32"], 1, options, stepped=True),
         }
         for streams in (1, _STREAMS):
@@ -153,7 +152,7 @@ def generate(
         taken = in_turns(sides, rounds)
         sizes = ", ".join(f"{p} {engine.path.stat().st_size / 2**20:.2f} MiB" for p, engine in engines.items())
     print(machine_line())
-    print(f"model    {rnn.value} {num_layers} x {hidden_dim}, embedding {embedding_dim}, V {_SYMBOLS}; {sizes}")
+    print(f"model    {rnn} {num_layers} x {hidden_dim}, embedding {embedding_dim}, V {_SYMBOLS}; {sizes}")
     print(f"measured {rounds} rounds, one thread; median (quartiles)\n")
     print(columns(["", "characters/s", "us a character", "of the first"], _WIDTHS))
     first = next(iter(taken.values()))

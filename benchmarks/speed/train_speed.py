@@ -31,6 +31,7 @@ import torch
 import typer
 
 from benchmarks.common import (
+    Cell,
     columns,
     default_allocator,
     in_turns,
@@ -45,10 +46,10 @@ from benchmarks.speed.reference_loop import losses
 from benchmarks.training import log_if_due, make_trainer, options_of, synchronize, write_random_text
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
-from train.distributed.setup import computes_bf16, set_threads
+from train.distributed.setup import set_threads
 from train.flops import flops_per_char, measured_peak
-from train.main import Cell
 from train.memory import keep_freed_memory
+from train.precision import training_precision
 
 _WIDTHS = (18, 28, 24, 9, 9, 7, 7, 18)
 
@@ -106,11 +107,12 @@ def compare(options: dict[str, Any], rounds: int, steps: int) -> list[str]:
         changed = {"train.mixed_precision": precision, "train.run_dir": f"{config.train.run_dir}-{precision}"}
         return trainer_steps(load_config(None, options | changed))
 
-    bf16 = computes_bf16()
+    native = training_precision("native")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[native]
     loops = {
         "reference": (reference_steps(config), torch.float32, False),
         "fp32": (trainer("no"), torch.float32, True),
-        f"native ({'bf16' if bf16 else 'fp32'})": (trainer("native"), torch.bfloat16 if bf16 else torch.float32, True),
+        f"native ({'fp32' if native == 'no' else native})": (trainer("native"), dtype, True),
     }
     chars = config.data.batch_size * config.data.seq_len
     sides = {name: partial(take_turn, *side, steps, chars) for name, side in loops.items()}
@@ -149,7 +151,7 @@ def train_speed(
     print(f"measured {rounds} rounds; median (quartiles)\n")
     for width in hidden_dim or [256, 512, 1024]:
         for cell in rnn or list(Cell):
-            size = {"rnn": cell.value, "hidden_dim": width, "num_layers": 2, "batch_size": batch_size}
+            size = {"rnn": cell, "hidden_dim": width, "num_layers": 2, "batch_size": batch_size}
             with tempfile.TemporaryDirectory() as folder:
                 options = options_of(Path(folder), **size, seq_len=seq_len)
                 options |= {"model.embedding_dim": 256, "train.threads": 0, "log.every": 10}
