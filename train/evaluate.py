@@ -20,6 +20,7 @@ import typer
 from accelerate import Accelerator
 from torch.nn import functional as F
 
+from charrnn.cli import run_command
 from charrnn.config import EvalConfig, SampleConfig
 from charrnn.data.corpus import LEAST_EVALUATED, prepare
 from charrnn.errors import CorpusError
@@ -34,7 +35,6 @@ from charrnn.windows import (
     stream_batch,
     window_batches,
 )
-from train import command_line
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.resume import table_between
 from train.dataloader import IdSource, to_device
@@ -252,7 +252,7 @@ def evaluate_checkpoint(
 
 def main() -> None:
     """Entry of `python -m train.evaluate`."""
-    command_line.run(command)
+    run_command(lambda: typer.run(command))
 
 
 if __name__ == "__main__":
