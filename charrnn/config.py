@@ -251,7 +251,7 @@ class TrainConfig(Section):
     lr_scaling: Literal["none", "sqrt", "linear"] = Field(
         "none", description="how optim.lr grows with data.batch_size / lr_batch_size"
     )
-    lr_batch_size: int = Field(0, ge=0, le=1 << 24, description="batch_size that optim.lr is meant for, with lr_scaling")
+    lr_batch_size: int = Field(0, ge=0, le=1 << 24, description="batch_size that optim.lr is meant for; 0 = none")
     noise_scale_every: int = Field(
         200, ge=0, description="steps between measurements of the gradient noise scale, half a step each; 0 = never"
     )
@@ -289,8 +289,8 @@ class TrainConfig(Section):
     def _scaling_has_a_reference(self) -> "TrainConfig":
         if (self.lr_scaling == "none") != (self.lr_batch_size == 0):
             raise ValueError(
-                f"lr_scaling {self.lr_scaling} and lr_batch_size {self.lr_batch_size} go together: set both, the latter "
-                "to the batch_size that optim.lr is meant for, or neither"
+                f"lr_scaling {self.lr_scaling} and lr_batch_size {self.lr_batch_size} go together: set both, the "
+                "latter to the batch_size that optim.lr is meant for, or neither"
             )
         return self
 

@@ -60,4 +60,3 @@ def gather_state(accelerator: Accelerator, state: State) -> State:
     """The hidden state over the global batch, each part (L, B / world, H) -> (L, B, H); every rank calls this."""
     rows_first = (part.transpose(0, 1).contiguous() for part in state)  # (B / world, L, H)
     return tuple(accelerator.gather(part).transpose(0, 1) for part in rows_first)
-

@@ -147,7 +147,7 @@ class Trainer:
             if self.schedule.evaluation_missing():
                 self.evaluate()
                 self.save(step=False)
-            while self._next_step():
+            while self.next_step():
                 self.train_step()
                 if self.schedule.log_due():
                     self.log()
@@ -157,6 +157,19 @@ class Trainer:
             self._finish()
         self.progress.elapsed_s = self.schedule.now()
         return self.progress
+
+    def next_step(self) -> bool:
+        """Read the next batch, and agree with the other ranks on whether to train on it.
+
+        Raises: on every rank, the error that one of them has met.
+        """
+        self._upcoming = None
+        self.control.defer(self._read_ahead)
+        self.control.note(self.checkpoints.error())
+        step = self.progress.step
+        starts = (self._upcoming[0] if self._upcoming else self.data.plan.batch(step)).starts
+        self.schedule.begin_step(self.control.agree(step, starts, self.schedule.now()))
+        return not (self.control.stopped_by or self.schedule.done())
 
     def train_step(self) -> None:
         """Make one step: the windows of batch number `step`, forward, backward, clip, optimizer."""
@@ -179,6 +192,8 @@ class Trainer:
         values = self.metrics.take()
         if not values:
             return
+        if (windows := self.noise_scale.windows) is not None:
+            self.metrics.latest["train/noise_scale"] = values["train/noise_scale"] = windows
         if self._cpu_share:
             left_s = self.schedule.remaining_s(values["train/chars_per_s"])
             self.recorder.message(pace_line(values, left_s, self.accelerator.device.type, self._cpu_share()))
@@ -225,26 +240,26 @@ class Trainer:
         with self.metrics.untimed():
             state = self.state_dict(resumable=step)
             if self.accelerator.is_main_process:
-                checkpoint = Checkpoint(self.config, self.data.vocab, **state)
-                self.control.defer(lambda: self.checkpoints.save(checkpoint, best=best, step=step))
+                self.control.defer(lambda: self.checkpoints.save(state, best=best, step=step))
 
-    def state_dict(self, *, resumable: bool = True) -> dict[str, Any]:
-        """The present state, as `Checkpoint` takes it; every rank must call this.
-
-        The tensors are the trainer's own, not copies.
+    def state_dict(self, *, resumable: bool = True) -> Checkpoint:
+        """The present state of all ranks, every one of which must call this; the tensors are not copies.
 
         Args:
             resumable: With all from which the run continues bit for bit, not only what inference needs.
         """
-        state: dict[str, Any] = {"weights": self.model.state_dict(), "trainer": self._trainer_record()}
-        if resumable:
-            state["optimizer"] = optimizer_tensors(self.model, self.update.optimizer)
-            state["carried"] = gather_state(self.accelerator, self.update.state)  # each (L, B, H)
-            state["rng"] = tuple(self.control.collectives.all_gather(rank_rng(self.accelerator.device)))
-        return state
+        state = Checkpoint(self.config, self.data.vocab, self.model.state_dict(), self._trainer_record())
+        if not resumable:
+            return state
+        return replace(
+            state,
+            optimizer=optimizer_tensors(self.model, self.update.optimizer),
+            carried=gather_state(self.accelerator, self.update.state),  # each (L, B, H)
+            rng=tuple(self.control.collectives.all_gather(rank_rng(self.accelerator.device))),
+        )
 
     def load_state_dict(self, saved: Checkpoint) -> None:
-        """Restore all that a resumable `state_dict` holds."""
+        """Restore what a resumable `state_dict` has returned."""
         self.model.load_state_dict(saved.weights)
         restore_optimizer(self.model, self.update.optimizer, saved.optimizer)
         self.update.state = scatter_state(saved.carried, self.data.rows, self.accelerator.device)
@@ -281,19 +296,6 @@ class Trainer:
         """Characters trained on so far, over all ranks and segments."""
         return self.progress.step * self.config.data.batch_size * self.config.data.seq_len
 
-    def _next_step(self) -> bool:
-        """Read the next batch, and agree with the other ranks on whether to train on it.
-
-        Raises: on every rank, the error that one of them has met.
-        """
-        self._upcoming = None
-        self.control.defer(self._read_ahead)
-        self.control.note(self.checkpoints.error())
-        step = self.progress.step
-        starts = (self._upcoming[0] if self._upcoming else self.data.plan.batch(step)).starts
-        self.schedule.begin_step(self.control.agree(step, starts, self.schedule.now()))
-        return not (self.control.stopped_by or self.schedule.done())
-
     def _read_ahead(self) -> None:
         self._upcoming = self.data.read(self.progress.step)
 
@@ -303,7 +305,7 @@ class Trainer:
         if not self.control.stopped_by:
             self.evaluate()
             if self.progress.evaluated_step != self.progress.step:
-                self._next_step()  # agrees on the signal that cut the evaluation off
+                self.next_step()  # agrees on the signal that cut the evaluation off
         self.save(step=True)
         self.control.defer(self.checkpoints.wait)
         self.control.raise_deferred()

@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, clip, step. Letters: B batch_size (global), T seq_len, L, H as in the model."""
+"""One optimizer step: forward, backward, clip, step. Letters: B batch_size (global), T seq_len, L layers, H width."""
 
 import contextlib
 import math
@@ -22,7 +22,9 @@ class Update:
 
     Attributes:
         state: The hidden state after the last step, each (L, B / world, H).
+        loss_module: The model and its loss, as Accelerate wraps them.
         optimizer: torch's own.
+        scaler: Scales the loss under fp16; None otherwise.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Update:
             grad_clip: Largest global gradient norm; 0 = no clipping.
         """
         self.state, self.optimizer, self.scaler = state, optimizer, accelerator.scaler
-        self._accelerator, self._loss_module = accelerator, loss_module
+        self._accelerator, self.loss_module = accelerator, loss_module
         self._parameters = list(loss_module.parameters())
         self._accumulation_steps, self._max_norm = accumulation_steps, grad_clip or math.inf
         self._zero_state = tuple(torch.zeros_like(part) for part in state)
@@ -68,7 +70,7 @@ class Update:
         return loss, grad_norm
 
     def state_before(self, reset: NDArray) -> State:
-        """The state that a batch starts from, each (L, B / world, H): the last one's, with zeros in the rows to reset."""
+        """The state that a batch starts from, each (L, B / world, H): the last one's, zero in the rows to reset."""
         if reset.all():
             return self._zero_state
         return zeroed(self.state, to_device(reset, self.state[0].device)) if reset.any() else self.state
@@ -96,10 +98,10 @@ class Update:
         return loss, grad_norm, state
 
     def gradient_square(self, window: Tensor, state: State) -> Tensor:
-        """The squared norm of this rank's own gradient on some windows, (); trains nothing, and keeps the generators."""
+        """The squared norm of this rank's own gradient on some windows, (); changes no weights and no generators."""
         device = window.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self._without_sync():
-            loss, _ = self._loss_module(window, state)
+            loss, _ = self.loss_module(window, state)
             scale = self.scaler.get_scale() if self.scaler else 1.0
             (loss * scale).backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]) / scale
@@ -125,10 +127,10 @@ class Update:
 
     def _backward(self, window: Tensor, state: State, parts: int) -> tuple[Tensor, State]:
         """Loss of a micro-batch, one of `parts`, and the state after it; its gradient is added to the parameters'."""
-        loss, after = self._loss_module(window, state)
+        loss, after = self.loss_module(window, state)
         share = loss / parts if parts > 1 else loss
         (self.scaler.scale(share) if self.scaler else share).backward()
         return loss.detach(), detach(after)
 
     def _without_sync(self) -> contextlib.AbstractContextManager[None]:
-        return self._accelerator.no_sync(self._loss_module)
+        return self._accelerator.no_sync(self.loss_module)

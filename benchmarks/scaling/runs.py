@@ -26,7 +26,7 @@ class Worker:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.trainer = make_trainer(options)
-        self.rank, self.count = self.trainer.collectives.rank, self.trainer.collectives.world_size
+        self.rank, self.count = self.trainer.control.collectives.rank, self.trainer.control.collectives.world_size
         self.parameters = list(self.trainer.model.parameters())
         self.sizes = [p.numel() * p.element_size() for p in self.parameters]
         buffer = torch.cat([torch.zeros_like(p).flatten() for p in self.parameters])
@@ -40,8 +40,8 @@ class Worker:
         def mark(key: Any) -> None:
             self._marks[key] = time.perf_counter()
 
-        self.trainer.loss_module.register_forward_pre_hook(lambda *_: mark("forward began"))
-        self.trainer.loss_module.register_forward_hook(lambda *_: mark("forward ended"))
+        self.trainer.update.loss_module.register_forward_pre_hook(lambda *_: mark("forward began"))
+        self.trainer.update.loss_module.register_forward_hook(lambda *_: mark("forward ended"))
         for i, parameter in enumerate(self.parameters):
             parameter.register_post_accumulate_grad_hook(lambda _, i=i: mark(i))
 
@@ -65,11 +65,11 @@ class Worker:
         """
         trainer = self.trainer
         began = time.perf_counter()
-        batch = trainer.plan.batch(trainer.progress.step)
-        trainer.train_ids.windows(batch.starts[trainer.rows], trainer.plan.seq_len + 1)
+        batch = trainer.data.plan.batch(trainer.progress.step)
+        trainer.data.train.windows(batch.starts[trainer.data.rows], trainer.data.plan.seq_len + 1)
         step_began = time.perf_counter()
         if agree:
-            trainer._go_on()
+            trainer.next_step()
         trainer.train_step()
         ended = time.perf_counter()
         gradients = [self._marks[i] for i in range(len(self.parameters))]
@@ -84,7 +84,7 @@ class Worker:
         return seconds, [at - forward_ended for at in gradients]
 
     def _silent(self) -> tuple[Figures, list[float]]:
-        with self.trainer.accelerator.no_sync(self.trainer.loss_module):
+        with self.trainer.accelerator.no_sync(self.trainer.update.loss_module):
             return self._step(agree=False)
 
     def _allreduce(self) -> tuple[Figures, list[float]]:
@@ -94,7 +94,8 @@ class Worker:
 
     def message(self) -> Message:
         """The gradients, in the buckets that DDP arranged after its first step."""
-        log = self.trainer.loss_module._get_ddp_logging_data()
+        module: Any = self.trainer.update.loss_module
+        log = module._get_ddp_logging_data()
         buckets = log["rebuilt_per_bucket_param_indices"].split(",")
         return Message(self.sizes, [[int(i) for i in bucket.split()] for bucket in buckets])
 

@@ -26,7 +26,6 @@ import typer
 
 from benchmarks.random_text import config_options, make_trainer, write_text
 from charrnn.config import load_config
-from train.state import capture
 from train.tracking.summary import device_name
 from train.trainer import Trainer
 
@@ -51,12 +50,10 @@ def main(
         write_text(load_config(None, options))
         trainer = make_trainer(options)
         seconds(trainer.train_step)  # the first finds cold caches
-        size_bytes = sum(
-            t.nbytes for t in [*capture(trainer, whole=True).optimizer.values(), *trainer.model.parameters()]
-        )
+        size_bytes = sum(t.nbytes for t in [*trainer.state_dict().optimizer.values(), *trainer.model.parameters()])
         print(
-            f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; {rnn} "
-            f"{num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
+            f"{device_name(trainer.accelerator.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+            f"{rnn} {num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
             f"{trainer.accelerator.mixed_precision}; a checkpoint of {size_bytes / 2**20:.0f} MiB"
         )
         figures = [one_round(trainer, steps) for _ in range(rounds)]
@@ -77,11 +74,11 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
 
     snapshot = seconds(lambda: trainer.save(step=True))
     beside = [seconds(trainer.train_step) for _ in range(steps)]
-    trainer.writer.wait()
+    trainer.checkpoints.wait()
 
     def saved_and_waited_for() -> None:
         trainer.save(step=True)
-        trainer.writer.wait()
+        trainer.checkpoints.wait()
 
     waited = seconds(saved_and_waited_for)
     return {

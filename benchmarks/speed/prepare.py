@@ -168,7 +168,7 @@ def train(text: str, cache: str) -> dict[str, Any]:
     before = resident(os.getpid())
     start = time.perf_counter()
     for step in range(STEPS):
-        trainer.train_ids.windows(trainer.plan.batch(step).starts, SEQ_LEN + 1)
+        trainer.data.train.windows(trainer.data.plan.batch(step).starts, SEQ_LEN + 1)
     input_s = (time.perf_counter() - start) / STEPS
     return {
         "torch": torch.__version__,

@@ -45,7 +45,7 @@ from charrnn.windows import window_batches
 from train.checkpoint.resume import StartingPoint
 from train.dataloader import IdSource
 from train.distributed.setup import make_accelerator, set_threads
-from train.flops import peak_flops
+from train.flops import flops_per_char, peak_flops
 from train.memory import keep_freed_memory
 from train.precision import cpu_multiplies_bf16
 from train.tracking.recorder import Recorder
@@ -128,16 +128,15 @@ class Ours:
         self._trainer = Trainer(config, corpus, start, accelerator, run_dir, Recorder.null(), clock)
         self.model, self.precision = self._trainer.model, accelerator.mixed_precision
         self.name = f"{config.model.rnn} {config.model.num_layers} x {config.model.hidden_dim}"
-        self.flops_per_char = self._trainer.flops_per_char
+        self.flops_per_char = flops_per_char(config.model, len(corpus.vocab))
         self.chars_per_step = config.data.batch_size * config.data.seq_len
 
     def train_step(self) -> bool:
         """One update, and the log when it is due."""
-        if not self._trainer._go_on():
+        if not self._trainer.next_step():
             return False
         self._trainer.train_step()
-        every = self._trainer.config.log.every
-        if every and self._trainer.progress.step % every == 0:
+        if self._trainer.schedule.log_due():
             self._trainer.log()
         return True
 

@@ -83,10 +83,10 @@ def trainer_steps(config: RunConfig) -> Iterator[float]:
     run_dir.mkdir(exist_ok=True)
     recorder = Recorder.open(config, run_dir, {}, 0)
     trainer = Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder)
-    with recorder.display(0, 0.0, 0, trainer.plan.steps_per_epoch):
+    with recorder.display(0, 0.0, 0, trainer.data.plan.steps_per_epoch):
         while True:
             began = time.perf_counter()
-            trainer._go_on()
+            trainer.next_step()
             ready = time.perf_counter()
             trainer.train_step()
             stepped = time.perf_counter()
