@@ -28,6 +28,7 @@ from train.checkpoint.resume import (
     set_rank_rng,
 )
 from train.control import Control
+from train.cuda_graph import graph_update, on_stream, side_stream
 from train.dataloader import IdSource, TrainingData, window_plan
 from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients
@@ -94,7 +95,9 @@ class Trainer:
         # What doesn't fit one rank's device ends all of them, before DDP waits for it.
         self.data, self.model = self.control.collectives.run_on_all(lambda: _placed(config, corpus, start, accelerator))
         optimizer = make_optimizer(self.model, config.optim)
-        loss_module, prepared = accelerator.prepare(NextCharLoss(self.model), optimizer)
+        stream = side_stream(accelerator.device)
+        with on_stream(stream):
+            loss_module, prepared = accelerator.prepare(NextCharLoss(self.model), optimizer)
         compress_gradients(loss_module, config.train.grad_compression)
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
@@ -122,6 +125,17 @@ class Trainer:
         self._cpu_share: CpuShare | None = None  # until the pace has been shown
         if start.resumed:
             self.load_state_dict(start.resumed)
+        documents = start.vocab.document_end is not None
+        self.update.graphed = graph_update(
+            self.update.compute,
+            accelerator,
+            loss_module,
+            prepared,
+            self.update.state,
+            config,
+            stream,
+            documents=documents,
+        )
 
     @property
     def progress(self) -> Progress:

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from charrnn.model.rnn import State, detach, zeroed
 from charrnn.windows import rank_slice
+from train.cuda_graph import GraphedUpdate
 from train.dataloader import to_device
 
 
@@ -25,6 +26,7 @@ class Update:
         loss_module: The model and its loss, as Accelerate wraps them.
         optimizer: torch's own.
         scaler: Scales the loss under fp16; None otherwise.
+        graphed: `compute` as a CUDA graph, which then makes the steps; None = eager.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Update:
         self._accelerator, self.loss_module = accelerator, loss_module
         self._parameters = list(loss_module.parameters())
         self._accumulation_steps, self._max_norm = accumulation_steps, grad_clip or math.inf
+        self.graphed: GraphedUpdate | None = None
         self._zero_state = tuple(torch.zeros_like(part) for part in state)
 
     def __call__(self, window: Tensor, reset: NDArray, lr: float) -> tuple[Tensor, Tensor]:
@@ -64,6 +67,10 @@ class Update:
         Returns:
             This rank's loss in nats/char and the global gradient's norm before clipping, each (), on the device.
         """
+        if self.graphed:
+            loss, grad_norm = self.graphed(window, reset, lr)
+            self.state = self.graphed.state
+            return loss, grad_norm
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss, grad_norm, self.state = self.compute(window, self.state_before(reset))
