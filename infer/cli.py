@@ -19,7 +19,7 @@ from charrnn import __version__
 from charrnn.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
-    EXIT_USER_FAULT,
+    EXIT_USER_ERROR,
     CharRNNError,
     ConfigError,
     listing,
@@ -374,7 +374,7 @@ def _abandon_output() -> None:
 
 def _fail(message: str) -> int:
     typer.echo(f"error: {CharRNNError(' '.join(message.split()))}", err=True)
-    return EXIT_USER_FAULT
+    return EXIT_USER_ERROR
 
 
 def main() -> None:
