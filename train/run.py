@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from charrnn.cli import configure_logging
 from charrnn.config import RunConfig, dump_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
 from charrnn.io import expand_user
+from charrnn.log import configure_logging
 from train.checkpoint.format import BEST, load_for_inference, remove_unfinished
 from train.checkpoint.resume import StartingPoint, check_same_start, identity_fields, starting_point
 from train.checkpoint.run_lock import only_run_in
