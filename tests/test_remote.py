@@ -68,7 +68,7 @@ def test_files_are_copied_once_and_again_when_they_change(bucket: Any, monkeypat
 
 def test_a_missing_file_is_refused() -> None:
     for source in ("memory://bucket/nothing", "memory://bucket/*.md"):
-        with pytest.raises(CorpusError, match="no file matches 'memory://.*'; check the address"):
+        with pytest.raises(CorpusError, match=r"no file matches 'memory://.*'; check the address"):
             find(source)
     assert not list(Path("data/downloads").rglob("*.txt"))
 
