@@ -191,7 +191,7 @@ class Trainer:
         batch, window = self._upcoming or self.data.read(progress.step)  # (B / world, T + 1)
         self._upcoming = None
         self.control.heartbeat(2 * progress.step)
-        reset = batch.fresh[self.data.rows]  # (B / world,)
+        reset = batch.reset[self.data.rows]  # (B / world,)
         small = self._small_gradient(window, reset) if self.schedule.noise_scale_due() else None
         loss, grad_norm = self.update(window, reset, lr)
         self.metrics.add(lr, loss, grad_norm)
