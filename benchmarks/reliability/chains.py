@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from benchmarks.reliability.harness import SAVED_EVERY, Cost, Launch, Workspace, costs, outcome
 from benchmarks.reliability.inject import ProcessFault, read_events
 from benchmarks.reliability.targets import message
-from charrnn.errors import EXIT_DONE, EXIT_PEER_LOST, EXIT_USER_FAULT
+from charrnn.errors import EXIT_DONE, EXIT_PEER_LOST, EXIT_USER_ERROR
 
 DISK_MIB = 4
 
@@ -121,7 +121,7 @@ def second_runs(workspace: Workspace, run: str, injections: Sequence[Injection],
             check=False,
         )
         expected = message("locked", re.escape(run), str(first.process.pid))
-        refused = second.returncode == EXIT_USER_FAULT and re.search(expected, second.stderr)
+        refused = second.returncode == EXIT_USER_ERROR and re.search(expected, second.stderr)
         wrong = "" if refused else f"it left with {second.returncode}: {second.stderr}"
         tried.append((wrong, time.monotonic() - began))
     release.touch()

@@ -24,7 +24,7 @@ from benchmarks.reliability.chains import (
 from benchmarks.reliability.harness import CONFIG, FOREIGN_STEP, WORDS, Launch, Workspace, newest_checkpoint, step_of
 from benchmarks.reliability.inject import ProcessFault, free_disk, record
 from benchmarks.reliability.targets import BETWEEN_RENAMES, message
-from charrnn.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_FAULT
+from charrnn.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR
 from train.checkpoint.format import load_newest, save_step
 
 INJECTIONS_A_RUN = 12
@@ -43,7 +43,7 @@ def ended_with(code: int, expected: str, launch: Launch, launcher_code: int) -> 
     """Every process must have left with `code`, and the regular expression `expected` must match the output."""
     codes = launch.codes()
     ranks = {e["rank"] for e in launch.events("start")}
-    if code == EXIT_USER_FAULT:  # rank 0 reports and leaves; the others wait for that, and torchrun ends them
+    if code == EXIT_USER_ERROR:  # rank 0 reports and leaves; the others wait for that, and torchrun ends them
         ranks = {0} | set(codes)
     if codes != dict.fromkeys(ranks, code):
         return f"the processes left with {codes}, the launcher with {launcher_code}: {launch.output[-1000:]}"
@@ -75,7 +75,7 @@ def lost_peer(rank: int, launch: Launch, code: int) -> str:
 def refused_by_disk(launch: Launch, code: int) -> str:
     """The run must have ended, and named its folder."""
     expected = "error: " + message("cannot write", rf"[^\n]*{re.escape(launch.run_dir.name)}[^\n]*")
-    return ended_with(EXIT_USER_FAULT, expected, launch, code)
+    return ended_with(EXIT_USER_ERROR, expected, launch, code)
 
 
 # ---- injections, drawn at random
@@ -176,7 +176,7 @@ def wrong_number(expected: dict[str, str], draw: Draw) -> Injection:
     """A wrong number on one rank of two; all must end. expected: action to the message that reports it."""
     action = draw.choice(sorted(expected))
     fault = ProcessFault(action, call=draw.randint(2, 9), rank=draw.randrange(2))
-    return Injection(fault, check=partial(ended_with, EXIT_USER_FAULT, message(expected[action])))
+    return Injection(fault, check=partial(ended_with, EXIT_USER_ERROR, message(expected[action])))
 
 
 def pause_in_step(draw: Draw) -> Injection:
@@ -238,7 +238,7 @@ def corrupt_all(draw: Draw, workspace: Workspace, newest: Path) -> str:
     for folder in folders:
         shutil.rmtree(folder)
         shutil.move(copies / folder.name, folder)
-    return ended_with(EXIT_USER_FAULT, message("none whole", str(len(folders))), launch, code)
+    return ended_with(EXIT_USER_ERROR, message("none whole", str(len(folders))), launch, code)
 
 
 def claim_lock(draw: Draw, workspace: Workspace, newest: Path) -> str:
