@@ -16,9 +16,10 @@ from charrnn.errors import CheckpointError, ConfigError
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer.cli import app
-from infer.engine import Engine, _Writer
+from infer.engine import Engine
 from infer.model_file.graph_forms import FORMS
 from infer.scoring import read_text, score
+from infer.text_writer import TextWriter
 from train.evaluate import sample_text
 from train.export.exporter import export
 from train.trainer import Trainer
@@ -212,7 +213,7 @@ def test_a_prompt_is_the_beginning_of_a_document(engine: Engine) -> None:
 @pytest.mark.parametrize("cut", range(1, 6))
 def test_where_the_pieces_end_does_not_show(cut: int) -> None:
     def written(stop: str | None, pieces: list[str]) -> str:
-        writer = _Writer(VOCAB, stop)
+        writer = TextWriter(VOCAB, [stop] if stop else [])
         return "".join([*(writer.feed(VOCAB.encode(piece).tolist()) for piece in pieces), writer.end()])
 
     for stop in (None, "c|d", "bc", "cj", "ij"):
