@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from infer import cores as cores  # which measures from here on
+from charrnn import cores as cores  # which measures free cores from here on
 
 if TYPE_CHECKING:
     from infer.engine import Engine

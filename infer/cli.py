@@ -134,6 +134,7 @@ def generate(
     character is not printed. For a model that knows of documents the prompt is the beginning of one, and the text ends
     where it does. A line break ends the output.
     """
+    from charrnn.sampling import SamplingOptions
     from infer.engine import Engine, fresh_seed
     from infer.report import Timing
     from infer.texts import decode, on_terminal
@@ -144,17 +145,19 @@ def generate(
     timing.loaded = perf_counter()
     text = decode(raw, what, engine.vocab)
     seed = fresh_seed() if seed is None else seed
-    options: dict[str, Any] = {
-        "length": length, "temperature": 0.0 if greedy else temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "repetition_window": repetition_window,
-        "seed": seed, "stop": stop, "past_end": past_end, "unknown": unknown.value,
+    options = SamplingOptions(
+        0.0 if greedy else temperature, top_k, top_p, min_p, repetition_penalty, repetition_window
+    )
+    rest: dict[str, Any] = {
+        "length": length, "options": options, "seed": seed, "stop": stop, "past_end": past_end,
+        "unknown": unknown.value,
     }  # fmt: skip
     lead = engine.vocab.decode(engine.vocab.encode(text, unknown.value)) if echo else ""
     pieces: Iterable[str]
     if num_samples == 1:
-        pieces = itertools.chain([lead], timing.count(engine.generate(text, **options)), ["\n"])
+        pieces = itertools.chain([lead], timing.count(engine.generate(text, **rest)), ["\n"])
     else:
-        texts = timing.count(engine.generate_batch(text, num_samples, **options))
+        texts = timing.count(engine.generate_batch(text, num_samples, **rest))
         pieces = (f"--- sample {i} (seed {seed + i - 1}) ---\n{lead}{t}\n" for i, t in enumerate(texts, 1))
     _warn_of_unknown(engine.vocab.unknown_in(text), unknown)
     for piece in pieces if stream else ["".join(pieces)]:

@@ -21,6 +21,7 @@ from tiny_models import CHARS, model_bytes, random_weights, run_config, write_mo
 import charrnn
 import infer.bench
 import infer.model_file.loader
+from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer import Engine
 from infer.cli import run
@@ -80,7 +81,7 @@ def test_generate_prints_the_prompt_and_then_the_text_of_the_api(cli, model):
     result = cli(
         "generate", "-m", model, "-p", "ROME", "-n", 60, "--seed", 3, "--temp", 0.9, "--top-k", 9, "--top-p", 0.9
     )
-    text = "".join(Engine(model).generate("ROME", 60, temperature=0.9, top_k=9, top_p=0.9, seed=3))
+    text = "".join(Engine(model).generate("ROME", 60, options=SamplingOptions(0.9, 9, 0.9), seed=3))
     assert (result.code, result.out, result.err) == (0, f"ROME{text}\n", "")
 
 
@@ -100,14 +101,13 @@ def test_generate_prints_the_prompt_and_then_the_text_of_the_api(cli, model):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_every_option_of_the_drawing_has_its_effect(cli, model, given, options):
-    plain = {"temperature": 0.8, "seed": 3}
-    text = "".join(Engine(model).generate("ROME", 80, **plain | options))
+    text = "".join(Engine(model).generate("ROME", 80, SamplingOptions(**{"temperature": 0.8} | options), seed=3))
     assert cli("generate", "-m", model, "-p", "ROME", "-n", 80, "--seed", 3, *given).out == f"ROME{text}\n"
-    assert not options or text != "".join(Engine(model).generate("ROME", 80, **plain))
+    assert not options or text != "".join(Engine(model).generate("ROME", 80, SamplingOptions(0.8), seed=3))
 
 
 def test_defaults_are_500_characters_at_temperature_0_8(cli, model):
-    text = "".join(Engine(model).generate("ROME", 500, temperature=0.8, seed=3))
+    text = "".join(Engine(model).generate("ROME", 500, options=SamplingOptions(0.8), seed=3))
     assert cli("generate", "-m", model, "-p", "ROME", "--seed", 3).out == f"ROME{text}\n"
 
 
@@ -128,12 +128,12 @@ def test_no_echo_leaves_the_prompt_out(cli, model):
 
 
 def test_without_a_prompt_nothing_comes_before_the_text(cli, model):
-    text = "".join(Engine(model).generate("\n", 30, temperature=0.8, seed=5))
+    text = "".join(Engine(model).generate("\n", 30, options=SamplingOptions(0.8), seed=5))
     assert cli("generate", "-m", model, "-n", 30, "--seed", 5).out == f"{text}\n"
 
 
 def test_the_stop_text_ends_the_output_and_is_not_printed(cli, model):
-    whole = "".join(Engine(model).generate("ROME", 200, temperature=0.8, seed=5))
+    whole = "".join(Engine(model).generate("ROME", 200, options=SamplingOptions(0.8), seed=5))
     stop = whole[40:43]
     result = cli("generate", "-m", model, "-p", "ROME", "-n", 200, "--seed", 5, "--stop", stop)
     assert result.out == f"ROME{whole.split(stop)[0]}\n"
@@ -192,7 +192,7 @@ def test_info_says_what_the_file_is_knows_and_came_from(cli, model):
         "abcdefg",
         "tiny, from tiny.txt",
     ]
-    facts += ["1,200 steps", "on 2 cores", "stream 1.5000 nats/char (2.1640 bits/char)", "format version 3", "0" * 64]
+    facts += ["1,200 steps", "on 2 cores", "stream 1.5000 nats/char (2.1640 bits/char)", "format version 1", "0" * 64]
     assert [fact for fact in facts if fact not in out] == []
     assert cli("info", "-m", model).out == out
 
@@ -449,7 +449,8 @@ def test_ctrl_c_ends_a_stream_cleanly(shell, model):
     process.send_signal(signal.SIGINT)
     result = finish(process)
     assert (result.code, result.err) == (130, "\n")
-    expected = "ROME" + "".join(Engine(model).generate("ROME", len(begun + result.out), temperature=0.8, seed=1))
+    length = len(begun + result.out)
+    expected = "ROME" + "".join(Engine(model).generate("ROME", length, SamplingOptions(0.8), seed=1))
     assert expected.startswith(begun + result.out)
 
 
@@ -534,7 +535,7 @@ def test_output_is_utf8_whatever_the_locale(shell, folder, locale):
     path = write_model(folder / "greek.onnx", Vocab.of_chars("αβγδ€é"))
     result = finish(shell("generate", "-m", path, "-n", "40", "--seed", "1", env=locale))
     assert (result.code, result.err) == (0, "")
-    assert result.out == "".join(Engine(path).generate("", 40, temperature=0.8, seed=1)) + "\n"
+    assert result.out == "".join(Engine(path).generate("", 40, options=SamplingOptions(0.8), seed=1)) + "\n"
 
 
 def test_output_has_the_same_bytes_on_a_windows_console(shell, folder):
@@ -550,7 +551,7 @@ def test_output_has_the_same_bytes_on_a_windows_console(shell, folder):
     process = shell("generate", "-m", path, "-n", "60", "--seed", "1", program=("-c", program))
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
-    text = "".join(Engine(path).generate("", 60, temperature=0.8, seed=1)) + "\n"
+    text = "".join(Engine(path).generate("", 60, options=SamplingOptions(0.8), seed=1)) + "\n"
     assert {"\n", "\u2026", "世"} <= set(text)
     assert out == text.encode()
     said = finish(shell("generate", "-m", path, "-p", "\u2019", program=("-c", program)))

@@ -13,7 +13,7 @@ import pytest
 from tiny_models import write_model
 
 from charrnn.errors import ConfigError, ModelFileError, SamplingError, VocabError
-from charrnn.sampling import probabilities
+from charrnn.sampling import SamplingOptions, probabilities
 from charrnn.vocab import Vocab
 from infer import child
 from infer.engine import Engine
@@ -52,7 +52,7 @@ def test_the_stream_grows_to_the_text_that_the_engine_writes(engine):
     states = list(stream(engine, "the ", 100, **OPTIONS, seed="3", clock=lambda: float(next(seconds))))
     assert len(states) > 2
     assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(states))
-    assert states[-1].text == "".join(engine.generate("the ", length=100, temperature=0.8, seed=3))
+    assert states[-1].text == "".join(engine.generate("the ", length=100, options=SamplingOptions(0.8), seed=3))
     assert states[-1].seed == 3
 
 
@@ -67,7 +67,7 @@ def test_speed_counts_the_model_and_not_what_the_page_does_with_the_text(engine)
     for state in stream(engine, "the ", 100, **OPTIONS, seed="3", clock=clock):
         states.append(state)
         now[0] += 1000.0
-    pieces = len(list(engine.generate("the ", length=100, temperature=0.8, seed=3)))
+    pieces = len(list(engine.generate("the ", length=100, options=SamplingOptions(0.8), seed=3)))
     assert states[-1].seconds <= 2 * pieces
     assert states[-1].chars_per_s == pytest.approx(100 / states[-1].seconds)
 

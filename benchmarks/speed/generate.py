@@ -8,7 +8,7 @@ One stream, one thread, the same random weights for all. The sides:
   by torch.topk, softmax and multinomial, as char-rnn programs and nanoGPT do.
 - onnxruntime's own GRU or LSTM operator, stepped from Python and not sampled: what a plain export of torch's gives.
 - stepped: this project's file, a run of the session a character, sampled by numpy.
-- loop: the same file's own loop, in float32, int8 and int4; and 64 streams of it.
+- loop: the same file's own loop, in float32 and int8; and 64 streams of it.
 
 Every round takes each side once, in turn, for about `--seconds`; the table has medians and quartiles over the rounds,
 and of the ratios to the first side, taken within a round.
@@ -36,16 +36,18 @@ from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer.bench import chars_per_s
 from infer.engine import Engine
-from train.export.exporter import step_of, write_checked
-from train.export.onnx_graph import build_onnx
+from infer.model_file.loader import FORMAT_VERSION
+from train.export.exporter import ExactModel, write_checked
+from train.export.parity import step_of
 from train.export.quantize import Precision
+from train.export.weights import fold
 from train.main import Cell
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _SYMBOLS = 65
 _STREAMS = 64
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
 @torch.inference_mode()
@@ -124,13 +126,14 @@ def files(model: CharRNN, folder: Path) -> dict[Precision, Engine]:
     engines: dict[Precision, Engine] = {}
     for precision in _PRECISIONS:
         metadata = {
-            "charrnn.format_version": "3",
-            "charrnn.precision": precision,
+            "charrnn.format_version": str(FORMAT_VERSION),
+            "charrnn.precision": "fp32",
+            "charrnn.metrics": "{}",
             "charrnn.vocab": vocab.to_json(),
             "charrnn.config": RunConfig(model=model.config).model_dump_json(),
         }
-        proto = build_onnx(model.config, vocab, weights, metadata, precision)
-        write_checked(proto, step_of(model), folder / f"{precision}.onnx", precision)
+        exact = ExactModel(step_of(model), model.config, vocab, fold(model.config, weights), metadata, folder)
+        write_checked(exact, folder / f"{precision}.onnx", precision)
         engines[precision] = Engine(folder / f"{precision}.onnx", 1)
     return engines
 
@@ -158,7 +161,7 @@ def generate(
         sides: dict[str, Callable[[], float]] = {
             "torch eager, top-k": partial(per_second, partial(torch_characters, model, temperature, top_k), seconds),
             f"onnxruntime {rnn.value} op, not sampled": partial(per_second, partial(operator_steps, session), seconds),
-            "stepped, fp32": partial(chars_per_s, engines["fp32"], 1, options, stepped=True),
+            "stepped, fp32": partial(chars_per_s, engines["fp32"], 1, options, in_graph=False),
         }
         sides |= {f"loop, {p}": partial(chars_per_s, engines[p], 1, options) for p in _PRECISIONS}
         sides |= {

@@ -217,7 +217,9 @@ def _sizes(path: Path, config: dict[str, Any], vocab: Vocab, file_bytes: int) ->
     model = config.get("model")
     if not isinstance(model, dict):
         raise ModelFileError(f"{path}: charrnn.config has no model section; export it again")
-    rnn, num_layers, hidden_dim = (model.get(name) for name in ("rnn", "num_layers", "hidden_dim"))
+    rnn: Any = model.get("rnn")
+    num_layers: Any = model.get("num_layers")
+    hidden_dim: Any = model.get("hidden_dim")
     if not isinstance(rnn, str) or rnn not in STATES:
         raise ModelFileError(
             f"{path}: charrnn.config has rnn {brief(repr(rnn))}, not {' or '.join(STATES)}; export it again"

@@ -30,12 +30,17 @@ _MAX_DEPTH = 3  # of graphs within graphs
 _MAX_RANK = 3
 _IR_VERSION = 8
 _OPSETS = {"": 17, "com.microsoft": 1}
-_OPERATORS = set(
-    "Add And ArgMax Cast Concat ConstantOfShape CumSum Div Exp Gather Greater GreaterOrEqual Identity If "
-    "LayerNormalization Less Loop MatMul Max Min Mul Not OptionalGetElement OptionalHasElement Or QuantizeLinear "
-    "ReduceMax ReduceMin Reshape ScatterElements Scan Shape Sigmoid Slice Softmax Split Squeeze Sub Tanh TopK "
-    "Transpose Unsqueeze Where".split()
-) | {"com.microsoft.MatMulIntegerToFloat"}
+_OPERATORS = frozenset(
+    re.findall(
+        r"\S+",
+        """
+        Add And ArgMax Cast Concat ConstantOfShape CumSum Div Exp Gather Greater GreaterOrEqual Identity If
+        LayerNormalization Less Loop MatMul Max Min Mul Not OptionalGetElement OptionalHasElement Or QuantizeLinear
+        ReduceMax ReduceMin Reshape ScatterElements Scan Shape Sigmoid Slice Softmax Split Squeeze Sub Tanh TopK
+        Transpose Unsqueeze Where com.microsoft.MatMulIntegerToFloat
+        """,
+    )
+)
 
 # TensorProto.DataType -> name and bytes an element.
 _TYPES = {1: ("f32", 4), 2: ("u8", 1), 3: ("i8", 1), 7: ("i64", 8), 9: ("bool", 1), 10: ("f16", 2), 11: ("f64", 8)}
@@ -54,6 +59,7 @@ _VALUES = {1: 2, 2: 3, 4: 5, 5: 6, 7: 8}
 _LAYER = re.compile(r"^(layer|loop_state|loop_quantized|recurrent|input)(0|[1-9]\d*)")
 
 Shape = tuple[int, ...]
+_Tensor = tuple[str, Shape, Span]  # element type, shape and where the data lies
 
 
 @dataclass(frozen=True)
@@ -131,12 +137,12 @@ def _read_weights(reader: Reader, graph: Fields, sizes: Sizes) -> dict[str, str]
         name -> what the structure calls it: a constant by its name, others with their element type.
     """
     expected = constants(sizes)
-    tensors: dict[str, tuple[str, Shape, Span]] = {}
+    tensors: dict[str, _Tensor] = {}
     for value in graph.get(5, []):
-        name, *tensor = _read_tensor(reader, span(value))
+        name, tensor = _read_tensor(reader, span(value))
         if name in tensors:
             raise UnsafeError(f"it has the weights {name[:80]!r} twice")
-        tensors[name] = (tensor[0], tensor[1], tensor[2])
+        tensors[name] = tensor
     embedding = tensors.get("embedding", ("", (0, 0)))[1]
     embedding_dim = embedding[1] if len(embedding) == 2 else 0
     for name, (kind, dims, (start, end)) in tensors.items():
@@ -151,7 +157,7 @@ def _read_weights(reader: Reader, graph: Fields, sizes: Sizes) -> dict[str, str]
     return {name: name if name in expected else f"{_layerless(name)} {tensors[name][0]}" for name in tensors}
 
 
-def _read_tensor(reader: Reader, message: Span) -> tuple[str, str, Shape, Span]:
+def _read_tensor(reader: Reader, message: Span) -> tuple[str, _Tensor]:
     """Returns a tensor's name, element type, shape and where its data lies, all of which must be in the file."""
     tensor = reader.fields(message, _TENSOR | {13, 14}, "tensor")
     name = reader.text(tensor, 8)
@@ -171,7 +177,7 @@ def _read_tensor(reader: Reader, message: Span) -> tuple[str, str, Shape, Span]:
         size *= dim
     if size != end - start:
         raise UnsafeError(f"its weights {shown} of shape {_shown(dims)} have {end - start} bytes in the file")
-    return name, name_of_type, dims, (start, end)
+    return name, (name_of_type, dims, (start, end))
 
 
 def _weight_shape(name: str, sizes: Sizes, embedding_dim: int) -> Shape | None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.errors import SamplingError, VocabError, listing
-from charrnn.sampling import not_finite, probabilities
+from charrnn.sampling import SamplingOptions, log_softmax, not_finite, probabilities
 from charrnn.vocab import Vocab
 from infer.engine import Engine, fresh_seed
 
@@ -98,9 +98,7 @@ def stream(
     pieces = engine.generate(
         prompt,
         length=_whole(length, "length"),
-        temperature=_number(temperature, "temperature"),
-        top_k=_whole(top_k, "top-k"),
-        top_p=_number(top_p, "top-p"),
+        options=SamplingOptions(_number(temperature, "temperature"), _whole(top_k, "top-k"), _number(top_p, "top-p")),
         seed=chosen,
     )
     text, seconds, sent = "", 0.0, clock()
@@ -145,9 +143,7 @@ def log2_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """(..., V) logits to the log2 of their softmax, (..., V). Raises: SamplingError when one is not finite."""
     if not np.isfinite(logits).all():
         raise not_finite()
-    wide = np.asarray(logits, np.float64)
-    wide = wide - wide.max(axis=-1, keepdims=True)
-    return (wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))) / np.log(2)
+    return log_softmax(logits) / np.log(2)
 
 
 def next_character(engine: Engine, prompt: str, temperature: float, top_k: float, top_p: float) -> Distribution:

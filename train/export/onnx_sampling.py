@@ -104,9 +104,15 @@ def _given(op: GraphBuilder) -> list[str]:
     """The uniforms, and each option that was given."""
     found = [op.OptionalGetElement("uniforms")]
     for name, kind in _OPTIONS.items():
-        taken = branch(f"{name}_given_", lambda inner, name=name: [inner.OptionalGetElement(name)], (kind, None))
-        default = branch(f"{name}_left_out_", lambda inner, name=name: [inner.Identity(f"default_{name}")], (kind, None))
-        found.append(op.If(op.OptionalHasElement(name), then_branch=taken, else_branch=default))
+        given, default = GraphBuilder(f"{name}_given_"), GraphBuilder(f"{name}_default_")
+        taken, left_out = given.OptionalGetElement(name), default.Identity(f"default_{name}")
+        found.append(
+            op.If(
+                op.OptionalHasElement(name),
+                then_branch=given.graph([], [tensor(taken, kind, None)]),
+                else_branch=default.graph([], [tensor(left_out, kind, None)]),
+            )
+        )
     return found
 
 
