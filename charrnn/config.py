@@ -254,14 +254,9 @@ class TrainConfig(Section):
     grad_compression: Literal["none", "bf16", "fp16"] = Field(
         "none", description="type in which gradients cross between processes"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed(cls, fields: object) -> object:
-        """Runs that were saved with local_sgd_steps, which there is no more, at its default of 0 are still read."""
-        if isinstance(fields, dict) and fields.get("local_sgd_steps") == 0:
-            return {name: value for name, value in fields.items() if name != "local_sgd_steps"}
-        return fields
+    deterministic: bool = Field(
+        False, description="deterministic cuBLAS and cuDNN algorithms on a GPU, which may be slower"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> "TrainConfig":
@@ -325,7 +320,6 @@ class TrackingConfig(Section):
     name: str = Field("", description="run name; empty = the run folder's name")
     group: str = Field("", description="group of the run's segments; empty = the run name")
     artifact: bool = Field(True, description="upload the best model file at the end (wandb)")
-    every_rank: bool = Field(False, description="a tracker run for every process, not for the first alone")
 
 
 class RunConfig(Section):

@@ -30,10 +30,10 @@ from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError
 from charrnn.windows import Batch
 from train.checkpoint.format import load_newest, step_folders
-from train.distributed.collectives import Notice, Ranks
+from train.distributed.collectives import Collectives, StepStatus
 from train.distributed.setup import check_processes, make_accelerator
 from train.distributed.signals import StopSignals
-from train.distributed.watchdog import Watchdog, shared_store
+from train.distributed.watchdog import Watchdog, connect_store
 from train.main import leave
 from train.run import find_start
 from train.trainer import Trainer
@@ -69,8 +69,8 @@ def make_rank(config: RunConfig, recorder: ListRecorder | None = None, **options
         return training.make_trainer(config, recorder, **options)
 
 
-def ranks() -> Ranks:
-    return Ranks(make_accelerator(RunConfig().train))
+def ranks() -> Collectives:
+    return Collectives(make_accelerator(RunConfig().train))
 
 
 def raised(action: Callable[[], Any]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def fit_with_fault(config: RunConfig, inject: Callable[[Trainer], Any], recorder
     trainer = make_rank(config, recorder)
     inject(trainer)
     figures = raised(trainer.fit)
-    trainer.ranks.wait()  # the other rank came out of it too
+    trainer.collectives.barrier()  # the other rank came out of it too
     return figures | {"step": trainer.progress.step, "losses": losses(trainer), "saved": saved_steps(config)}
 
 
@@ -137,11 +137,11 @@ def fit_with_fault(config: RunConfig, inject: Callable[[Trainer], Any], recorder
 @scenario
 def exchange(folder: Path) -> dict[str, Any]:
     def agreed(stop: int = 0, fault: bool = False, batch: Sequence[int] = (1, 2)) -> dict[str, Any]:
-        return vars(here.exchange(Notice(stop, fault, 100.25 + RANK, np.array(batch))))
+        return vars(here.all_gather_status(StepStatus(stop, fault, 100.25 + RANK, np.array(batch))))
 
     here = ranks()
     return {
-        "count": here.count,
+        "count": here.world_size,
         "is_main": here.is_main,
         "nothing": agreed(),
         "stop on 1": agreed(stop=15 * RANK),
@@ -156,7 +156,7 @@ def exchange(folder: Path) -> dict[str, Any]:
 @scenario
 def gather(folder: Path) -> dict[str, Any]:
     here = ranks()
-    return {"values": here.gather({"rank": RANK, "nested": [RANK] * (RANK + 1)}), "none": here.gather(None)}
+    return {"values": here.all_gather({"rank": RANK, "nested": [RANK] * (RANK + 1)}), "none": here.all_gather(None)}
 
 
 @scenario
@@ -172,11 +172,11 @@ def together(folder: Path) -> dict[str, Any]:
         return action
 
     return {
-        "none": here.together(fail_on()),
-        "on 1": raised(lambda: here.together(fail_on(1))),
-        "on 0": raised(lambda: here.together(fail_on(0))),
-        "on both": raised(lambda: here.together(fail_on(0, 1))),
-        "after": here.gather(RANK),
+        "none": here.run_on_all(fail_on()),
+        "on 1": raised(lambda: here.run_on_all(fail_on(1))),
+        "on 0": raised(lambda: here.run_on_all(fail_on(0))),
+        "on both": raised(lambda: here.run_on_all(fail_on(0, 1))),
+        "after": here.all_gather(RANK),
     }
 
 
@@ -199,9 +199,9 @@ def locally_first(folder: Path) -> dict[str, Any]:
         return action
 
     return {
-        "result": here.locally_first(prepare_once),
-        "on 0": raised(lambda: here.locally_first(fail_on(0))),
-        "on 1": raised(lambda: here.locally_first(fail_on(1))),
+        "result": here.local_main_first(prepare_once),
+        "on 0": raised(lambda: here.local_main_first(fail_on(0))),
+        "on 1": raised(lambda: here.local_main_first(fail_on(1))),
         "ran": sorted(path.name for path in folder.glob("ran-on-*")),
     }
 
@@ -210,19 +210,19 @@ def locally_first(folder: Path) -> dict[str, Any]:
 def store(folder: Path) -> dict[str, Any]:
     """A watchdog on the launcher's own store."""
     here = ranks()
-    dog = Watchdog(shared_store(30.0, "dog"), RANK, 2, 30.0)
-    here.wait()
-    both = dog.look()
-    here.wait()
+    dog = Watchdog(connect_store(30.0, "dog"), RANK, 2, 30.0)
+    here.barrier()
+    both = dog.check_peers()
+    here.barrier()
     if RANK == 1:
         dog.sign_off()
-    here.wait()
-    return {"both": both, "one": dog.look(), "line of 1": dog._peers[1].line}
+    here.barrier()
+    return {"both": both, "one": dog.check_peers(), "line of 1": dog._peers[1].line}
 
 
 @scenario
 def processes(folder: Path) -> dict[str, Any]:
-    count = ranks().count
+    count = ranks().world_size
     config = config_of(folder, "none", "train.processes=3")
     return {
         "wrong": raised(lambda: check_processes(config, count)),
@@ -344,7 +344,7 @@ def disk_full_on_0(folder: Path) -> dict[str, Any]:
 
         def filling() -> None:
             if trainer.progress.step == SPOILT - 1:
-                trainer.saver.wait()
+                trainer.writer.wait()
                 if RANK == 0:
                     os.fsync = refuse
             step()
@@ -385,7 +385,7 @@ def signalled(trainer: Trainer, number: int) -> Iterator[None]:
             assert noted.wait(60)
 
     trainer.train_step = stepping  # type: ignore[method-assign]
-    with trainer.signals.watched():
+    with trainer.signals.handled():
         yield
 
 
@@ -397,7 +397,7 @@ def stop_on_1(folder: Path) -> dict[str, Any]:
     with signalled(first, signal.SIGUSR1) if RANK == 1 else contextlib.nullcontext():
         first.fit()
     figures = {"stopped_by": first.stopped_by, "step": first.progress.step, "saved": saved_steps(config)}
-    first.ranks.wait()
+    first.collectives.barrier()
 
     second = make_rank(config)
     figures["resumed_at"] = second.progress.step
@@ -437,7 +437,7 @@ def gradients(folder: Path) -> dict[str, Any]:
     def train(name: str) -> dict[str, Any]:
         trainer = make_rank(config_of(folder, f"gradients-{name}", *LARGE, *kinds[name]))
         trainer.fit()
-        trainer.ranks.wait()
+        trainer.collectives.barrier()
         return {
             **ddp_figures(trainer),
             "gradient_mib": trainer.model.num_parameters() * 4 / 2**20,

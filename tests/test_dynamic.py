@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def trained(tmp_path_factory):
     trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
     trainer.fit()
-    trainer.saver.wait()
+    trainer.writer.wait()
     return trainer
 
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from train.errors import check_finite
+from train.errors import check_finite, check_skipped
 
 
 class Figures:
@@ -17,6 +17,7 @@ class Figures:
         self._accelerator, self._run_dir = accelerator, run_dir
         self._pending: list[tuple[float, Tensor, Tensor]] = []  # loss and norm on the device
         self._fetched: list[tuple[float, float, float]] = []
+        self._skipped = 0  # steps in a row, up to the latest, that the loss scaler has skipped
 
     def add(self, lr: float, loss: Tensor, norm: Tensor) -> None:
         """An update's figures. loss: this rank's, (). norm: the global gradient's, ()."""
@@ -35,8 +36,11 @@ class Figures:
         if self._accelerator.num_processes > 1:
             figures = self._accelerator.reduce(figures, "mean")
         losses, norms = figures.T.tolist()
-        # Under fp16 an infinite gradient is the loss scaler's business: it skips that update and lowers the scale.
-        check_finite(step, lrs, losses, None if self._accelerator.scaler else norms, self._run_dir)
+        scaled = self._accelerator.scaler is not None
+        check_finite(step, lrs, losses, None if scaled else norms, self._run_dir)
+        for norm in norms:
+            self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        check_skipped(step, self._skipped, self._run_dir)
         self._fetched += zip(lrs, losses, norms, strict=True)
 
     def take(self) -> tuple[int, dict[str, float]]:
@@ -47,9 +51,7 @@ class Figures:
         lrs, losses, norms = zip(*self._fetched, strict=True)
         self._fetched.clear()
         mean = sum(losses) / count
-        return count, {
-            "train/loss": mean,
-            "train/bpc": mean / math.log(2),
-            "train/lr": lrs[-1],
-            "train/grad_norm": norms[-1],
-        }
+        figures = {"train/loss": mean, "train/bpc": mean / math.log(2), "train/lr": lrs[-1]}
+        # Under fp16 that of the latest step which was made: an infinite one only lowers the loss scale.
+        made = [norm for norm in norms if math.isfinite(norm)]
+        return count, figures | ({"train/grad_norm": made[-1]} if made else {})

@@ -36,7 +36,7 @@ def capture(trainer: "Trainer", *, whole: bool) -> Checkpoint:
         record,
         optimizer=optimizer_tensors(trainer.model, trainer.optimizer.optimizer),
         carried=tuple(gather(p.transpose(0, 1).contiguous()).transpose(0, 1) for p in trainer.carried),
-        rng=tuple(trainer.ranks.gather(rank_rng(trainer.device))),
+        rng=tuple(trainer.collectives.all_gather(rank_rng(trainer.device))),
     )
 
 

@@ -16,14 +16,14 @@ from charrnn.data.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
 from charrnn.model.rnn import CharRNN, NextCharLoss, State, detach, zeroed
 from charrnn.windows import Batch, rank_slice
-from train.checkpoint.async_writer import Saver
+from train.checkpoint.async_writer import AsyncWriter
 from train.checkpoint.format import BEST, load_for_inference
 from train.checkpoint.resume import StartingPoint, seed_rank
-from train.dataloader import IdSource, check_inside, total_steps, window_plan
-from train.distributed.collectives import Notice, Ranks, check_same_batch
+from train.dataloader import IdSource, check_inside, to_device, total_steps, window_plan
+from train.distributed.collectives import Collectives, StepStatus, check_same_batch
 from train.distributed.setup import compress_gradients
 from train.distributed.signals import StopSignals
-from train.errors import is_out_of_memory, out_of_memory
+from train.errors import is_out_of_memory, memory_explained, out_of_memory
 from train.evaluate import evaluate, sample_text
 from train.flops import flops_per_char
 from train.metrics import Figures
@@ -47,33 +47,32 @@ class Trainer:
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
         *,
-        ranks: Ranks | None = None,
+        collectives: Collectives | None = None,
         signals: StopSignals | None = None,
-        beat: Callable[..., None] = lambda *_: None,
+        heartbeat: Callable[..., None] = lambda *_: None,
         peak_flops: float | None = None,
     ) -> None:
-        """clock: seconds. signals: asked between updates whether to stop. beat: told that the main thread goes on.
+        """clock: seconds. signals: asked between updates whether to stop. heartbeat: called as it goes on.
 
         peak_flops: FLOP/s that all the run's devices do at best; None when that is not known.
         """
         self.config, self.corpus, self.vocab = config, corpus, start.vocab
         self.accelerator, self.run_dir, self.recorder, self.clock = accelerator, run_dir, recorder, clock
-        self.ranks, self.signals, self.beat = ranks or Ranks(accelerator), signals or StopSignals(), beat
+        self.collectives, self.signals, self.heartbeat = (
+            collectives or Collectives(accelerator),
+            signals or StopSignals(),
+            heartbeat,
+        )
         self.device = accelerator.device
-        self.train_ids = IdSource(corpus.train, self.device, start.table, len(corpus.vocab))
-        self.val_ids = IdSource(corpus.val, self.device, start.table, len(corpus.vocab))
+        # Together: what doesn't fit one rank's device ends all of them, before DDP waits for it.
+        self.train_ids, self.val_ids, self.model = self.collectives.run_on_all(lambda: self._placed(start))
         self.plan = window_plan(config, len(self.train_ids))
         self.rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
         self.total_steps = total_steps(config, self.plan.steps_per_epoch)
-
-        torch.manual_seed(config.train.seed)  # the same first weights on every rank
-        self.model = CharRNN(config.model, len(self.vocab), self.vocab.document_end_id)
-        if start.weights:
-            self.model.load_state_dict(start.weights)
         optimizer = make_optimizer(self.model, config.optim)
         self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
         compress_gradients(self.loss_module, config.train.grad_compression)
-        self.model.rnn.flatten_parameters()
+        self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
         self.progress, self._pace = Progress(), Pace()
@@ -82,7 +81,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.stopped_by = 0
         self._figures = Figures(accelerator, run_dir)
-        self.saver = Saver(run_dir, config.checkpoint.keep)  # only the main process gives it something to write
+        self.writer = AsyncWriter(run_dir, config.checkpoint.keep)  # only the main process gives it something to write
         self._fault: CharRNNError | None = None
         self._upcoming: tuple[Batch, Tensor] | None = None
         self._logged_at = self._started = self._resumed_s = 0.0
@@ -93,6 +92,18 @@ class Trainer:
             restore(self, start.resumed)
             self._saved_step = self.progress.step
         self._start_clock()
+
+    def _placed(self, start: StartingPoint) -> tuple[IdSource, IdSource, CharRNN]:
+        """Training ids, validation ids and model on the device. Raises: TrainingError when its memory is too small."""
+        with memory_explained(self.config):
+            num_symbols = len(self.corpus.vocab)
+            splits = (self.corpus.train, self.corpus.val)
+            train_ids, val_ids = (IdSource(ids, self.device, start.table, num_symbols) for ids in splits)
+            torch.manual_seed(self.config.train.seed)  # the same first weights on every rank
+            model = CharRNN(self.config.model, len(self.vocab), self.vocab.document_end_id)
+            if start.weights:
+                model.load_state_dict(start.weights)
+            return train_ids, val_ids, model.to(self.device)
 
     def fit(self) -> Progress:
         """Trains until the first limit is reached, or a signal asks to stop; returns where it stands then.
@@ -123,8 +134,8 @@ class Trainer:
                 if self.progress.evaluated_step != self.progress.step:
                     self._go_on()  # agrees on the signal that cut the evaluation off
             self.save(step=True)
-            self._alone(self.saver.wait)
-            self.ranks.raise_together(self._fault)
+            self._alone(self.writer.wait)
+            self.collectives.raise_if_any(self._fault)
             if not self.stopped_by:
                 self.evaluate_best()
         self.progress.elapsed_s = self.now()
@@ -135,19 +146,21 @@ class Trainer:
         lr = self._set_lr()
         batch, window = self._upcoming or self._read_batch()  # (B / world, T + 1)
         self._upcoming = None
-        self.beat(2 * self.progress.step)
+        self.heartbeat(2 * self.progress.step)
         loss, self.carried = self._accumulate(window, self._state_before(batch))
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._figures.add(lr, loss, grad_norm)
         self.progress.step += 1
-        self.beat(2 * self.progress.step - 1)
+        self.heartbeat(2 * self.progress.step - 1)
 
     def _state_before(self, batch: Batch) -> State:
-        """What the batch before left, each part (L, B / world, H), with zeros in the rows that start afresh."""
-        fresh = batch.fresh[self.rows]  # (B / world,)
-        return zeroed(self.carried, torch.from_numpy(fresh).to(self.device)) if fresh.any() else self.carried
+        """The state that the batch starts from, each (L, B / world, H): the last one's, zero in the rows to reset."""
+        reset = batch.fresh[self.rows]  # (B / world,)
+        if reset.all():
+            return self.model.zero_state(len(reset), self.device)
+        return zeroed(self.carried, to_device(reset, self.device)) if reset.any() else self.carried
 
     def _read_batch(self) -> tuple[Batch, Tensor]:
         """The next global batch, and this rank's windows of it, (B / world, T + 1)."""
@@ -182,15 +195,17 @@ class Trainer:
             batch, _ = self._upcoming = self._read_batch()
         except CharRNNError as error:
             self._fault = self._fault or error
-        self._fault = self._fault or self.saver.failure()
+        self._fault = self._fault or self.writer.error()
         starts = batch.starts if batch else self.plan.batch(self.progress.step).starts
-        agreed = self.ranks.exchange(Notice(self.signals.received, self._fault is not None, self.now(), starts))
-        if agreed.faulty:
-            self.ranks.raise_together(self._fault)
-        check_same_batch(agreed, self.progress.step + 1)
-        self.stopped_by = agreed.stop
-        self.progress.elapsed_s = agreed.elapsed_s
-        self._pace.update_begins(agreed.elapsed_s, evaluated=self.progress.evaluated_step == self.progress.step)
+        status = self.collectives.all_gather_status(
+            StepStatus(self.signals.received, self._fault is not None, self.now(), starts)
+        )
+        if status.failed_ranks:
+            self.collectives.raise_if_any(self._fault)
+        check_same_batch(status, self.progress.step + 1)
+        self.stopped_by = status.stop_signal
+        self.progress.elapsed_s = status.elapsed_s
+        self._pace.update_begins(status.elapsed_s, evaluated=self.progress.evaluated_step == self.progress.step)
         return not (self.stopped_by or self._done())
 
     def log(self) -> None:
@@ -233,7 +248,7 @@ class Trainer:
             figures |= losses
             loss = losses[f"val/{self.config.eval.best_by}/loss"]
         if self._sample_due() and self.accelerator.is_main_process:
-            figures["sample"] = sample_text(self.model, self.vocab, self.config.sample, self.device)
+            self._alone(lambda: figures.update(sample=self._sample()))
         if figures:
             self._record(figures)
         self._best_unsaved = progress.evaluated(loss, progress.share(self.config, self.total_steps))
@@ -251,10 +266,14 @@ class Trainer:
             self.val_ids,
             self.config.eval,
             self.accelerator,
-            self.beat,
+            self.heartbeat,
             sample=sample,
             stopped=lambda: self.signals.received,
         )
+
+    def _sample(self) -> str:
+        with memory_explained(self.config):
+            return sample_text(self.model, self.vocab, self.config.sample, self.device)
 
     def _sample_due(self) -> bool:
         """Every `sample.every`-th evaluation writes a sample, and so does the last."""
@@ -268,17 +287,17 @@ class Trainer:
         """
         if not self.config.eval.sample or len(self.val_ids) < LEAST_EVALUATED:
             return
-        best = self.ranks.together(lambda: load_for_inference(self.run_dir / BEST))
+        best = self.collectives.run_on_all(lambda: load_for_inference(self.run_dir / BEST))
         if "final" in best.trainer:
             return
         self.model.load_state_dict(best.weights)
         losses = self._losses(0)
         if losses and self.accelerator.is_main_process:
             record = {**best.trainer, "final": True, "metrics": {**best.trainer["metrics"], **losses}}
-            self.saver.save(replace(best, trainer=record), best=True, step=False)
-            self._alone(self.saver.wait)
+            self.writer.save(replace(best, trainer=record), best=True, step=False)
+            self._alone(self.writer.wait)
             self._record({**losses})
-        self.ranks.raise_together(self._fault)
+        self.collectives.raise_if_any(self._fault)
 
     def save(self, *, step: bool) -> None:
         """Begins to write what is due: `best/` after a better evaluation, and with `step` a step checkpoint.
@@ -296,7 +315,7 @@ class Trainer:
             self._saved_step = self.progress.step
         state = capture(self, whole=step)
         if self.accelerator.is_main_process:
-            self._alone(lambda: self.saver.save(state, best=best, step=step))
+            self._alone(lambda: self.writer.save(state, best=best, step=step))
         self._logged_at += self.clock() - began
 
     def _alone(self, action: Callable[[], None]) -> None:
@@ -313,7 +332,7 @@ class Trainer:
             yield
         except BaseException as error:
             with contextlib.suppress(CharRNNError):  # the first error is the one to tell of
-                self.saver.wait()
+                self.writer.wait()
             if is_out_of_memory(error):
                 raise out_of_memory(self.config, str(error)) from None
             raise

@@ -96,7 +96,7 @@ def chain_of_restarts(runs: Runs, run: str, blows: Sequence[Blow], launcher: str
     faults = [blow.inside for blow in blows if blow.inside]
     launch = runs.start(run, faults, processes=2, restarts=len(blows), launcher=launcher)
     launch.wait()
-    told = [int(rank) for rank in re.findall(r"error: process (\d+) \(on [^)]+\) died", launch.said)]
+    told = [int(rank) for rank in re.findall(r"error: rank (\d+) \(on [^)]+\) died", launch.said)]
     codes = [e["code"] for e in launch.happened("exit")]
     wrong = ""
     if told != [fault.rank for fault in faults]:
@@ -163,7 +163,7 @@ def lost_peer(rank: int, launch: Launch, code: int) -> str:
     codes, others = launch.codes(), {e["rank"] for e in launch.happened("start")} - {rank}
     if codes != dict.fromkeys(others, EXIT_PEER_LOST) or not code:
         return f"the ranks left with {codes}, the launcher with {code}"
-    if not re.search(rf"error: process {rank} \(on [^)]+\) (died or stopped answering|did not go on); ", launch.said):
+    if not re.search(rf"error: rank {rank} \(on [^)]+\) (died or stopped responding|made no progress); ", launch.said):
         return f"process {rank} is not named: {launch.said[-1000:]}"
     return "" if re.search(rf"exitcode *: {EXIT_PEER_LOST}", launch.said) else "torchrun's report lacks the exit code"
 
@@ -220,7 +220,7 @@ def kill_launcher(draw: Draw) -> Blow:
         strike(launch, signal.SIGKILL, None, draw)
         launch.wait_for_ranks()
 
-    words = "error: the store that the processes met in is gone .*; the same command again goes on from step"
+    words = "error: lost connection to the rendezvous store .*; the same command again goes on from step"
     return Blow(outside=outside, judge=partial(ended_with, EXIT_PEER_LOST, words))
 
 
@@ -245,7 +245,7 @@ def stop_signal(number: int, code: int, target: str, draw: Draw) -> Blow:
 
 def second_interrupt(draw: Draw) -> Blow:
     """Ctrl-C twice on a step that never ends."""
-    judge = partial(ended_with, EXIT_INTERRUPTED, "Ctrl-C again stops at once")
+    judge = partial(ended_with, EXIT_INTERRUPTED, "Ctrl-C again exits immediately")
     return Blow(drawn_fault("sleep", "step", draw), outside=interrupt_twice, judge=judge)
 
 
@@ -278,7 +278,7 @@ def wrong_number(action: str, words: str, draw: Draw) -> Blow:
 
 def wrong_batch(draw: Draw) -> Blow:
     """A window that lies outside of the text, or only elsewhere than the other rank has it."""
-    action, words = draw.choice([("outside", "an index is corrupted"), ("odd", "would train on other windows")])
+    action, words = draw.choice([("outside", "an index is corrupted"), ("odd", "would train on different windows")])
     return wrong_number(action, words, draw)
 
 

@@ -44,7 +44,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -65,7 +65,6 @@ from benchmarks.scaling.estimates import (
 from benchmarks.scaling.runs import Crew, hired
 from charrnn.config import load_config
 from charrnn.errors import CharRNNError
-from train.main import Cell
 
 PROJECTED = (2, 4, 8, 16, 64)
 # Disturbed rounds for each one that is wanted, before all are taken as they are.
@@ -270,7 +269,7 @@ def _ratio(quartiles: dict[str, float]) -> str:
 
 @app.command()
 def scaling(
-    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.", case_sensitive=False)] = Cell.LSTM,
+    rnn: Annotated[Literal["GRU", "LSTM"], typer.Option(help="Recurrent cell.")] = "LSTM",
     hidden_dim: Annotated[int, typer.Option(help="Width of a layer's state.", min=1)] = 256,
     num_layers: Annotated[int, typer.Option(help="Recurrent layers.", min=1)] = 2,
     seq_len: Annotated[int, typer.Option(help="Characters of a window.", min=1)] = 128,
@@ -288,7 +287,7 @@ def scaling(
 ) -> None:
     """Measure weak scaling on this machine's cores, and project it to a network."""
     settings: dict[str, Any] = {
-        "rnn": rnn.value,
+        "rnn": rnn,
         "hidden_dim": hidden_dim,
         "num_layers": num_layers,
         "seq_len": seq_len,

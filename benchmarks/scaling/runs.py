@@ -26,7 +26,7 @@ class Worker:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.trainer = make_trainer(options)
-        self.rank, self.count = self.trainer.ranks.rank, self.trainer.ranks.count
+        self.rank, self.count = self.trainer.collectives.rank, self.trainer.collectives.world_size
         self.parameters = list(self.trainer.model.parameters())
         self.sizes = [p.numel() * p.element_size() for p in self.parameters]
         buffer = torch.cat([torch.zeros_like(p).flatten() for p in self.parameters])

@@ -19,14 +19,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
 
 from benchmarks.random_text import config_options, make_trainer, write_text
 from charrnn.config import load_config
-from train.main import Cell
 from train.state import capture
 from train.tracking.summary import device_name
 from train.trainer import Trainer
@@ -36,7 +35,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    rnn: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent cell.")] = Cell.LSTM,
+    rnn: Annotated[Literal["GRU", "LSTM"], typer.Option(help="Recurrent cell.")] = "LSTM",
     hidden_dim: Annotated[int, typer.Option(help="H.")] = 1024,
     num_layers: Annotated[int, typer.Option(help="L.")] = 2,
     rows: Annotated[int, typer.Option(help="B.")] = 128,
@@ -47,7 +46,7 @@ def main(
 ) -> None:
     """Measures what checkpoints cost training."""
     with tempfile.TemporaryDirectory(prefix="charrnn-", dir=".") as folder:
-        size = {"rnn": rnn.value, "hidden_dim": hidden_dim, "num_layers": num_layers, "rows": rows, "seq_len": seq_len}
+        size = {"rnn": rnn, "hidden_dim": hidden_dim, "num_layers": num_layers, "rows": rows, "seq_len": seq_len}
         options = {**config_options(Path(folder), size), "train.threads": 0, "train.mixed_precision": precision}
         write_text(load_config(None, options))
         trainer = make_trainer(options)
@@ -56,7 +55,7 @@ def main(
             t.nbytes for t in [*capture(trainer, whole=True).optimizer.values(), *trainer.model.parameters()]
         )
         print(
-            f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; {rnn.value} "
+            f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; {rnn} "
             f"{num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
             f"{trainer.accelerator.mixed_precision}; a checkpoint of {size_bytes / 2**20:.0f} MiB"
         )
@@ -78,11 +77,11 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
 
     snapshot = seconds(lambda: trainer.save(step=True))
     beside = [seconds(trainer.train_step) for _ in range(steps)]
-    trainer.saver.wait()
+    trainer.writer.wait()
 
     def saved_and_waited_for() -> None:
         trainer.save(step=True)
-        trainer.saver.wait()
+        trainer.writer.wait()
 
     waited = seconds(saved_and_waited_for)
     return {

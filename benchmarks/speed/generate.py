@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
@@ -41,7 +41,6 @@ from train.export.exporter import ExactModel, write_checked
 from train.export.parity import step_of
 from train.export.quantize import Precision
 from train.export.weights import fold
-from train.main import Cell
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -140,7 +139,7 @@ def files(model: CharRNN, folder: Path) -> dict[Precision, Engine]:
 
 @app.command()
 def generate(
-    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.", case_sensitive=False)] = Cell.GRU,
+    rnn: Annotated[Literal["GRU", "LSTM"], typer.Option(help="Recurrent cell.")] = "GRU",
     hidden_dim: Annotated[int, typer.Option(help="Width of a layer's state.", min=1)] = 256,
     num_layers: Annotated[int, typer.Option(help="Recurrent layers.", min=1)] = 2,
     embedding_dim: Annotated[int, typer.Option(help="Width of a character's vector.", min=1)] = 64,
@@ -152,7 +151,7 @@ def generate(
     """Compare generation by torch, by onnxruntime's operators and by this project's engine."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    shape = ModelConfig(rnn=rnn.value, hidden_dim=hidden_dim, num_layers=num_layers, embedding_dim=embedding_dim)
+    shape = ModelConfig(rnn=rnn, hidden_dim=hidden_dim, num_layers=num_layers, embedding_dim=embedding_dim)
     model = CharRNN(shape, _SYMBOLS).eval()
     options = SamplingOptions(temperature, top_k)
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +159,7 @@ def generate(
         session = operator_session(model)
         sides: dict[str, Callable[[], float]] = {
             "torch eager, top-k": partial(per_second, partial(torch_characters, model, temperature, top_k), seconds),
-            f"onnxruntime {rnn.value} op, not sampled": partial(per_second, partial(operator_steps, session), seconds),
+            f"onnxruntime {rnn} op, not sampled": partial(per_second, partial(operator_steps, session), seconds),
             "stepped, fp32": partial(chars_per_s, engines["fp32"], 1, options, in_graph=False),
         }
         sides |= {f"loop, {p}": partial(chars_per_s, engines[p], 1, options) for p in _PRECISIONS}

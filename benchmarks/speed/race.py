@@ -44,9 +44,10 @@ from charrnn.errors import CharRNNError, ConfigError, CorpusError, TrainingError
 from charrnn.windows import window_batches
 from train.checkpoint.resume import StartingPoint
 from train.dataloader import IdSource
-from train.distributed.setup import computes_bf16, make_accelerator, set_threads
+from train.distributed.setup import make_accelerator, set_threads
 from train.flops import peak_flops
 from train.memory import keep_freed_memory
+from train.precision import cpu_multiplies_bf16
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
@@ -149,7 +150,7 @@ class Reference:
     """The transformer."""
 
     def __init__(self, shape: Shape, recipe: Recipe, corpus: Corpus, device: torch.device) -> None:
-        bf16 = computes_bf16()
+        bf16 = device.type == "cuda" or cpu_multiplies_bf16()
         ids = IdSource(corpus.train, device)
         self._training = TransformerTraining(shape, recipe, len(corpus.vocab), ids, bf16=bf16)
         self.model, self.precision = self._training.model, "bf16" if bf16 else "no"

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -40,10 +40,10 @@ from benchmarks.speed.reference_loop import losses
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.resume import StartingPoint
-from train.distributed.setup import computes_bf16, make_accelerator, set_threads
+from train.distributed.setup import make_accelerator, set_threads
 from train.flops import flops_per_char, measured_peak
-from train.main import Cell
 from train.memory import keep_freed_memory
+from train.precision import training_precision
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
@@ -140,12 +140,12 @@ def sides_of(folder: Path, rnn: str, hidden_dim: int, batch_size: int, seq_len: 
         run_dir = str(folder / f"{rnn}-{hidden_dim}-{precision}")
         return load_config(None, {**options, "train.mixed_precision": precision, "train.run_dir": run_dir})
 
-    bf16 = computes_bf16()
-    native = torch.bfloat16 if bf16 else torch.float32
+    used = training_precision("native")
+    native = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[used]
     makers: list[tuple[str, Callable[[RunConfig], Iterator[float]], str, torch.dtype, bool]] = [
         ("reference", reference_steps, "no", torch.float32, False),
         ("fp32", trainer_steps, "no", torch.float32, True),
-        (f"native ({'bf16' if bf16 else 'fp32'})", trainer_steps, "native", native, True),
+        (f"native ({'fp32' if used == 'no' else used})", trainer_steps, "native", native, True),
     ]
     return config("no"), [Side(name, make(config(p)), dtype, kept) for name, make, p, dtype, kept in makers]
 
@@ -153,7 +153,7 @@ def sides_of(folder: Path, rnn: str, hidden_dim: int, batch_size: int, seq_len: 
 @app.command()
 def train_speed(
     hidden_dim: Annotated[list[int] | None, typer.Option(help="H; repeatable. Default: 256, 512, 1024.")] = None,
-    rnn: Annotated[list[Cell] | None, typer.Option(help="Cell; repeatable. Default: both.")] = None,
+    rnn: Annotated[list[Literal["GRU", "LSTM"]] | None, typer.Option(help="Cell; repeatable. Default: both.")] = None,
     batch_size: Annotated[int, typer.Option(help="B.", min=1)] = 128,
     seq_len: Annotated[int, typer.Option(help="T.", min=1)] = 128,
     rounds: Annotated[int, typer.Option(help="Turns of each side.", min=2)] = 3,
@@ -168,16 +168,14 @@ def train_speed(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for width in hidden_dim or [256, 512, 1024]:
-            for cell in rnn or list(Cell):
-                config, sides = sides_of(folder, cell.value, width, batch_size, seq_len)
+            for cell in rnn or ["GRU", "LSTM"]:
+                config, sides = sides_of(folder, cell, width, batch_size, seq_len)
                 write_text(config)
                 for _ in range(rounds):
                     for side in sides:
                         take_turn(side, max(1, steps * 256**2 // max(width, 256) ** 2), batch_size * seq_len)
                 symbols = len(prepare(config.data).vocab)
-                print(
-                    "\n".join(table(f"{cell.value} {width}", sides, flops_per_char(config.model, symbols))), flush=True
-                )
+                print("\n".join(table(f"{cell} {width}", sides, flops_per_char(config.model, symbols))), flush=True)
 
 
 def table(title: str, sides: list[Side], flops: int) -> list[str]:

@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from charrnn.cli import run_command
 from charrnn.config import DataConfig, load_config
 from charrnn.data import markov
 from charrnn.data.corpus import Corpus, find_parts, prepare
 from charrnn.data.lines import Lines, count_lines
 from charrnn.data.stats import entropies
-from charrnn.errors import CharRNNError, user_error
 from charrnn.windows import SPLITS, largest_batch
 
 _CHUNK = 1 << 24
@@ -147,12 +145,5 @@ def _bars(counts: dict[str, int]) -> list[str]:
 
 
 def main() -> None:
-    """Runs the command line; a user's fault is one line on stderr."""
-    try:
-        app()
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (CharRNNError, OSError, MemoryError) as caught:
-        error = user_error(caught)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Entry of `python -m charrnn.data`."""
+    run_command(app)

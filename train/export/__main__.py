@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from charrnn.cli import run_command
 from charrnn.errors import ConfigError
-from train import command_line
 from train.export.exporter import export
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
@@ -48,4 +48,4 @@ def command(
 
 
 if __name__ == "__main__":
-    command_line.run(command)
+    run_command(lambda: typer.run(command))

@@ -17,8 +17,10 @@ from charrnn.errors import listing
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
 from train.checkpoint.resume import StartingPoint
+from train.dataloader import IdSource
+from train.precision import describe_precision
 from train.probe import UNDISTURBED
-from train.tracking.console import format_duration
+from train.tracking.console import format_duration, format_share
 
 if TYPE_CHECKING:
     from train.trainer import Trainer
@@ -37,15 +39,19 @@ def opening_lines(trainer: "Trainer", threads: int, start: StartingPoint) -> lis
     splits = (corpus.train, corpus.val, corpus.test)
     symbols = f"{len(trainer.vocab)} {'bytes' if trainer.vocab.kind == 'bytes' else 'characters'}"
     parts = ", ".join(f"{name} {len(ids):,}" for name, ids in zip(SPLITS, splits, strict=True))
+    requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    requested = requested if config.train.mixed_precision == "auto" else config.train.mixed_precision
+    precision = describe_precision(requested, accelerator.mixed_precision, trainer.device.type)
     windows = f"{data.windows} windows of {data.seq_len} characters, {data.batch_size} a step"
     return [
         f"run       {trainer.run_dir} ({origin})",
         f"device    {device_line(trainer)}, {accelerator.num_processes} process(es) x {threads} CPU thread(s), "
-        f"precision {accelerator.mixed_precision}",
+        f"precision {precision}",
         f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
         f"dropout {model.dropout:g}: {trainer.model.num_parameters():,} parameters",
         f"corpus    {corpus.name}: {corpus.num_chars:,} characters ({parts}), vocabulary of {symbols}",
         *new_lines(start),
+        *placement_lines(trainer.train_ids),
         *entropy_lines(corpus),
         f"training  {length_line(trainer)}; {windows}, {plan.steps_per_epoch:,} steps an epoch",
     ]
@@ -58,6 +64,16 @@ def new_lines(start: StartingPoint) -> list[str]:
     names = listing([repr(c) for c in start.new], 20)
     what = f"{len(start.new)} character(s) that the given weights lack start from their plain forms or the mean"
     return [f"new       {what}: {names}"]
+
+
+def placement_lines(ids: IdSource) -> list[str]:
+    """A line where the training split does not fit on the GPU."""
+    if ids.is_resident or ids.device.type == "cpu":
+        return []
+    return [
+        f"ids       the training split of {len(ids):,} characters would take more than half of the GPU's free memory, "
+        "and is read from the host"
+    ]
 
 
 def baseline(corpus: Corpus) -> float | None:
@@ -106,7 +122,7 @@ def pace_line(trainer: "Trainer", figures: dict[str, float]) -> str:
     limit = trainer.config.train.time_limit
     if limit:
         left = min(left, limit - trainer.progress.elapsed_s)
-    share = f", {figures['train/mfu']:.0%} of the peak" if "train/mfu" in figures else ""
+    share = f", {format_share(figures['train/mfu'])} of the peak" if "train/mfu" in figures else ""
     line = (
         f"pace      {chars_per_s:,.0f} characters/s ({gflops:,.0f} GFLOP/s{share}): about {format_duration(left)} to go"
     )
