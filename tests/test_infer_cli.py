@@ -210,7 +210,7 @@ def test_info_json_is_one_object_with_everything(cli, model):
     assert facts["metrics"]["val/windows/loss"] == 1.5
     assert facts["corpus"] == {"name": "tiny", "source": "tiny.txt", "num_chars": 1000, "sha256": "0" * 64}
     assert facts["bytes"] == Path(model).stat().st_size
-    assert facts["format_version"] == 3
+    assert facts["format_version"] == 1
 
 
 def test_info_shows_odd_figures_as_they_are(cli, folder):
