@@ -11,7 +11,7 @@ _SHORTEST_S = 0.04
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Returns the cores of this process's affinity mask, at most its container's quota, and at least 1.
+    """Return the cores of this process's affinity mask, at most its container's quota, and at least 1.
 
     Args:
         root: Where Linux's /proc and /sys are.
@@ -21,7 +21,7 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> list[float]:
-    """Cores by the CPU quotas of this process's control groups: cpu.max of version 2, cfs_quota_us of version 1."""
+    """Return the quotas of this process's control groups, in cores: cpu.max of version 2, cfs_quota_us of version 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -47,7 +47,7 @@ def _quotas(root: Path) -> list[float]:
 
 
 def free_cores() -> float:
-    """Returns the cores that no other process used, on average since this module was imported.
+    """Return the cores that no other process used, on average since this module was imported.
 
     Infinity where it is not known: not on Linux, or the import was a moment ago.
     """
@@ -59,7 +59,7 @@ def free_cores() -> float:
 
 
 def _seconds() -> tuple[float, float, float] | None:
-    """Returns the time by the clock, of all cores' idling since the machine started, and of this process's work."""
+    """Return the time by the clock, of all cores' idling since the machine started, and of this process's work."""
     try:
         with _STAT.open("rb") as file:
             idle, waiting_for_disks = map(int, file.readline().split()[4:6])

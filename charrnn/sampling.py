@@ -70,7 +70,7 @@ class SamplingOptions:
 
 
 def real_number(value: object, name: str) -> float:
-    """Returns an argument as a float. Raises: SamplingError that names it if it is no number, or too large for one."""
+    """Return an argument as a float. Raises: SamplingError that names it if it is no number, or too large for one."""
     if not isinstance(value, numbers.Real):
         raise SamplingError(f"{name} must be a number, not {reprlib.repr(value)}")
     try:
@@ -80,7 +80,7 @@ def real_number(value: object, name: str) -> float:
 
 
 def whole_number(value: object, name: str) -> int:
-    """Returns an argument, numpy's types included, as an int. Raises: SamplingError that names it if it is none."""
+    """Return an argument, numpy's types included, as an int. Raises: SamplingError that names it if it is none."""
     try:
         return operator.index(value)  # type: ignore[arg-type]  # which is what it finds out
     except TypeError:
@@ -90,7 +90,7 @@ def whole_number(value: object, name: str) -> int:
 def probabilities(
     logits: Floats, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> NDArray[np.float64]:
-    """Returns the distribution that the next character is sampled from.
+    """Return the distribution that the next character is sampled from.
 
     Temperature 0 puts everything on the most likely id. Else the logits are divided by the temperature; the top_k most
     likely are kept; of those the fewest whose probability reaches top_p (at least one); of those the ones at least
@@ -133,19 +133,19 @@ def shares_of(logits: Floats, options: SamplingOptions) -> NDArray[np.float64]:
 
 
 def log_softmax(logits: Floats) -> NDArray[np.float64]:
-    """Returns log probabilities in float64. logits: (..., V). Returns (..., V)."""
+    """Return log probabilities in float64. logits: (..., V). Returns (..., V)."""
     wide = np.asarray(logits, np.float64)
     shifted = wide - wide.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def not_finite() -> SamplingError:
-    """Returns the error for a model whose logits are NaN or infinite."""
+    """Return the error for a model whose logits are NaN or infinite."""
     return SamplingError("the model's logits are not finite: its weights are damaged, or its training diverged")
 
 
 def _kept(logits: Floats, shares: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.bool_]:
-    """Returns which entries top-k and then top-p keep: (..., V)."""
+    """Return which entries top-k and then top-p keep: (..., V)."""
     order = np.argsort(-logits, axis=-1, kind="stable")  # (..., V), the likeliest first, ties by id
     by_rank = np.empty(logits.shape, bool)
     by_rank[...] = np.arange(logits.shape[-1]) < (options.top_k or logits.shape[-1])
@@ -160,7 +160,7 @@ def _kept(logits: Floats, shares: NDArray[np.float64], options: SamplingOptions)
 
 
 def penalised(logits: Floats, seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float64]:
-    """Divides the logits of `seen` characters by the penalty where positive, and multiplies where negative.
+    """Divide the logits of `seen` characters by the penalty where positive, and multiplies where negative.
 
     Source: Keskar et al., "CTRL", 2019, arXiv:1909.05858, section 4.1, with the sign as Hugging Face's transformers
     treats it: dividing a negative logit would make its character more likely.
@@ -178,7 +178,7 @@ def penalised(logits: Floats, seen: NDArray[np.bool_], penalty: float) -> NDArra
 
 
 def draw(shares: NDArray[np.float64], uniforms: NDArray[np.float64]) -> Ids:
-    """Samples one id per row by inverting the cumulative distribution over the ids in their order.
+    """Sample one id per row by inverting the cumulative distribution over the ids in their order.
 
     Args:
         shares: (B, V), probabilities up to a factor.
@@ -201,7 +201,7 @@ def generate(
     seeds: Sequence[int],
     prompt: Ids | None = None,
 ) -> Iterator[Ids]:
-    """Samples `length` characters for each of B streams, feeding each back to the model.
+    """Sample `length` characters for each of B streams, feeding each back to the model.
 
     Row b takes one uniform per character from numpy's default generator seeded with seeds[b], so that a batch gives
     what its rows would give alone.
@@ -238,7 +238,7 @@ def generate(
 
 
 def random_streams(length: int, seeds: Sequence[int]) -> list[np.random.Generator]:
-    """Returns a generator per seed. Raises: SamplingError for a length or a seed below 0."""
+    """Return a generator per seed. Raises: SamplingError for a length or a seed below 0."""
     if length < 0:
         raise SamplingError(f"length must be 0 characters or more, not {length}")
     if min(seeds) < 0:
@@ -261,7 +261,7 @@ class History:
         self._rows = [deque(map(int, row), longest) for row in rows] if self._penalty != 1 else []
 
     def penalise(self, logits: Floats) -> Floats:
-        """Applies the penalty to logits (B, V). Returns (B, V)."""
+        """Apply the penalty to logits (B, V). Returns (B, V)."""
         if self._penalty == 1:
             return logits
         seen = np.zeros(logits.shape, bool)
@@ -270,7 +270,7 @@ class History:
         return penalised(logits, seen, self._penalty)
 
     def add(self, ids: Ids) -> None:
-        """Adds one character per stream, ids (B,)."""
+        """Add one character per stream, ids (B,)."""
         if self._penalty != 1:
             for row, i in zip(self._rows, ids, strict=True):
                 row.append(int(i))

@@ -82,12 +82,12 @@ class Engine:
     # ---- the network
 
     def zero_state(self, batch: int) -> State:
-        """Returns the state before the first character: (h,) or (h, c), zeros, each (L, B, H)."""
+        """Return the state before the first character: (h,) or (h, c), zeros, each (L, B, H)."""
         num_layers, hidden_dim = self._state_shape
         return tuple(np.zeros((num_layers, batch, hidden_dim), np.float32) for _ in self._states)
 
     def step(self, ids: NDArray[Any], state: State) -> tuple[Logits, State]:
-        """Runs T characters through the network, all rows at once.
+        """Run T characters through the network, all rows at once.
 
         Args:
             ids: (B, T) integers in [0, V), B and T at least 1.
@@ -123,7 +123,7 @@ class Engine:
         return dict(zip(self._states, state, strict=True))
 
     def _call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
-        """Runs the session. Raises: MemoryError; ModelFileError when a graph that loaded cannot be run after all."""
+        """Run the session. Raises: MemoryError; ModelFileError when a graph that loaded cannot be run after all."""
         try:
             return self._run(outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -134,7 +134,7 @@ class Engine:
             ) from None
 
     def prefill(self, ids: NDArray[Any]) -> tuple[Logits, State]:
-        """Reads a prompt from the zero state.
+        """Read a prompt from the zero state.
 
         Args:
             ids: (N,), N at least 1.
@@ -161,7 +161,7 @@ class Engine:
         *,
         in_graph: bool = True,
     ) -> tuple[Ids, State]:
-        """Generates `length` characters for each of B rows, which may differ in everything.
+        """Generate `length` characters for each of B rows, which may differ in everything.
 
         A row's characters depend on its own `last`, state, options, stream and history alone, not on the other rows
         or on how a text is divided into calls. Rows with a repetition penalty, which the graph does not have, are
@@ -250,7 +250,7 @@ class Engine:
         *,
         in_graph: bool = True,
     ) -> Iterator[Ids]:
-        """Generates `length` characters after a prompt for each of B seeds, (B, n) ids at a time.
+        """Generate `length` characters after a prompt for each of B seeds, (B, n) ids at a time.
 
         Args:
             prompt: (N,), N at least 1.
@@ -277,7 +277,7 @@ class Engine:
         streams: Sequence[np.random.Generator],
         in_graph: bool,
     ) -> Iterator[Ids]:
-        """Decodes as many characters at once as take about `_RUN_S`."""
+        """Decode as many characters at once as take about `_RUN_S`."""
         last = np.full(len(streams), prompt[-1], np.int64)
         history: Any = None
         if options[0].repetition_penalty != 1:
@@ -310,7 +310,7 @@ class Engine:
         past_end: bool = False,
         unknown: Unknown = "error",
     ) -> Iterator[str]:
-        """Generates text after `prompt` (which is not repeated), in pieces, each computed when it is asked for.
+        """Generate text after `prompt` (which is not repeated), in pieces, each computed when it is asked for.
 
         A piece is what is generated in some hundredths of a second, and at least a character. The arguments are
         checked, and the prompt is read, at the call. An empty prompt starts from a newline, or from the vocabulary's
@@ -345,7 +345,7 @@ class Engine:
         past_end: bool = False,
         unknown: Unknown = "error",
     ) -> list[str]:
-        """Generates `num_samples` texts after `prompt`, side by side; the other arguments are those of `generate`.
+        """Generate `num_samples` texts after `prompt`, side by side; the other arguments are those of `generate`.
 
         Text i is what `generate` returns with seed + i.
         """
@@ -368,7 +368,7 @@ class Engine:
         past_end: bool,
         unknown: Unknown,
     ) -> Iterator[list[str]]:
-        """Yields the text that each run of characters brings in each of B streams; at last what was held back."""
+        """Yield the text that each run of characters brings in each of B streams; at last what was held back."""
         self._check_stop(stop)
         length = sampling.whole_number(length, "length")
         first_seed = fresh_seed() if seed is None else sampling.whole_number(seed, "seed")
@@ -408,7 +408,7 @@ class Engine:
 
 
 def default_threads(path: Path, streams: int) -> int:
-    """Returns how many threads to use: a second one helps from about 1.5 MB of weights on, or with many streams.
+    """Return how many threads to use: a second one helps from about 1.5 MB of weights on, or with many streams.
 
     Never more than cores are free: threads wait for each other at every operator, so one that shares its core with
     another process makes all of them slower than one thread would be.
@@ -426,5 +426,5 @@ def default_threads(path: Path, streams: int) -> int:
 
 
 def fresh_seed() -> int:
-    """Returns a random seed."""
+    """Return a random seed."""
     return secrets.randbits(32)

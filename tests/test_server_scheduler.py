@@ -73,7 +73,7 @@ def job(engine, id=0, prompt=PROMPT, length=50, seeds=(1,), **fields):
 
 
 def alone(engine, prompt, length, seed, **options):
-    return "".join(engine.generate(prompt, length, seed=seed, **options))
+    return "".join(engine.generate(prompt, length, SamplingOptions(**options), seed=seed))
 
 
 OPTIONS = [

@@ -41,7 +41,7 @@ class Sizes:
 
 
 def constants(sizes: Sizes) -> dict[str, NDArray[Any]]:
-    """Returns the constants of a graph by name; a graph holds those that it uses."""
+    """Return the constants of a graph by name; a graph holds those that it uses."""
     h, v = sizes.hidden_dim, sizes.vocab_size
     integers: dict[str, Any] = {
         "axis_0": [0],

@@ -71,7 +71,7 @@ class ModelFile:
 
 
 def default_model() -> Path:
-    """Returns the shipped model's path.
+    """Return the shipped model's path.
 
     Raises:
         ModelFileError: if this installation has none.
@@ -86,7 +86,7 @@ def default_model() -> Path:
 
 
 def open_model(path: Path, threads: int) -> ModelFile:
-    """Loads and checks a model file.
+    """Load and checks a model file.
 
     Args:
         path: The file.
@@ -128,7 +128,7 @@ def open_model(path: Path, threads: int) -> ModelFile:
 
 
 def _read(path: Path) -> bytes:
-    """Returns the file's bytes: those that are checked are those that onnxruntime gets. Raises: ModelFileError."""
+    """Return the file's bytes: those that are checked are those that onnxruntime gets. Raises: ModelFileError."""
     try:
         # Opening a pipe would wait for its writer.
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -160,7 +160,7 @@ def _not_a_model(path: Path, reason: str) -> ModelFileError:
 
 
 def brief(text: object) -> str:
-    """Returns a file's or onnxruntime's words, fit for a one-line message."""
+    """Return a file's or onnxruntime's words, fit for a one-line message."""
     return " ".join(str(text).split())[:200]
 
 
@@ -207,13 +207,13 @@ def _vocab(path: Path, text: str) -> Vocab:
 
 
 def _check_surrogates(path: Path, key: str, text: str) -> None:
-    """Refuses what JSON can spell and no terminal or file takes."""
+    """Refuse what JSON can spell and no terminal or file takes."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ModelFileError(f"{path}: {key} has a lone surrogate, half of a character; export it again")
 
 
 def _sizes(path: Path, config: dict[str, Any], vocab: Vocab, file_bytes: int) -> Sizes:
-    """Returns the sizes by the config's model section. Raises: ModelFileError."""
+    """Return the sizes by the config's model section. Raises: ModelFileError."""
     model = config.get("model")
     if not isinstance(model, dict):
         raise ModelFileError(f"{path}: charrnn.config has no model section; export it again")
@@ -242,7 +242,7 @@ def _sizes(path: Path, config: dict[str, Any], vocab: Vocab, file_bytes: int) ->
 
 
 def _check_signature(file: ModelFile) -> None:
-    """Checks that the graph takes and returns what its metadata promises. Raises: ModelFileError."""
+    """Check that the graph takes and returns what its metadata promises. Raises: ModelFileError."""
     state = ("tensor(float)", (file.sizes.num_layers, None, file.sizes.hidden_dim))
     inputs: _Signature = {"ids": ("tensor(int64)", (None, None))} | dict.fromkeys(file.states, state)
     inputs |= {name: (f"optional(tensor({kind}))", shape) for name, (kind, shape) in _OPTIONAL.items()}
@@ -263,7 +263,7 @@ def _check_signature(file: ModelFile) -> None:
 
 
 def _try_out(file: ModelFile) -> None:
-    """Reads and generates some characters in two rows, so that weights that don't fit together show now."""
+    """Read and generates some characters in two rows, so that weights that don't fit together show now."""
     sizes = file.sizes
     state = np.zeros((sizes.num_layers, 2, sizes.hidden_dim), np.float32)
     feeds: dict[str, Any] = {"ids": np.array([[0, sizes.vocab_size - 1]] * 2), **dict.fromkeys(file.states, state)}

@@ -20,7 +20,7 @@ _registering = Lock()
 
 
 def open_session(data: bytes, threads: int) -> Any:
-    """Returns a CPU session of an ONNX model, whose runs fail if they take more memory than a model of its size.
+    """Return a CPU session of an ONNX model, whose runs fail if they take more memory than a model of its size.
 
     Args:
         data: The file's bytes.
@@ -57,7 +57,7 @@ def open_session(data: bytes, threads: int) -> Any:
 
 
 def run_with_timeout(session: Any, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
-    """Runs a session for at most `_TRIAL_S` seconds. Raises onnxruntime's exceptions, also on a timeout."""
+    """Run a session for at most `_TRIAL_S` seconds. Raises onnxruntime's exceptions, also on a timeout."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = _FATAL_ONLY
     end = Timer(_TRIAL_S, setattr, (options, "terminate", True))
@@ -75,7 +75,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Returns onnxruntime's message of a failed run, in plain words where a limit ended it."""
+    """Return onnxruntime's message of a failed run, in plain words where a limit ended it."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         return "it takes more memory than a model of its size should"

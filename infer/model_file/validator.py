@@ -80,7 +80,7 @@ class Outline:
 
 
 def outline(data: bytes) -> Outline:
-    """Reads the metadata of an ONNX file, not empty.
+    """Read the metadata of an ONNX file, not empty.
 
     Raises:
         DamagedError, UnsafeError: for bytes that are no ONNX file, or one that charrnn does not write.
@@ -116,7 +116,7 @@ def _check_versions(reader: Reader, model: Fields) -> None:
 
 
 def check_graph(found: Outline, sizes: Sizes) -> None:
-    """Refuses a graph that has any part that charrnn does not write.
+    """Refuse a graph that has any part that charrnn does not write.
 
     Raises:
         DamagedError, UnsafeError: with the part.
@@ -131,7 +131,7 @@ def check_graph(found: Outline, sizes: Sizes) -> None:
 
 
 def _read_weights(reader: Reader, graph: Fields, sizes: Sizes) -> dict[str, str]:
-    """Checks every weight's name, type and shape, and every constant's value.
+    """Check every weight's name, type and shape, and every constant's value.
 
     Returns:
         name -> what the structure calls it: a constant by its name, others with their element type.
@@ -158,7 +158,7 @@ def _read_weights(reader: Reader, graph: Fields, sizes: Sizes) -> dict[str, str]
 
 
 def _read_tensor(reader: Reader, message: Span) -> tuple[str, _Tensor]:
-    """Returns a tensor's name, element type, shape and where its data lies, all of which must be in the file."""
+    """Return a tensor's name, element type, shape and where its data lies, all of which must be in the file."""
     tensor = reader.fields(message, _TENSOR | {13, 14}, "tensor")
     name = reader.text(tensor, 8)
     shown = repr(name[:80])
@@ -181,7 +181,7 @@ def _read_tensor(reader: Reader, message: Span) -> tuple[str, _Tensor]:
 
 
 def _weight_shape(name: str, sizes: Sizes, embedding_dim: int) -> Shape | None:
-    """Returns the shape of a weight of that name; None for a name that no file has."""
+    """Return the shape of a weight of that name; None for a name that no file has."""
     v, h, g, e = sizes.vocab_size, sizes.hidden_dim, sizes.gates, embedding_dim
     matrix, _, part = name.partition("_")
     shapes = {"table": (v, g), "embedding": (v, e), "input0": (e, g), "head": (h, v)}
@@ -202,7 +202,7 @@ def _shown(dims: Shape) -> str:
 
 
 def structure_digest(reader: Reader, graph: Fields, weights: dict[str, str], sizes: Sizes) -> str:
-    """Returns a digest of how a graph's nodes are joined, the same for every number of layers above 1.
+    """Return a digest of how a graph's nodes are joined, the same for every number of layers above 1.
 
     It is taken over the set of all nodes' forms. A form is the graph that a node is in, its operator, what gives each
     of its inputs, its number of outputs and its attributes. Numbers of layers are #, ^ marks a value of an outer graph.
@@ -224,7 +224,7 @@ class _Structure:
         self._num_nodes = 0
 
     def add_graph(self, graph: Fields, place: str, outer: dict[str, str]) -> None:
-        """Adds a graph's nodes. outer: what gives each value of the graphs around it."""
+        """Add a graph's nodes. outer: what gives each value of the graphs around it."""
         reader = self._reader
         if place != "main" and 5 in graph:
             raise UnsafeError("it has weights within a branch or a loop")
@@ -244,7 +244,7 @@ class _Structure:
         self.forms.add(f"{place} gives {_listed('Loop' if place.endswith('Loop.body') else '', given)}")
 
     def _declared(self, message: Span) -> str:
-        """Returns the name of a graph's input or output, whose type and shape onnxruntime checks."""
+        """Return the name of a graph's input or output, whose type and shape onnxruntime checks."""
         reader = self._reader
         value = reader.fields(message, {1, 2}, "value")
         kind = reader.fields(span(reader.one(value, 2)), {1, 9}, "type")
@@ -280,7 +280,7 @@ class _Structure:
             _define(own, givers, name, f"{operator}:{'#' if i and per_layer else i}")
 
     def _attributes(self, node: Fields, operator: str) -> tuple[list[str], dict[str, Fields]]:
-        """Returns how a form shows a node's attributes, and the graphs among them by name."""
+        """Return how a form shows a node's attributes, and the graphs among them by name."""
         reader = self._reader
         shown: dict[str, str] = {}
         inside: dict[str, Fields] = {}
@@ -295,7 +295,7 @@ class _Structure:
         return [shown[name] for name in sorted(shown)], inside
 
     def _value(self, attribute: Fields) -> str:
-        """Returns an attribute's value as a form shows it."""
+        """Return an attribute's value as a form shows it."""
         reader = self._reader
         kind = reader.number(attribute, 20)
         field = _VALUES.get(kind)
@@ -331,12 +331,12 @@ def _numbers(reader: Reader, fields: Fields, number: int) -> str:
 
 
 def _layerless(name: str) -> str:
-    """Returns a name without the number of its layer, except input0's, which reads embeddings."""
+    """Return a name without the number of its layer, except input0's, which reads embeddings."""
     return name if name.startswith("input0") else _LAYER.sub(r"\1#", name)
 
 
 def _listed(operator: str, givers: Sequence[str]) -> str:
-    """Lists what gives an operator's inputs; of those that come once a layer, each kind once."""
+    """List what gives an operator's inputs; of those that come once a layer, each kind once."""
     if operator == "Loop" and len(givers) > 2:
         return ", ".join([*givers[:2], *sorted(set(givers[2:]))])
     if operator == "Concat" and len(set(givers)) == 1:

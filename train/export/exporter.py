@@ -54,7 +54,7 @@ class ExactModel:
 
 
 def export(source: Path, out: Path | None, precision: Precision, text: GivenText | None) -> tuple[Path, float, str]:
-    """Writes a run, a checkpoint or a model file as a model file.
+    """Write a run, a checkpoint or a model file as a model file.
 
     Args:
         source: A run folder, a checkpoint folder or a float32 model file.
@@ -80,14 +80,14 @@ def export(source: Path, out: Path | None, precision: Precision, text: GivenText
 
 
 def export_checkpoint(checkpoint: Checkpoint, out: Path) -> float:
-    """Writes a checkpoint in float32; returns the parity difference. Raises: ExportError."""
+    """Write a checkpoint in float32; returns the parity difference. Raises: ExportError."""
     return write_checked(model_of_checkpoint(checkpoint, out.parent), out)
 
 
 def write_checked(
     exact: ExactModel, out: Path, precision: Precision = "fp32", ids: NDArray[Any] | None = None
 ) -> float:
-    """Writes a model file, and returns its difference from the exact model: by `parity`, or in int8 by `divergence`.
+    """Write a model file, and returns its difference from the exact model: by `parity`, or in int8 by `divergence`.
 
     Args:
         exact: The model.
@@ -122,7 +122,7 @@ def write_checked(
 
 
 def _record_scores(proto: onnx.ModelProto, engine: Engine, ids: NDArray[Any]) -> None:
-    """Writes the engine's losses on a text, ids (N,), into the metadata, as `infer score` computes them."""
+    """Write the engine's losses on a text, ids (N,), into the metadata, as `infer score` computes them."""
     metrics = dict(engine.metrics)
     for name, score in scoring.score(engine, ids).items():
         metrics |= {f"val/{name}/loss": score.nats_per_char, f"val/{name}/bpc": score.bits_per_char}
@@ -139,7 +139,7 @@ def is_model_file(path: Path) -> bool:
 
 
 def exact_model(source: Path) -> ExactModel:
-    """Returns what a source holds. Raises: CheckpointError, ModelFileError, ExportError."""
+    """Return what a source holds. Raises: CheckpointError, ModelFileError, ExportError."""
     if is_model_file(source):
         return _model_of_file(source)
     folder = source if (source / "best").is_dir() else source.parent
@@ -147,14 +147,14 @@ def exact_model(source: Path) -> ExactModel:
 
 
 def model_of(checkpoint: Checkpoint) -> CharRNN:
-    """Returns the network with a checkpoint's weights."""
+    """Return the network with a checkpoint's weights."""
     model = CharRNN(checkpoint.config.model, len(checkpoint.vocab), checkpoint.vocab.document_end_id)
     model.load_state_dict(checkpoint.weights)
     return model
 
 
 def model_of_checkpoint(checkpoint: Checkpoint, folder: Path) -> ExactModel:
-    """Returns a checkpoint's model. folder: of the file to write."""
+    """Return a checkpoint's model. folder: of the file to write."""
     model = model_of(checkpoint)
     weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
     folded = fold(model.config, weights)
@@ -162,7 +162,7 @@ def model_of_checkpoint(checkpoint: Checkpoint, folder: Path) -> ExactModel:
 
 
 def _model_of_file(path: Path) -> ExactModel:
-    """Returns a float32 model file's model. Raises: ModelFileError, ExportError for an int8 file."""
+    """Return a float32 model file's model. Raises: ModelFileError, ExportError for an int8 file."""
     engine = Engine(path)
     folded = weights_in(onnx.load(path, load_external_data=False))
     if folded is None:
@@ -177,14 +177,14 @@ def _model_of_file(path: Path) -> ExactModel:
 
 
 def default_name(source: Path, precision: Precision) -> str:
-    """Returns model.onnx, model-int8.onnx, or a name after the model file that the file is made of."""
+    """Return model.onnx, model-int8.onnx, or a name after the model file that the file is made of."""
     if is_model_file(source):
         return f"{source.stem}-{precision}.onnx"
     return "model.onnx" if precision == "fp32" else f"model-{precision}.onnx"
 
 
 def validation_ids(text: GivenText, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
-    """Returns a text's validation split, (N,), as a run with this config has it. Raises: ConfigError, CorpusError."""
+    """Return a text's validation split, (N,), as a run with this config has it. Raises: ConfigError, CorpusError."""
     recorded = config.get("data")
     corpus = prepare(text.config(recorded if isinstance(recorded, dict) else {}), progress=True)
     if corpus.vocab != vocab:
@@ -198,7 +198,7 @@ def validation_ids(text: GivenText, config: dict[str, Any], vocab: Vocab) -> NDA
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """Returns the model file's metadata: how to use the file, and where it came from."""
+    """Return the model file's metadata: how to use the file, and where it came from."""
     checkpoint = without_paths(checkpoint)
     corpus = checkpoint.trainer["corpus"]
     return {
@@ -213,7 +213,7 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def without_paths(checkpoint: Checkpoint) -> Checkpoint:
-    """Removes the folders of the machine that trained the model, which are private."""
+    """Remove the folders of the machine that trained the model, which are private."""
     config, corpus = checkpoint.config, checkpoint.trainer["corpus"]
     source = without_folders(corpus["source"])
     data = config.data.model_copy(update={"source": source, "cache_dir": "", "mirror": ""})
@@ -226,12 +226,12 @@ def without_paths(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def without_folders(source: str) -> str:
-    """Returns the last part of a path or address, without its query: enough to recognise the text by."""
+    """Return the last part of a path or address, without its query: enough to recognise the text by."""
     return re.split(r"[?#]", source)[0].replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def _metadata_in(metadata: dict[str, str], precision: Precision) -> dict[str, str]:
-    """Returns the metadata of a file in that precision; the losses of the exact weights go under `fp32/`."""
+    """Return the metadata of a file in that precision; the losses of the exact weights go under `fp32/`."""
     if precision == "fp32":
         return metadata
     metrics = json.loads(metadata["charrnn.metrics"])

@@ -34,32 +34,32 @@ class GraphBuilder:
         return name
 
     def multiple(self, op_type: str, inputs: Sequence[str], num_outputs: int, **attributes: Any) -> list[str]:
-        """Appends a node with several outputs and returns their names."""
+        """Append a node with several outputs and returns their names."""
         outputs = [f"{self._prefix}{op_type}_{len(self.nodes)}_{i}" for i in range(num_outputs)]
         self.nodes.append(helper.make_node(op_type, list(inputs), outputs, **attributes))
         return outputs
 
     def graph(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.GraphProto:
-        """Returns the nodes as a graph."""
+        """Return the nodes as a graph."""
         return helper.make_graph(self.nodes, self._prefix.rstrip("_") or "charrnn", list(inputs), list(outputs))
 
 
 def branch(
     prefix: str, build: Callable[[GraphBuilder], Sequence[str]], *types: tuple[int, Shape | None]
 ) -> onnx.GraphProto:
-    """Returns a branch of an If: `build` adds its nodes and returns its outputs, of these element types and shapes."""
+    """Return a branch of an If: `build` adds its nodes and returns its outputs, of these element types and shapes."""
     op = GraphBuilder(prefix)
     outputs = build(op)
     return op.graph([], [tensor(name, *kind) for name, kind in zip(outputs, types, strict=True)])
 
 
 def tensor(name: str, elem_type: int, shape: Shape | None) -> onnx.ValueInfoProto:
-    """Returns the declaration of a graph's input or output; a dimension is fixed, named or (None) any."""
+    """Return the declaration of a graph's input or output; a dimension is fixed, named or (None) any."""
     return helper.make_tensor_value_info(name, elem_type, shape)
 
 
 def optional_tensor(name: str, elem_type: int, shape: Shape) -> onnx.ValueInfoProto:
-    """Returns the declaration of a graph input that a caller may leave out."""
+    """Return the declaration of a graph input that a caller may leave out."""
     kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(elem_type, shape))
     return helper.make_value_info(name, kind)
 
@@ -75,7 +75,7 @@ def int64(name: str, *shape: str | int | None) -> onnx.ValueInfoProto:
 
 
 def values_read(graph: onnx.GraphProto) -> set[str]:
-    """Returns the names of all values that the nodes of a graph, and of the graphs inside it, take."""
+    """Return the names of all values that the nodes of a graph, and of the graphs inside it, take."""
     found: set[str] = set()
     for node in graph.node:
         found |= set(node.input)

@@ -21,7 +21,7 @@ _IR_VERSION = 8
 def build_onnx(
     config: ModelConfig, vocab: Vocab, weights: Weights, metadata: dict[str, str], precision: Precision = "fp32"
 ) -> onnx.ModelProto:
-    """Returns the model as an ONNX graph with every weight inside, checked.
+    """Return the model as an ONNX graph with every weight inside, checked.
 
     Args:
         config: The network's shape.

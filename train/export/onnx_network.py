@@ -26,7 +26,7 @@ _NORM_EPSILON = 1e-5  # torch's
 
 
 class Network:
-    """Writes the network's nodes. A state is a list of L * (1 or 2) values (B, H): of layer 0 h (and c), of 1, ...
+    """Write the network's nodes. A state is a list of L * (1 or 2) values (B, H): of layer 0 h (and c), of 1, ...
 
     Attributes:
         states: ("h",) or ("h", "c").
@@ -51,7 +51,7 @@ class Network:
                 self._store(name, matrix, folded.get(f"{name}_bias"))
 
     def _store(self, name: str, matrix: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
-        """Keeps a matrix in the file's precision: the table in float16, what is multiplied with in integers."""
+        """Keep a matrix in the file's precision: the table in float16, what is multiplied with in integers."""
         if self.is_int8 and name == "table":
             self.initializers[name] = matrix.astype(np.float16)
         elif self.is_int8 and not name.endswith("_shift"):
@@ -95,7 +95,7 @@ class Network:
     # ---- one character
 
     def step(self, op: GraphBuilder, ids: str, state: Sequence[str]) -> tuple[str, list[str]]:
-        """Reads one character, ids (B,). Returns the logits (B, V) and the state after it."""
+        """Read one character, ids (B,). Returns the logits (B, V) and the state after it."""
         parts = len(self.states)
         after: list[str] = []
         gates = self._first_gates(op, ids)  # (B, G)
@@ -133,7 +133,7 @@ class Network:
     # ---- many characters
 
     def read(self, op: GraphBuilder, ids: str, state: Sequence[str]) -> tuple[str, list[str]]:
-        """Reads ids (B, T), layer by layer. Returns the logits (B, T, V) and the state after the last."""
+        """Read ids (B, T), layer by layer. Returns the logits (B, T, V) and the state after the last."""
         parts = len(self.states)
         after: list[str] = []
         by_time = op.Transpose(ids, perm=[1, 0])  # (T, B)

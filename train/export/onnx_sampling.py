@@ -27,7 +27,7 @@ def inputs() -> list[onnx.ValueInfoProto]:
 
 
 def generate(op: GraphBuilder, network: Network, logits: str, state: Sequence[str]) -> tuple[str, list[str]]:
-    """Generates N characters after logits (B, T, V) and the state there.
+    """Generate N characters after logits (B, T, V) and the state there.
 
     The loop stands in the main graph, and not in a branch for N above 0: two levels deep onnxruntime (1.32) leaves
     quantized matrices unpacked, and runs 15 times slower.
@@ -68,7 +68,7 @@ def generate(op: GraphBuilder, network: Network, logits: str, state: Sequence[st
 
 
 def _read_options(op: GraphBuilder, last: str) -> str:
-    """Prepares what is the same for every character of a call. last: (B, V). Returns the uniforms, (B, N)."""
+    """Prepare what is the same for every character of a call. last: (B, V). Returns the uniforms, (B, N)."""
     uniforms, *options = op.multiple(
         "If",
         [op.OptionalHasElement("uniforms")],
@@ -121,7 +121,7 @@ def _defaults(op: GraphBuilder) -> list[str]:
 
 
 def _sample(op: GraphBuilder, prefix: str, logits: str, uniforms: str) -> str:
-    """Samples by charrnn.sampling's rules. logits: (B, V), uniforms: (B, 1) float64. Returns (B,) int64."""
+    """Sample by charrnn.sampling's rules. logits: (B, V), uniforms: (B, 1) float64. Returns (B,) int64."""
     float_type = (TensorProto.FLOAT, ["B", None])
 
     def top_k_alone(inner: GraphBuilder) -> list[str]:
@@ -170,7 +170,7 @@ def _quantized_states(op: GraphBuilder, network: Network, state: Sequence[str]) 
 
 
 def _loop_body(network: Network, num_parts: int, num_quantized: int) -> onnx.GraphProto:
-    """Feeds a character to the network and samples the next."""
+    """Feed a character to the network and samples the next."""
     op = GraphBuilder("loop_")
     before = [f"loop_state{i}" for i in range(num_parts)]
     quantized = [f"loop_quantized{i}" for i in range(num_quantized)]

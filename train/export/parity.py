@@ -18,7 +18,7 @@ _Result = tuple[NDArray[np.float32], State]
 
 
 def step_of(model: CharRNN) -> Step:
-    """Returns the network as a function of arrays, in float32 on the CPU."""
+    """Return the network as a function of arrays, in float32 on the CPU."""
     model = model.eval().cpu().float()
 
     @torch.no_grad()
@@ -30,7 +30,7 @@ def step_of(model: CharRNN) -> Step:
 
 
 def parity(exact: Step, engine: Engine) -> float:
-    """Returns the largest absolute difference of logits and states."""
+    """Return the largest absolute difference of logits and states."""
     worst = 0.0
     for (logits, state), (theirs, theirs_next) in _both(exact, engine):
         for ours, other in zip((logits, *state), (theirs, *theirs_next), strict=True):
@@ -41,7 +41,7 @@ def parity(exact: Step, engine: Engine) -> float:
 
 
 def divergence(exact: Step, engine: Engine) -> float:
-    """Returns the mean Kullback-Leibler divergence, in nats, of an engine's predictions from the exact ones."""
+    """Return the mean Kullback-Leibler divergence, in nats, of an engine's predictions from the exact ones."""
     found = []
     for (logits, _), (theirs, _) in _both(exact, engine):
         p, q = log_softmax(logits), log_softmax(theirs)  # (B, T, V)
@@ -50,7 +50,7 @@ def divergence(exact: Step, engine: Engine) -> float:
 
 
 def _both(exact: Step, engine: Engine) -> Iterator[tuple[_Result, tuple[Any, State]]]:
-    """Yields both results for batches {1, 3} x lengths {1, 7}, each of random ids and a random state (fixed seed)."""
+    """Yield both results for batches {1, 3} x lengths {1, 7}, each of random ids and a random state (fixed seed)."""
     rng = np.random.default_rng(0)
     for batch, length in ((1, 1), (1, 7), (3, 1), (3, 7)):
         ids = rng.integers(len(engine.vocab), size=(batch, length))

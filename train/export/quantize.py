@@ -25,7 +25,7 @@ class Columns:
 
 
 def quantize_columns(matrix: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Columns:
-    """Rounds a matrix (K, N) to steps of -127 to 127 per column; bias (N,), None for zeros, stays float32."""
+    """Round a matrix (K, N) to steps of -127 to 127 per column; bias (N,), None for zeros, stays float32."""
     bias = np.zeros(matrix.shape[1], np.float32) if bias is None else bias
     # A column far below its bias is nothing beside it, and must not take the bias out of float32's range.
     scales = np.maximum(np.abs(matrix).max(axis=0) / 127, np.abs(bias) * np.float32(1e-15))  # (N,)
@@ -36,7 +36,7 @@ def quantize_columns(matrix: NDArray[np.float32], bias: NDArray[np.float32] | No
 def quantize_embedding(
     embedding: NDArray[np.float32], matrix: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Rounds an embedding to 8 bits per dimension, the scales of which go into the matrix that it multiplies.
+    """Round an embedding to 8 bits per dimension, the scales of which go into the matrix that it multiplies.
 
     Args:
         embedding: (V, E).

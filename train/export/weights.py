@@ -22,7 +22,7 @@ _TABLE_UP_TO = 512
 
 
 def fold(config: ModelConfig, weights: Weights) -> Weights:
-    """Returns what the graph multiplies with and adds, in float32.
+    """Return what the graph multiplies with and adds, in float32.
 
     Args:
         config: The network's shape.
@@ -57,7 +57,7 @@ def fold(config: ModelConfig, weights: Weights) -> Weights:
 def _fold_norm(
     name: str, matrix: NDArray[np.float32], bias: NDArray[np.float32], weights: Weights, layer: int
 ) -> Weights:
-    """Folds the LayerNorm of `layer`, if it has one, into the matrix (H, N) and bias (N,) that follow it.
+    """Fold the LayerNorm of `layer`, if it has one, into the matrix (H, N) and bias (N,) that follow it.
 
     LayerNorm(h) W + bias = ((h - mean h) / s * gain + offset) W + bias = (h W') / s + shift. The columns of
     W' = gain W less their means add up to 0, which takes the mean of h away; shift = offset W + bias. What is
@@ -72,13 +72,13 @@ def _fold_norm(
 
 
 def _reordered(stacked: NDArray[np.float32], order: Sequence[int]) -> NDArray[np.float32]:
-    """Reorders gates stacked along axis 0, (G, ...)."""
+    """Reorder gates stacked along axis 0, (G, ...)."""
     gates = np.split(stacked, len(order), axis=0)
     return np.concatenate([gates[g] for g in order], axis=0)
 
 
 def weights_in(model: onnx.ModelProto) -> Weights | None:
-    """Returns `fold`'s weights from a float32 model file; None if the file's weights are quantized."""
+    """Return `fold`'s weights from a float32 model file; None if the file's weights are quantized."""
     found = {
         t.name: numpy_helper.to_array(t)
         for t in model.graph.initializer
