@@ -88,7 +88,7 @@ def test_text_does_not_depend_on_load(precision, model_folder):
     engine = Engine(write_model(model_folder / f"load-{precision}.onnx", precision=precision))
     rng = np.random.default_rng(0)
     jobs = [
-        job(engine, i, "ROMEO:\n"[: 1 + i % 7] * (1 + i % 60), int(rng.integers(1, 150)), [i], options=OPTIONS[i % 8])
+        job(engine, i, "ROMEO:\n"[: 1 + i % 7] * (1 + i % 60), int(rng.integers(100, 600)), [i], options=OPTIONS[i % 8])
         for i in range(64)
     ]
     wanted = [alone(engine, engine.vocab.decode(j.ids), j.length, j.id, **OPTIONS[j.id % 8]) for j in jobs]
