@@ -209,7 +209,7 @@ def test_an_error_of_the_engine_ends_its_jobs_alone(gru, monkeypatch):
         raise SamplingError("the logits are not finite")
 
     decode, failing = gru.decode, [True]
-    monkeypatch.setattr(gru, "decode", lambda *a: fail() if failing.pop() else decode(*a))
+    monkeypatch.setattr(gru, "decode", lambda *a, **k: fail() if failing.pop() else decode(*a, **k))
     failing = [False] * 500 + [True]
     run = Run(gru, [job(gru, 0)], then=[job(gru, 1)])
     assert run.errors == {0: "the logits are not finite"}
