@@ -7,7 +7,7 @@ import numpy as np
 
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
-from train.checkpoint.resume import StartingPoint
+from train.checkpoint.vocab_transfer import StartingPoint
 from train.distributed.setup import make_accelerator, set_threads
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
@@ -48,4 +48,4 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
     set_threads(config.train.threads)
     corpus, accelerator = prepare(config.data), make_accelerator(config.train)
     run_dir = Path(config.train.run_dir)
-    return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, Recorder.null())
+    return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, Recorder())

@@ -16,7 +16,7 @@ from charrnn.errors import CorpusError
 from infer.cli import app
 from train.checkpoint.format import load_for_inference
 from train.export.exporter import export_checkpoint
-from train.tracking.summary import entropy_lines
+from train.tracking.summary import entropy_lines, ngram_baseline
 
 GOLDEN = {1: "ab\nfgeecdggfedagffcfd\neccbecdgagd\neacbea", 3: "gegbdcgagga\ndfag\necbcadfc\nacbabaab\nfc\ngb"}
 
@@ -99,7 +99,7 @@ def test_a_corpus_by_such_a_name_is_that_text(tmp_path):
     corpus = prepare(DataConfig(source="markov:1:3:5000", cache_dir=str(tmp_path)))
     assert corpus.vocab.decode(corpus.ids) == text_of(MarkovSource(1, 3, 5000))
     assert corpus.name == "markov-1-3-5000"
-    [entropy, baseline, limit] = entropy_lines(corpus)
+    [entropy, baseline, limit] = entropy_lines(corpus, ngram_baseline(corpus))
     assert "counted" not in entropy
     assert "Kneser-Ney" in baseline
     assert f"{MarkovSource(1, 3).entropy_rate:.4f} bits/char" in limit

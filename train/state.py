@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from train.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
-from train.checkpoint.resume import identity_fields, rank_rng, scatter_state, set_rank_rng
+from train.checkpoint.resume import identity_fields
+from train.checkpoint.rng import rank_rng, restore_rank_rng
+from train.distributed.setup import device_name
 from train.progress import Progress
-from train.tracking.summary import device_name
 
 if TYPE_CHECKING:
     from train.trainer import Trainer
@@ -43,8 +44,9 @@ def capture(trainer: "Trainer", *, whole: bool) -> Checkpoint:
 def restore(trainer: "Trainer", saved: Checkpoint) -> None:
     """Puts back what is not in the weights: optimizer, carried state, random generators, clock, best."""
     restore_optimizer(trainer.model, trainer.optimizer.optimizer, saved.optimizer)
-    trainer.carried = scatter_state(saved.carried, trainer.rows, trainer.device)
-    set_rank_rng(trainer.accelerator, saved, trainer.config, trainer.recorder.message)
+    # (L, B, H) -> this rank's (L, B / world, H)
+    trainer.carried = tuple(part[:, trainer.rows].contiguous().to(trainer.device) for part in saved.carried)
+    restore_rank_rng(trainer.accelerator, saved, trainer.config)
     trainer.progress = progress_of(saved)
     if trainer.accelerator.scaler and saved.trainer["loss_scale"]:
         trainer.accelerator.scaler.load_state_dict(saved.trainer["loss_scale"])

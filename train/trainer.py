@@ -1,6 +1,7 @@
 """Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, V vocabulary size."""
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from charrnn.model.rnn import CharRNN, NextCharLoss, State, detach, zeroed
 from charrnn.windows import Batch, rank_slice
 from train.checkpoint.async_writer import AsyncWriter
 from train.checkpoint.format import BEST, load_for_inference
-from train.checkpoint.resume import StartingPoint, seed_rank
+from train.checkpoint.rng import seed_rank
+from train.checkpoint.vocab_transfer import StartingPoint
 from train.dataloader import IdSource, check_inside, to_device, total_steps, window_plan
 from train.distributed.collectives import Collectives, StepStatus, check_same_batch
 from train.distributed.setup import compress_gradients
@@ -32,6 +34,8 @@ from train.progress import Pace, Progress
 from train.state import capture, restore
 from train.tracking.recorder import Recorder
 from train.tracking.summary import pace_line
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -222,7 +226,11 @@ class Trainer:
         self.metrics |= figures
         if not self._pace_said:
             self._pace_said = True
-            self.recorder.message(pace_line(self, figures))
+            steps_left = self.total_steps - self.progress.step if self.total_steps else math.inf
+            limit_s = self.config.train.time_limit or math.inf
+            cpu_share = self.cpu_share() if self.device.type == "cpu" else None
+            time_left_s = limit_s - self.progress.elapsed_s
+            logger.info(pace_line(figures, steps_left, time_left_s, chars // updates, cpu_share))
         self._record({**figures})
 
     def _compute_figures(self, chars_per_s: float) -> dict[str, float]:
@@ -253,7 +261,7 @@ class Trainer:
             self._record(figures)
         self._best_unsaved = progress.evaluated(loss, progress.share(self.config, self.total_steps))
         if progress.stop_early(self.config.eval.patience, self._decay):
-            self.recorder.message(
+            logger.info(
                 f"no better evaluation since step {progress.best_step:,}: decaying the learning rate over the next "
                 f"{progress.cooldown_steps:,} steps, then stopping"
             )

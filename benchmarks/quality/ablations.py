@@ -84,7 +84,7 @@ def step_costs(base: Base, variants: list[Variant], folder: Path, rounds: int, s
     """Each variant's time for a step as a share of the first's: medians over rounds in which they take turns."""
     from charrnn.config import load_config
     from charrnn.data.corpus import prepare
-    from train.checkpoint.resume import StartingPoint
+    from train.checkpoint.vocab_transfer import StartingPoint
     from train.distributed.setup import make_accelerator, set_threads
     from train.tracking.recorder import Recorder
     from train.trainer import Trainer
@@ -96,9 +96,7 @@ def step_costs(base: Base, variants: list[Variant], folder: Path, rounds: int, s
         corpus = prepare(config.data)
         start = StartingPoint(corpus.vocab)
         run_dir = folder / f"cost-{variant.name}"
-        trainers[variant.name] = Trainer(
-            config, corpus, start, make_accelerator(config.train), run_dir, Recorder.null()
-        )
+        trainers[variant.name] = Trainer(config, corpus, start, make_accelerator(config.train), run_dir, Recorder())
     ratios: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for number in range(rounds + 1):  # the first warms up
         times = {}

@@ -253,7 +253,7 @@ def tamperings() -> list[Kind]:
         ("flipped byte", "a byte of a file of the newest, both drawn at random", flip),
         ("missing file", "a file of the newest, drawn at random, deleted", remove_file),
     ]
-    found = [of_runs(n, how, meant, partial(tampered, change, "passing over a damaged")) for n, how, change in changes]
+    found = [of_runs(n, how, meant, partial(tampered, change, "skipping a damaged")) for n, how, change in changes]
     meant = "refused with 2; goes on once they are back"
     every = of_runs(
         "every checkpoint damaged", "one of the three above to each", meant, partial(tampered, spoil_all, "")
@@ -270,7 +270,7 @@ def strangers() -> list[Kind]:
             f"checkpoint of another {donor}",
             f"copied in as the newest, and left there: from a run with another {what}",
             meant,
-            partial(tampered, partial(donate, donor), "of another run"),
+            partial(tampered, partial(donate, donor), "from another run"),
         )
         for donor, what in donors
     ]

@@ -26,8 +26,8 @@ import typer
 
 from benchmarks.random_text import config_options, make_trainer, write_text
 from charrnn.config import load_config
+from train.distributed.setup import device_name
 from train.state import capture
-from train.tracking.summary import device_name
 from train.trainer import Trainer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

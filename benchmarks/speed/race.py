@@ -42,7 +42,7 @@ from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.errors import CharRNNError, ConfigError, CorpusError, TrainingError
 from charrnn.windows import window_batches
-from train.checkpoint.resume import StartingPoint
+from train.checkpoint.vocab_transfer import StartingPoint
 from train.dataloader import IdSource
 from train.distributed.setup import make_accelerator, set_threads
 from train.flops import peak_flops
@@ -125,7 +125,7 @@ class Ours:
         accelerator = make_accelerator(config.train)
         run_dir = Path(config.train.run_dir)
         start = StartingPoint(corpus.vocab)
-        self._trainer = Trainer(config, corpus, start, accelerator, run_dir, Recorder.null(), clock)
+        self._trainer = Trainer(config, corpus, start, accelerator, run_dir, Recorder(), clock)
         self.model, self.precision = self._trainer.model, accelerator.mixed_precision
         self.name = f"{config.model.rnn} {config.model.num_layers} x {config.model.hidden_dim}"
         self.flops_per_char = self._trainer.flops_per_char

@@ -39,11 +39,12 @@ from benchmarks.scaling.estimates import spread
 from benchmarks.speed.reference_loop import losses
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
-from train.checkpoint.resume import StartingPoint
+from train.checkpoint.vocab_transfer import StartingPoint
 from train.distributed.setup import make_accelerator, set_threads
 from train.flops import flops_per_char, measured_peak
 from train.memory import keep_freed_memory
 from train.precision import training_precision
+from train.tracking.console import Display
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
@@ -83,7 +84,7 @@ def trainer_steps(config: RunConfig) -> Iterator[float]:
     run_dir.mkdir(exist_ok=True)
     recorder = Recorder.open(config, run_dir, {}, 0)
     trainer = Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder)
-    with recorder.display(0, 0.0, 0, trainer.plan.steps_per_epoch):
+    with Display(0, 0.0, 0, trainer.plan.steps_per_epoch) as recorder.display:
         while True:
             began = time.perf_counter()
             trainer._go_on()

@@ -1,64 +1,90 @@
-"""What a run says before its first step, once its speed is known, and at its end."""
+"""What a run prints before its first step, once its speed is known, and at its end."""
 
 import math
 import os
 import shlex
 import signal
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from charrnn.config import RunConfig
 from charrnn.data.corpus import LEAST_EVALUATED, Corpus
 from charrnn.data.markov import named_source
 from charrnn.data.ngram import ORDER, ngram_loss
 from charrnn.data.stats import glance
 from charrnn.errors import listing
+from charrnn.vocab import Vocab
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
 from train.checkpoint.resume import StartingPoint
 from train.dataloader import IdSource
+from train.distributed.setup import device_name
 from train.precision import describe_precision
 from train.probe import UNDISTURBED
 from train.tracking.console import format_duration, format_share
 
-if TYPE_CHECKING:
-    from train.trainer import Trainer
-
 _LONG_ON_CPU_S = 3600.0
 
 
-def opening_lines(trainer: "Trainer", threads: int, start: StartingPoint) -> list[str]:
-    """What is about to happen: device, model, corpus, steps."""
-    config, accelerator, corpus = trainer.config, trainer.accelerator, trainer.corpus
-    data, model, plan = config.data, config.model, trainer.plan
+def opening_lines(
+    config: RunConfig,
+    corpus: Corpus,
+    start: StartingPoint,
+    run_dir: Path,
+    *,
+    device: str,
+    num_parameters: int,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> list[str]:
+    """Device, model, corpus and length of the run.
+
+    Args:
+        config: The resolved config.
+        corpus: Its text.
+        start: Where the run starts.
+        run_dir: Its folder.
+        device: `describe_device`.
+        num_parameters: Of the model.
+        total_steps: 0 if only time limits the run.
+        steps_per_epoch: Steps of a pass over the training split.
+    """
+    data, model, vocab = config.data, config.model, start.vocab
     if start.resumed:
         origin = f"resumed at step {start.resumed.step:,}"
     else:
         origin = "new, from given weights" if start.weights else "new"
-    splits = (corpus.train, corpus.val, corpus.test)
-    symbols = f"{len(trainer.vocab)} {'bytes' if trainer.vocab.kind == 'bytes' else 'characters'}"
-    parts = ", ".join(f"{name} {len(ids):,}" for name, ids in zip(SPLITS, splits, strict=True))
-    requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    requested = requested if config.train.mixed_precision == "auto" else config.train.mixed_precision
-    precision = describe_precision(requested, accelerator.mixed_precision, trainer.device.type)
-    windows = f"{data.windows} windows of {data.seq_len} characters, {data.batch_size} a step"
+    splits = zip(SPLITS, (corpus.train, corpus.val, corpus.test), strict=True)
     return [
-        f"run       {trainer.run_dir} ({origin})",
-        f"device    {device_line(trainer)}, {accelerator.num_processes} process(es) x {threads} CPU thread(s), "
-        f"precision {precision}",
+        f"run       {run_dir} ({origin})",
+        f"device    {device}",
         f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
-        f"dropout {model.dropout:g}: {trainer.model.num_parameters():,} parameters",
-        f"corpus    {corpus.name}: {corpus.num_chars:,} characters ({parts}), vocabulary of {symbols}",
+        f"dropout {model.dropout:g}: {num_parameters:,} parameters",
+        f"corpus    {corpus.name}: {corpus.num_chars:,} characters "
+        f"({', '.join(f'{name} {len(ids):,}' for name, ids in splits)}), "
+        f"vocabulary of {len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}",
         *new_lines(start),
-        *placement_lines(trainer.train_ids),
-        *entropy_lines(corpus),
-        f"training  {length_line(trainer)}; {windows}, {plan.steps_per_epoch:,} steps an epoch",
+        f"training  {_length(total_steps, config.train.time_limit)}; {data.windows} windows of {data.seq_len} "
+        f"characters, {data.batch_size} a step, {steps_per_epoch:,} steps an epoch",
     ]
 
 
+def describe_device(config: RunConfig, device: torch.device, num_processes: int, precision: str) -> str:
+    """The devices, processes, threads and precision of a run. precision: what Accelerate computes in."""
+    name = device_name(device) if device.type == "cpu" else f"{num_processes} x {device_name(device)}"
+    requested = config.train.mixed_precision
+    if requested == "auto":
+        requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # type: ignore[assignment]
+    return (
+        f"{name}, {num_processes} process(es) x {torch.get_num_threads()} CPU thread(s), "
+        f"precision {describe_precision(requested, precision, device.type)}"
+    )
+
+
 def new_lines(start: StartingPoint) -> list[str]:
-    """The characters that the given weights did not know."""
+    """The characters that the given weights lack."""
     if not start.new:
         return []
     names = listing([repr(c) for c in start.new], 20)
@@ -67,7 +93,7 @@ def new_lines(start: StartingPoint) -> list[str]:
 
 
 def placement_lines(ids: IdSource) -> list[str]:
-    """A line where the training split does not fit on the GPU."""
+    """A line if the training split does not fit on the GPU."""
     if ids.is_resident or ids.device.type == "cpu":
         return []
     return [
@@ -76,117 +102,112 @@ def placement_lines(ids: IdSource) -> list[str]:
     ]
 
 
-def baseline(corpus: Corpus) -> float | None:
-    """Loss of an n-gram model on the validation split, in nats/char; None without one."""
+def ngram_baseline(corpus: Corpus) -> float | None:
+    """Loss of an n-gram model on the validation split in nats/char; None without a split. Takes about a second."""
     if len(corpus.val) < LEAST_EVALUATED:
         return None
     return ngram_loss(corpus.train, corpus.val, len(corpus.vocab))
 
 
-def entropy_lines(corpus: Corpus) -> list[str]:
-    """What to hold the loss against: the text's entropies, an n-gram model's loss, a random source's exact limit."""
+def entropy_lines(corpus: Corpus, baseline: float | None) -> list[str]:
+    """What to compare the loss with: the text's entropies, the n-gram baseline, a random source's entropy rate."""
     lines = [f"entropy   {glance(corpus.train, len(corpus.vocab)).line()}"]
-    if (nats := baseline(corpus)) is not None:
+    if baseline is not None:
         lines.append(
-            f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split by counting "
+            f"baseline  {baseline:.4f} nats/char, {baseline / math.log(2):.4f} bits/char on the validation split "
             f"(interpolated Kneser-Ney {ORDER}-grams)"
         )
     if source := named_source(corpus.source):
         bits = source.entropy_rate
-        nats = bits * math.log(2)
-        lines.append(f"limit     {bits:.4f} bits/char, {nats:.4f} nats/char: the source's exact entropy rate")
+        lines.append(f"limit     {bits:.4f} bits/char, {bits * math.log(2):.4f} nats/char: the source's entropy rate")
     return lines
 
 
-def device_line(trainer: "Trainer") -> str:
-    """The device's name, and how many there are in all."""
-    name = device_name(trainer.device)
-    return name if trainer.device.type == "cpu" else f"{trainer.accelerator.num_processes} x {name}"
-
-
-def length_line(trainer: "Trainer") -> str:
-    """How long the run is: steps, time, or whichever comes first."""
-    limit = trainer.config.train.time_limit
-    steps = f"{trainer.total_steps:,} steps" if trainer.total_steps else ""
-    clock = f"{format_duration(limit)}" if limit else ""
+def _length(total_steps: int, time_limit_s: float) -> str:
+    steps = f"{total_steps:,} steps" if total_steps else ""
+    clock = format_duration(time_limit_s) if time_limit_s else ""
     return f"{steps} or {clock}, whichever ends first" if steps and clock else steps or clock
 
 
-def pace_line(trainer: "Trainer", figures: dict[str, float]) -> str:
-    """How fast the device works, and how long the run will take so; with hours of CPU ahead, the way to a quick one."""
-    chars_per_s, gflops = figures["train/chars_per_s"], figures["train/gflops"]
-    chars = trainer.config.data.batch_size * trainer.config.data.seq_len
-    left = float("inf")
-    if trainer.total_steps:
-        left = (trainer.total_steps - trainer.progress.step) * chars / chars_per_s
-    limit = trainer.config.train.time_limit
-    if limit:
-        left = min(left, limit - trainer.progress.elapsed_s)
-    share = f", {format_share(figures['train/mfu'])} of the peak" if "train/mfu" in figures else ""
-    line = (
-        f"pace      {chars_per_s:,.0f} characters/s ({gflops:,.0f} GFLOP/s{share}): about {format_duration(left)} to go"
-    )
-    if trainer.device.type == "cpu" and left > _LONG_ON_CPU_S:
+def pace_line(
+    metrics: Mapping[str, float], steps_left: float, time_left_s: float, chars_per_step: int, cpu_share: float | None
+) -> str:
+    """The training speed and the time left.
+
+    Args:
+        metrics: The first record of training.
+        steps_left: Steps to the end of the run; inf if only time limits it.
+        time_left_s: Seconds to the time limit; inf without one.
+        chars_per_step: Characters of a global batch.
+        cpu_share: Share of its threads' time that the process had on the cores; None on a GPU.
+    """
+    chars_per_s, gflops = metrics["train/chars_per_s"], metrics["train/gflops"]
+    left_s = min(steps_left * chars_per_step / chars_per_s, time_left_s)
+    share = f", {format_share(metrics['train/mfu'])} of the peak" if "train/mfu" in metrics else ""
+    speed = f"{chars_per_s:,.0f} characters/s ({gflops:,.0f} GFLOP/s{share})"
+    line = f"pace      {speed}: about {format_duration(left_s)} left"
+    if cpu_share is None:
+        return line
+    if left_s > _LONG_ON_CPU_S:
         line += "; for a model in minutes on a CPU leave out --config"
-    had, threads = trainer.cpu_share(), torch.get_num_threads()
-    if trainer.device.type == "cpu" and threads > 1 and had < UNDISTURBED:
+    threads = torch.get_num_threads()
+    if threads > 1 and cpu_share < UNDISTURBED:
         line += (
-            f"; other processes use these cores: {threads} threads had {had:.0%} of their time, and fewer may be "
+            f"; other processes use these cores: {threads} threads had {cpu_share:.0%} of their time, and fewer may be "
             f"faster (--set train.threads={threads - 1})"
         )
     return line
 
 
-def goes_on(run_dir: Path) -> str:
-    """From where the same command goes on."""
+def resume_hint(run_dir: Path) -> str:
+    """How to resume the run, and from which step."""
     saved = step_folders(run_dir)
-    origin = f"step {step_of(saved[0]):,}" if saved else "its beginning"
-    return f"the same command again goes on from {origin}"
+    return f"rerun the same command to {f'resume from step {step_of(saved[0]):,}' if saved else 'start over'}"
 
 
-def stopped_line(trainer: "Trainer") -> str:
-    """Where a run was stopped, and by what."""
-    name = signal.Signals(trainer.stopped_by).name
-    return f"stopped by {name} after step {trainer.progress.step:,}; {goes_on(trainer.run_dir)}"
+def stopped_line(signal_number: int, step: int, run_dir: Path) -> str:
+    """Why and where a run was stopped."""
+    return f"stopped by {signal.Signals(signal_number).name} after step {step:,}; {resume_hint(run_dir)}"
 
 
-def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, difference: float) -> list[str]:
-    """What there is now, and the next command to type."""
-    metrics = best.trainer["metrics"]
-    size = model_file.stat().st_size / 2**20
-    lines = [
-        f"done      {trainer.progress.step:,} steps, {trainer.progress.elapsed_s:,.0f} s; best at step {best.step:,}",
-    ]
-    lines += [
-        f"          {name:<8}{metrics[f'val/{name}/loss']:.4f} nats/char  {metrics[f'val/{name}/bpc']:.4f} bits/char"
-        for name in ("stream", "windows")
-        if f"val/{name}/loss" in metrics
-    ]
-    lines += baseline_warning(trainer.corpus, metrics)
-    prompt = ' -p "ROMEO:"' if not trainer.vocab.unknown_in("ROMEO:") else ""
+def closing_lines(
+    best: Checkpoint, model_file: Path, max_difference: float, *, step: int, elapsed_s: float, baseline: float | None
+) -> list[str]:
+    """Results, files and the next command.
+
+    Args:
+        best: The exported checkpoint.
+        model_file: The file written from it.
+        max_difference: Largest difference between its logits and torch's.
+        step: Steps of the run.
+        elapsed_s: Its seconds.
+        baseline: `ngram_baseline`.
+    """
+    metrics, run_dir = best.trainer["metrics"], model_file.parent
     return [
-        *lines,
-        f"files     {trainer.run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
-        f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
-        f"next      infer generate -m {shlex.quote(str(model_file))}{prompt}",
+        f"done      {step:,} steps, {elapsed_s:,.0f} s; best at step {best.step:,}",
+        *(
+            f"          {name:<8}{loss:.4f} nats/char  {metrics[f'val/{name}/bpc']:.4f} bits/char"
+            for name in ("stream", "windows")
+            if (loss := metrics.get(f"val/{name}/loss")) is not None
+        ),
+        *baseline_warning(metrics.get("val/stream/loss"), baseline),
+        f"files     {run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
+        f"model     {model_file} ({model_file.stat().st_size / 2**20:.1f} MiB, differs from torch by "
+        f"{max_difference:.0e} at most)",
+        f"next      infer generate -m {shlex.quote(str(model_file))}{_prompt_option(best.vocab)}",
     ]
 
 
-def baseline_warning(corpus: Corpus, metrics: dict[str, float]) -> list[str]:
-    """A warning when the trained model predicts the validation split worse than counting n-grams does."""
-    loss, nats = metrics.get("val/stream/loss"), baseline(corpus)
-    if loss is None or nats is None or loss <= nats:
+def _prompt_option(vocab: Vocab) -> str:
+    return ' -p "ROMEO:"' if not vocab.unknown_in("ROMEO:") else ""
+
+
+def baseline_warning(loss: float | None, baseline: float | None) -> list[str]:
+    """A warning if the trained model's `stream` loss is above the n-gram baseline; both in nats/char."""
+    if loss is None or baseline is None or loss <= baseline:
         return []
     return [
-        f"warning   stream {loss:.4f} is worse than the baseline of {nats:.4f} nats/char by counting; train longer "
-        "(--time-limit, --epochs), start from pretrained weights (--init-from base) or give more text"
+        f"warning   stream {loss:.4f} is worse than the n-gram baseline of {baseline:.4f} nats/char; train longer "
+        "(--time-limit, --epochs), start from pretrained weights (--init-from base) or add text"
     ]
-
-
-def device_name(device: torch.device) -> str:
-    """What the user calls the device: the GPU's product name, or "CPU" with the processor's where torch knows it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        return f"CPU ({torch.cpu.get_capabilities().get('cpu_name', 'unnamed')})"
-    return device.type.upper()
