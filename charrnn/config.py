@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Sequence
 from encodings.aliases import aliases
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from charrnn.errors import ConfigError, missing_extra
 
@@ -94,7 +94,8 @@ class Section(BaseModel):
     @classmethod
     def _is_plain(cls, value: object, info: ValidationInfo) -> object:
         """Refuses what pydantic would convert to a number, and what no number, path or name may be."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"{str(value).lower()} is neither a number nor text; put it in quotes for text")
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"{_SHORT.repr(value)} is too large; numbers go up to {_LARGEST}")
@@ -256,6 +257,9 @@ class TrainConfig(Section):
     )
     deterministic: bool = Field(
         False, description="deterministic cuBLAS and cuDNN algorithms on a GPU, which may be slower"
+    )
+    cuda_graph: Literal["auto"] | bool = Field(
+        "auto", description="replay the training step as one CUDA graph; auto = where it can be captured"
     )
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.config import ModelConfig, OptimConfig
 from charrnn.errors import ConfigError, TrainingError
@@ -41,7 +42,7 @@ class Side:
     def eager(self, window, reset, lr):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, norm, self.state = self.update(window, zeroed(self.state, reset))
+        loss, norm, self.state = self.update(window, zeroed(self.state, torch.from_numpy(reset)))
         return loss, norm
 
     def graphed(self, capture, **options):
@@ -54,7 +55,7 @@ class Side:
 def inputs(step):
     draw = torch.Generator().manual_seed(step)
     window = torch.randint(SYMBOLS, (ROWS, SEQ_LEN + 1), generator=draw)
-    return window, torch.rand(ROWS, generator=draw) < 0.4, 0.01 / (step + 3)
+    return window, (torch.rand(ROWS, generator=draw) < 0.4).numpy(), 0.01 / (step + 3)
 
 
 class Recording(DirectCapture):
@@ -192,3 +193,34 @@ def test_what_can_not_be_captured_is_known_beforehand(facts, part):
             wanted(True, reason)
     else:
         assert wanted(True, reason)
+
+
+@pytest.mark.parametrize("settings", [
+    ["model.rnn=LSTM", "model.layer_norm=true", "data.windows=carry", "data.reset=0.3"],
+    ["model.dropout=0.3", "train.accumulation_steps=2", "optim.schedule=linear"],
+], ids=["carry", "sliding"])  # fmt: skip
+def test_a_graphed_trainer_trains_logs_saves_and_resumes_as_an_eager_one(tmp_path, settings):
+    runs = []
+    for name in ("eager", "graphed"):
+        config = tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / name}", "sample.length=0"])
+        for steps in (7, 12):  # the second trainer resumes in the middle of an epoch
+            recorder = ListRecorder()
+            section = config.train.model_copy(update={"max_steps": steps})
+            trainer = make_trainer(config.model_copy(update={"train": section}), recorder)
+            if name == "graphed":
+                trainer.graphed = GraphedUpdate(
+                    trainer._update, trainer.optimizer.optimizer, trainer.carried, config.data.seq_len, DirectCapture()
+                )
+            trainer.fit()
+        kept = {k: v for k, v in trainer.metrics.items() if not k.startswith(("train/chars", "train/g", "train/m"))}
+        runs.append((recorder.losses(), kept, list(trainer.model.parameters()), trainer.carried))
+    eager, graphed = runs
+    assert eager[:2] == graphed[:2]
+    assert same(eager[2], graphed[2])
+    assert same(eager[3], graphed[3])
+
+
+def test_a_cpu_trains_eagerly_and_refuses_to_be_told_otherwise(tmp_path):
+    assert make_trainer(tiny_config(tmp_path)).graphed is None
+    with pytest.raises(ConfigError, match=r"train.cuda_graph is true, but a CUDA graph needs a CUDA device"):
+        make_trainer(tiny_config(tmp_path, ["train.cuda_graph=true"]))

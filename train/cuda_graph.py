@@ -1,6 +1,6 @@
 """The training step as one CUDA graph: captured once over static buffers, then replayed by a single launch.
 
-Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Letters: B rows of this rank, T seq_len.
+Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Letters: B batch (of a rank), T seq_len.
 """
 
 import logging
@@ -9,13 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from charrnn.config import RunConfig
 from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import State, zeroed
+from train.dataloader import to_device
 from train.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -114,7 +120,7 @@ class GraphedUpdate:
         for group in optimizer.param_groups:
             group["lr"] = self._lr
 
-    def __call__(self, window: Tensor, reset: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, window: Tensor, reset: NDArray[np.bool_], lr: float) -> tuple[Tensor, Tensor]:
         """Make one training step.
 
         Args:
@@ -125,8 +131,8 @@ class GraphedUpdate:
         Returns:
             Loss and gradient norm, each (), on the device.
         """
-        self._window.copy_(window, non_blocking=True)
-        self._reset.copy_(reset, non_blocking=True)
+        self._window.copy_(window)
+        self._reset.copy_(to_device(reset, self._reset.device))
         self._lr.fill_(lr)
         if self._remaining:
             self._remaining -= 1
@@ -223,6 +229,58 @@ def wanted(mode: bool | Literal["auto"], reason: str) -> bool:
     if reason and mode is True:
         raise ConfigError(f"train.cuda_graph is true, but {reason}; set it to auto or false")
     return not reason and mode is not False
+
+
+def graph_update(
+    update: Update,
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    state: State,
+    config: RunConfig,
+    stream: torch.cuda.Stream | None,
+    *,
+    documents: bool,
+) -> GraphedUpdate | None:
+    """The graphed update that train.cuda_graph asks for; None = train eagerly, which is logged on a GPU.
+
+    Args:
+        update: As `GraphedUpdate` takes it.
+        accelerator: Its gradient scaler is reset after a failed capture.
+        module: The loss module as Accelerate wrapped it, on `stream`.
+        optimizer: Over the module's parameters.
+        state: The hidden state to start from.
+        config: The run's.
+        stream: Of `side_stream`.
+        documents: Whether the state is reset within windows.
+
+    Raises:
+        ConfigError: train.cuda_graph is true, and the step can't be captured here.
+    """
+    mode, compressed = config.train.cuda_graph, config.train.grad_compression != "none"
+    reason = obstacle_here(state[0].device, module, documents=documents, compressed=compressed)
+    if not wanted(mode, reason):
+        if stream is not None and mode is not False:
+            log.info("training step: eager, because %s", reason)
+        return None
+    assert stream is not None
+
+    def recover() -> None:
+        optimizer.zero_grad()
+        if accelerator.scaler:
+            accelerator.scaler.update(accelerator.scaler.get_scale())  # forgets that gradients were unscaled
+
+    # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
+    parallel = isinstance(module, DistributedDataParallel)
+    return GraphedUpdate(
+        update,
+        optimizer.optimizer,
+        state,
+        config.data.seq_len,
+        CudaCapture(stream),
+        warmup_steps=_DDP_WARMUP_STEPS if parallel else _WARMUP_STEPS,
+        recover=None if parallel else recover,
+    )
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -15,7 +15,7 @@ from charrnn.config import RunConfig, dump_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
-from charrnn.io import expanded
+from charrnn.io import expand_user
 from train.checkpoint.folders import BEST, remove_unfinished
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.resume import check_same_start, identity_fields, starting_point
@@ -94,22 +94,19 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
             heartbeat=watchdog.heartbeat,
             peak_flops=peak and peak * collectives.world_size,
         )
-        baseline = None
         if collectives.is_main:
-            baseline = summary.ngram_baseline(corpus)
-            report_start(trainer, start, baseline, explanation)
+            report_start(trainer, start, explanation)
             recorder.display = make_display(trainer, console)
         with signals.handled():
-            return train_and_export(trainer, watchdog, baseline)
+            return train_and_export(trainer, watchdog)
 
 
-def train_and_export(trainer: Trainer, watchdog: Watchdog, baseline: float | None) -> Path | None:
+def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
     """Train, then export the best checkpoint on the main process.
 
     Args:
         trainer: The run.
         watchdog: This rank's.
-        baseline: `summary.ngram_baseline`, for the closing lines.
 
     Returns:
         The model file on the main process.
@@ -121,7 +118,7 @@ def train_and_export(trainer: Trainer, watchdog: Watchdog, baseline: float | Non
         with trainer.recorder.display or contextlib.nullcontext(), watchdog.training():
             trainer.fit()
         # On all: a launcher takes the first rank that exits for a failure, and ends the others.
-        model_file = trainer.collectives.run_on_all(lambda: finish(trainer, baseline))
+        model_file = trainer.collectives.run_on_all(lambda: finish(trainer))
     except RuntimeError as error:
         failure = watchdog.find_failure() if is_collective_error(error) else None
         if failure is None:
@@ -135,7 +132,7 @@ def train_and_export(trainer: Trainer, watchdog: Watchdog, baseline: float | Non
     return model_file
 
 
-def finish(trainer: Trainer, baseline: float | None) -> Path | None:
+def finish(trainer: Trainer) -> Path | None:
     """Export the best checkpoint on the main process, unless the run was stopped, and end the tracker's run."""
     progress = trainer.progress
     if trainer.stopped_by or not trainer.accelerator.is_main_process:
@@ -145,7 +142,12 @@ def finish(trainer: Trainer, baseline: float | None) -> Path | None:
     model_file = trainer.run_dir / "model.onnx"
     difference = export_checkpoint(best, model_file)
     lines = summary.closing_lines(
-        best, model_file, difference, step=progress.step, elapsed_s=progress.elapsed_s, baseline=baseline
+        best,
+        model_file,
+        difference,
+        step=progress.step,
+        elapsed_s=progress.elapsed_s,
+        baseline=trainer.corpus.ngram_loss,
     )
     for line in lines:
         logger.info(line)
@@ -153,7 +155,7 @@ def finish(trainer: Trainer, baseline: float | None) -> Path | None:
     return model_file
 
 
-def report_start(trainer: Trainer, start: StartingPoint, baseline: float | None, explanation: list[str]) -> None:
+def report_start(trainer: Trainer, start: StartingPoint, explanation: list[str]) -> None:
     """Log the opening lines, and the recipe's explanation."""
     accelerator = trainer.accelerator
     lines = summary.opening_lines(
@@ -168,7 +170,7 @@ def report_start(trainer: Trainer, start: StartingPoint, baseline: float | None,
         total_steps=trainer.total_steps,
         steps_per_epoch=trainer.plan.steps_per_epoch,
     )
-    lines += [*summary.placement_lines(trainer.train_ids), *summary.entropy_lines(trainer.corpus, baseline)]
+    lines += [*summary.placement_lines(trainer.train_ids), *summary.entropy_lines(trainer.corpus)]
     for line in [*lines, *explanation]:
         logger.info(line)
 
@@ -188,8 +190,8 @@ def make_display(trainer: Trainer, console: Console) -> Display:
 def run_folder(config: RunConfig, config_name: str, corpus: Corpus) -> Path:
     """The run's folder: train.run_dir, else checkpoints/[CONFIG-]CORPUS. Raises a ConfigError if it is the corpus."""
     name = f"{config_name}-{corpus.name}" if config_name else corpus.name
-    run_dir = expanded(config.train.run_dir or Path("checkpoints") / name)
-    if expanded(config.data.source).resolve() == run_dir.resolve():
+    run_dir = expand_user(config.train.run_dir or Path("checkpoints") / name)
+    if expand_user(config.data.source).resolve() == run_dir.resolve():
         raise ConfigError(f"--data {config.data.source} is the run folder too; choose another --run-dir")
     return run_dir
 

@@ -21,6 +21,7 @@ from train.checkpoint.async_writer import AsyncWriter
 from train.checkpoint.format import BEST, load_for_inference
 from train.checkpoint.rng import seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
+from train.cuda_graph import graph_update, on_stream, side_stream
 from train.dataloader import IdSource, check_inside, to_device, total_steps, window_plan
 from train.distributed.collectives import Collectives, StepStatus, check_same_batch
 from train.distributed.setup import compress_gradients
@@ -74,7 +75,9 @@ class Trainer:
         self.rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
         self.total_steps = total_steps(config, self.plan.steps_per_epoch)
         optimizer = make_optimizer(self.model, config.optim)
-        self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
+        stream = side_stream(self.device)
+        with on_stream(stream):
+            self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
         compress_gradients(self.loss_module, config.train.grad_compression)
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
@@ -95,6 +98,16 @@ class Trainer:
         if start.resumed:
             restore(self, start.resumed)
             self._saved_step = self.progress.step
+        self.graphed = graph_update(
+            self._update,
+            accelerator,
+            self.loss_module,
+            self.optimizer,
+            self.carried,
+            config,
+            stream,
+            documents=self.vocab.document_end is not None,
+        )
         self._start_clock()
 
     def _placed(self, start: StartingPoint) -> tuple[IdSource, IdSource, CharRNN]:
@@ -151,13 +164,30 @@ class Trainer:
         batch, window = self._upcoming or self._read_batch()  # (B / world, T + 1)
         self._upcoming = None
         self.heartbeat(2 * self.progress.step)
-        loss, self.carried = self._accumulate(window, self._state_before(batch))
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.graphed:
+            loss, grad_norm = self.graphed(window, batch.fresh[self.rows], lr)
+            self.carried = self.graphed.state
+        else:
+            loss, grad_norm, self.carried = self._update(window, self._state_before(batch))
         self._figures.add(lr, loss, grad_norm)
         self.progress.step += 1
         self.heartbeat(2 * self.progress.step - 1)
+
+    def _update(self, window: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Forward, backward, clip and optimizer step; what a CUDA graph captures, so the host may ask for no value.
+
+        Args:
+            window: This rank's ids, (B / world, T + 1).
+            state: Each (L, B / world, H).
+
+        Returns:
+            Loss and gradient norm, each (), and the state after.
+        """
+        loss, after = self._accumulate(window, state)
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, grad_norm, after
 
     def _state_before(self, batch: Batch) -> State:
         """The state that the batch starts from, each (L, B / world, H): the last one's, zero in the rows to reset."""
@@ -348,8 +378,9 @@ class Trainer:
     def _set_lr(self) -> float:
         self._decay = self.progress.decay(self.config, self.total_steps, self._pace.step_s)
         lr = lr_at(self.progress.step, self.config.optim, self._decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        if not self.graphed:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
         return lr
 
     def _start_clock(self) -> None:

@@ -36,7 +36,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.machine import machine
+from benchmarks.common import machine
 from benchmarks.reliability.faults import (
     Blow,
     Draw,
@@ -179,7 +179,7 @@ def kills() -> list[Kind]:
     """A process is gone, or stands still, without a word."""
     phases = [
         ("a step", "step", "`Trainer.train_step`"),
-        ("a checkpoint write", "write", "`_write_folder`, in the thread that writes"),
+        ("a checkpoint write", "write", "`write_folder`, in the thread that writes"),
         ("the replacement of best/", "replacement", "`_replace`, which renames"),
         ("evaluation", "evaluation", "`Trainer.evaluate`, the sample included"),
         ("pruning", "pruning", "`_remove` of an old checkpoint"),
@@ -233,7 +233,7 @@ def stops() -> list[Kind]:
 
 def disks() -> list[Kind]:
     """A checkpoint can't be written."""
-    point = "from a point drawn at random of `_write_folder` on"
+    point = "from a point drawn at random of `write_folder` on"
     meant = "2, and the message names the folder; goes on once there is space"
     full = Kind(
         "full disk",

@@ -11,7 +11,7 @@ import torch
 from charrnn.config import BASE, KEEP, SCRATCH, DataConfig, RunConfig
 from charrnn.data.corpus import Corpus
 from charrnn.errors import CheckpointError, CorpusError
-from charrnn.io import expanded
+from charrnn.io import expand_user
 from charrnn.model.rnn import CharRNN
 from train.base import base_folder
 from train.checkpoint.format import BEST, Checkpoint, load, load_for_inference, load_newest, step_folders
@@ -88,7 +88,7 @@ def _with_usable_best(saved: Checkpoint, run_dir: Path) -> Checkpoint:
 
 def origin_folder(init_from: str) -> Path:
     """The folder that `train.init_from` names: that of the shipped base, or a run or checkpoint."""
-    return base_folder() if init_from == BASE else expanded(init_from)
+    return base_folder() if init_from == BASE else expand_user(init_from)
 
 
 def _check_same_run(saved: Checkpoint, config: RunConfig, corpus: Corpus, run_dir: Path) -> None:

@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 
 from charrnn.config import RunConfig
-from charrnn.data.corpus import LEAST_EVALUATED, Corpus
-from charrnn.data.markov import named_source
-from charrnn.data.ngram import ORDER, ngram_loss
-from charrnn.data.stats import glance
+from charrnn.data.corpus import Corpus
+from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
 from charrnn.vocab import Vocab
 from charrnn.windows import SPLITS
@@ -102,24 +100,14 @@ def placement_lines(ids: IdSource) -> list[str]:
     ]
 
 
-def ngram_baseline(corpus: Corpus) -> float | None:
-    """Loss of an n-gram model on the validation split in nats/char; None without a split. Takes about a second."""
-    if len(corpus.val) < LEAST_EVALUATED:
-        return None
-    return ngram_loss(corpus.train, corpus.val, len(corpus.vocab))
-
-
-def entropy_lines(corpus: Corpus, baseline: float | None) -> list[str]:
-    """What to compare the loss with: the text's entropies, the n-gram baseline, a random source's entropy rate."""
-    lines = [f"entropy   {glance(corpus.train, len(corpus.vocab)).line()}"]
-    if baseline is not None:
+def entropy_lines(corpus: Corpus) -> list[str]:
+    """What to compare the loss with: the text's entropies and an n-gram model's loss, which takes a second."""
+    lines = [f"entropy   {sampled_entropies(corpus.train, len(corpus.vocab)).line()}"]
+    if (nats := corpus.ngram_loss) is not None:
         lines.append(
-            f"baseline  {baseline:.4f} nats/char, {baseline / math.log(2):.4f} bits/char on the validation split "
-            f"(interpolated Kneser-Ney {ORDER}-grams)"
+            f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split "
+            f"(interpolated Kneser-Ney {NGRAM_ORDER}-grams)"
         )
-    if source := named_source(corpus.source):
-        bits = source.entropy_rate
-        lines.append(f"limit     {bits:.4f} bits/char, {bits * math.log(2):.4f} nats/char: the source's entropy rate")
     return lines
 
 
@@ -181,7 +169,7 @@ def closing_lines(
         max_difference: Largest difference between its logits and torch's.
         step: Steps of the run.
         elapsed_s: Its seconds.
-        baseline: `ngram_baseline`.
+        baseline: Loss of an n-gram model in nats/char, None without a validation split.
     """
     metrics, run_dir = best.trainer["metrics"], model_file.parent
     return [
