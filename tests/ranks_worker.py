@@ -318,7 +318,7 @@ def change_batch(change: Callable[[Batch], Batch]) -> Callable[[Trainer], None]:
 @scenario
 def index_outside_the_text(folder: Path) -> dict[str, Any]:
     config = config_of(folder, "outside", "checkpoint.every=2")
-    return fit_with_fault(config, change_batch(lambda b: Batch(b.starts + 10**9, b.fresh)))
+    return fit_with_fault(config, change_batch(lambda b: Batch(b.starts + 10**9, b.reset)))
 
 
 @scenario
@@ -326,7 +326,7 @@ def other_windows(folder: Path) -> dict[str, Any]:
     def other(batch: Batch) -> Batch:
         starts = batch.starts.copy()
         starts[0] += 1  # a window of process 0's, which process 1 never reads
-        return Batch(starts, batch.fresh)
+        return Batch(starts, batch.reset)
 
     return fit_with_fault(config_of(folder, "other", "checkpoint.every=2"), change_batch(other))
 

@@ -174,7 +174,7 @@ OPEN_AND_FINISH = """
 import sys
 from pathlib import Path
 from accelerate import PartialState
-from charrnn.cli import configure_logging
+from charrnn.log import configure_logging
 from charrnn.config import TrackingConfig
 from train.tracking.recorder import Recorder, make_tracker
 PartialState(cpu=True)

@@ -104,11 +104,11 @@ def test_lanes_that_begin_afresh_forget_and_the_others_go_on(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry", "data.reset=0.5", "model.rnn=LSTM"]))
     trainer.train_step()
     batch = trainer.plan.batch(1)
-    assert 0 < batch.fresh.sum() < len(batch.fresh)
+    assert 0 < batch.reset.sum() < len(batch.reset)
     for part, carried in zip(trainer._state_before(batch), trainer.carried, strict=True):
         assert carried.abs().sum(dim=(0, 2)).all()
-        assert not part[:, batch.fresh].any()
-        assert torch.equal(part[:, ~batch.fresh], carried[:, ~batch.fresh])
+        assert not part[:, batch.reset].any()
+        assert torch.equal(part[:, ~batch.reset], carried[:, ~batch.reset])
 
 
 @pytest.mark.parametrize("rnn", CELLS)

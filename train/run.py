@@ -10,12 +10,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from charrnn.cli import configure_logging
 from charrnn.config import RunConfig, dump_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
 from charrnn.io import expand_user
+from charrnn.log import configure_logging
 from train.checkpoint.folders import BEST, remove_unfinished
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.resume import check_same_start, identity_fields, starting_point

@@ -165,7 +165,7 @@ class Trainer:
         self._upcoming = None
         self.heartbeat(2 * self.progress.step)
         if self.graphed:
-            loss, grad_norm = self.graphed(window, batch.fresh[self.rows], lr)
+            loss, grad_norm = self.graphed(window, batch.reset[self.rows], lr)
             self.carried = self.graphed.state
         else:
             loss, grad_norm, self.carried = self._update(window, self._state_before(batch))
@@ -191,7 +191,7 @@ class Trainer:
 
     def _state_before(self, batch: Batch) -> State:
         """The state that the batch starts from, each (L, B / world, H): the last one's, zero in the rows to reset."""
-        reset = batch.fresh[self.rows]  # (B / world,)
+        reset = batch.reset[self.rows]  # (B / world,)
         if reset.all():
             return self.model.zero_state(len(reset), self.device)
         return zeroed(self.carried, to_device(reset, self.device)) if reset.any() else self.carried

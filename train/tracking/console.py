@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.cli import StderrHandler
+from charrnn.log import StderrHandler
 
 _PLAIN_LINE_EVERY_S = 5.0
 
