@@ -95,7 +95,16 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
             peak_flops=peak and peak * collectives.world_size,
         )
         if collectives.is_main:
-            report_start(trainer, start, explanation)
+            opening = summary.opening_lines(
+                config,
+                trainer.data,
+                start,
+                accelerator,
+                run_dir,
+                num_parameters=trainer.model.num_parameters(),
+                total_steps=trainer.schedule.total_steps,
+            )
+            log_lines([*opening, *explanation])
             recorder.display = make_display(trainer, console)
         with signals.handled():
             return train_and_export(trainer, watchdog)
@@ -118,70 +127,47 @@ def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
         with trainer.recorder.display or contextlib.nullcontext(), watchdog.training():
             trainer.fit()
         # On all: a launcher takes the first rank that exits for a failure, and ends the others.
-        model_file = trainer.collectives.run_on_all(lambda: finish(trainer))
+        model_file = trainer.control.collectives.run_on_all(lambda: finish(trainer))
     except RuntimeError as error:
         failure = watchdog.find_failure() if is_collective_error(error) else None
         if failure is None:
             raise
         trainer.recorder.close()
         watchdog.exit(failure)
-    if trainer.stopped_by:
-        message = summary.stopped_line(trainer.stopped_by, trainer.progress.step, trainer.run_dir)
-        raise stop_error(trainer.stopped_by, message)
+    if stopped_by := trainer.control.stopped_by:
+        message = summary.stopped_line(stopped_by, trainer.progress.step, trainer.checkpoints.run_dir)
+        raise stop_error(stopped_by, message)
     trainer.accelerator.end_training()
     return model_file
 
 
 def finish(trainer: Trainer) -> Path | None:
     """Export the best checkpoint on the main process, unless the run was stopped, and end the tracker's run."""
-    progress = trainer.progress
-    if trainer.stopped_by or not trainer.accelerator.is_main_process:
+    run_dir, progress = trainer.checkpoints.run_dir, trainer.progress
+    if trainer.control.stopped_by or not trainer.accelerator.is_main_process:
         trainer.recorder.finish({}, None, progress.step)
         return None
-    best = load_for_inference(trainer.run_dir / BEST)
-    model_file = trainer.run_dir / "model.onnx"
+    best = load_for_inference(run_dir / BEST)
+    model_file = run_dir / "model.onnx"
     difference = export_checkpoint(best, model_file)
-    lines = summary.closing_lines(
-        best,
-        model_file,
-        difference,
-        step=progress.step,
-        elapsed_s=progress.elapsed_s,
-        baseline=trainer.corpus.ngram_loss,
-    )
-    for line in lines:
-        logger.info(line)
+    log_lines(summary.closing_lines(trainer.data, progress, best, run_dir, model_file, difference))
     trainer.recorder.finish(best.trainer["metrics"], model_file, best.step)
     return model_file
 
 
-def report_start(trainer: Trainer, start: StartingPoint, explanation: list[str]) -> None:
-    """Log the opening lines, and the recipe's explanation."""
-    accelerator = trainer.accelerator
-    lines = summary.opening_lines(
-        trainer.config,
-        trainer.corpus,
-        start,
-        trainer.run_dir,
-        device=summary.describe_device(
-            trainer.config, accelerator.device, accelerator.num_processes, accelerator.mixed_precision
-        ),
-        num_parameters=trainer.model.num_parameters(),
-        total_steps=trainer.total_steps,
-        steps_per_epoch=trainer.plan.steps_per_epoch,
-    )
-    lines += [*summary.placement_lines(trainer.train_ids), *summary.entropy_lines(trainer.corpus)]
-    for line in [*lines, *explanation]:
+def log_lines(lines: list[str]) -> None:
+    """Log several messages."""
+    for line in lines:
         logger.info(line)
 
 
 def make_display(trainer: Trainer, console: Console) -> Display:
-    """The progress display from where the run stands."""
+    """The progress display, from where the run stands."""
     return Display(
-        trainer.total_steps,
+        trainer.schedule.total_steps,
         trainer.config.train.time_limit,
         trainer.progress.step,
-        trainer.plan.steps_per_epoch,
+        trainer.data.plan.steps_per_epoch,
         elapsed_s=trainer.progress.elapsed_s,
         console=console,
     )

@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
-from charrnn.config import RunConfig
+from charrnn.config import RunConfig, TrainConfig
 from charrnn.data.corpus import Corpus
 from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
-from charrnn.vocab import Vocab
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
-from train.checkpoint.resume import StartingPoint
-from train.dataloader import IdSource
+from train.checkpoint.vocab_transfer import StartingPoint
+from train.dataloader import IdSource, TrainingData
 from train.distributed.setup import device_name
 from train.precision import describe_precision
 from train.probe import UNDISTURBED
+from train.progress import Progress
 from train.tracking.console import format_duration, format_share
 
 _LONG_ON_CPU_S = 3600.0
@@ -28,28 +29,26 @@ _LONG_ON_CPU_S = 3600.0
 
 def opening_lines(
     config: RunConfig,
-    corpus: Corpus,
+    data: TrainingData,
     start: StartingPoint,
+    accelerator: Accelerator,
     run_dir: Path,
     *,
-    device: str,
     num_parameters: int,
     total_steps: int,
-    steps_per_epoch: int,
 ) -> list[str]:
     """Device, model, corpus and length of the run.
 
     Args:
         config: The resolved config.
-        corpus: Its text.
+        data: Splits, batches and vocabulary.
         start: Where the run starts.
-        run_dir: Its folder.
-        device: `describe_device`.
+        accelerator: Devices, processes and precision.
+        run_dir: The run folder.
         num_parameters: Of the model.
         total_steps: 0 if only time limits the run.
-        steps_per_epoch: Steps of a pass over the training split.
     """
-    data, model, vocab = config.data, config.model, start.vocab
+    model, windows, corpus, vocab = config.model, config.data, data.corpus, data.vocab
     if start.resumed:
         origin = f"resumed at step {start.resumed.step:,}"
     else:
@@ -57,28 +56,28 @@ def opening_lines(
     splits = zip(SPLITS, (corpus.train, corpus.val, corpus.test), strict=True)
     return [
         f"run       {run_dir} ({origin})",
-        f"device    {device}",
+        f"device    {describe_device(config.train, accelerator)}",
         f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
         f"dropout {model.dropout:g}: {num_parameters:,} parameters",
         f"corpus    {corpus.name}: {corpus.num_chars:,} characters "
         f"({', '.join(f'{name} {len(ids):,}' for name, ids in splits)}), "
         f"vocabulary of {len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}",
         *new_lines(start),
-        f"training  {_length(total_steps, config.train.time_limit)}; {data.windows} windows of {data.seq_len} "
-        f"characters, {data.batch_size} a step, {steps_per_epoch:,} steps an epoch",
+        *placement_lines(data.train),
+        *entropy_lines(corpus),
+        f"training  {_length(total_steps, config.train.time_limit)}; {windows.windows} windows of {windows.seq_len} "
+        f"characters, {windows.batch_size} a step, {data.plan.steps_per_epoch:,} steps an epoch",
     ]
 
 
-def describe_device(config: RunConfig, device: torch.device, num_processes: int, precision: str) -> str:
-    """The devices, processes, threads and precision of a run. precision: what Accelerate computes in."""
-    name = device_name(device) if device.type == "cpu" else f"{num_processes} x {device_name(device)}"
-    requested = config.train.mixed_precision
-    if requested == "auto":
-        requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # type: ignore[assignment]
-    return (
-        f"{name}, {num_processes} process(es) x {torch.get_num_threads()} CPU thread(s), "
-        f"precision {describe_precision(requested, precision, device.type)}"
-    )
+def describe_device(train: TrainConfig, accelerator: Accelerator) -> str:
+    """Devices, processes, threads and precision."""
+    device, processes = accelerator.device, accelerator.num_processes
+    name = device_name(device) if device.type == "cpu" else f"{processes} x {device_name(device)}"
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    requested = launched if train.mixed_precision == "auto" else train.mixed_precision
+    precision = describe_precision(requested, accelerator.mixed_precision, device.type)
+    return f"{name}, {processes} process(es) x {torch.get_num_threads()} CPU thread(s), precision {precision}"
 
 
 def new_lines(start: StartingPoint) -> list[str]:
@@ -117,24 +116,19 @@ def _length(total_steps: int, time_limit_s: float) -> str:
     return f"{steps} or {clock}, whichever ends first" if steps and clock else steps or clock
 
 
-def pace_line(
-    metrics: Mapping[str, float], steps_left: float, time_left_s: float, chars_per_step: int, cpu_share: float | None
-) -> str:
+def pace_line(metrics: Mapping[str, float], left_s: float, device_type: str, cpu_share: float) -> str:
     """The training speed and the time left.
 
     Args:
         metrics: The first record of training.
-        steps_left: Steps to the end of the run; inf if only time limits it.
-        time_left_s: Seconds to the time limit; inf without one.
-        chars_per_step: Characters of a global batch.
-        cpu_share: Share of its threads' time that the process had on the cores; None on a GPU.
+        left_s: Seconds left at that speed.
+        device_type: Of the training device.
+        cpu_share: Share of its threads' time that the process had on the cores.
     """
-    chars_per_s, gflops = metrics["train/chars_per_s"], metrics["train/gflops"]
-    left_s = min(steps_left * chars_per_step / chars_per_s, time_left_s)
     share = f", {format_share(metrics['train/mfu'])} of the peak" if "train/mfu" in metrics else ""
-    speed = f"{chars_per_s:,.0f} characters/s ({gflops:,.0f} GFLOP/s{share})"
+    speed = f"{metrics['train/chars_per_s']:,.0f} characters/s ({metrics['train/gflops']:,.0f} GFLOP/s{share})"
     line = f"pace      {speed}: about {format_duration(left_s)} left"
-    if cpu_share is None:
+    if device_type != "cpu":
         return line
     if left_s > _LONG_ON_CPU_S:
         line += "; for a model in minutes on a CPU leave out --config"
@@ -145,6 +139,17 @@ def pace_line(
             f"faster (--set train.threads={threads - 1})"
         )
     return line
+
+
+def noise_line(windows: float, batch_size: int) -> str:
+    """Up to which batch size more devices would have helped. windows: the gradient noise scale."""
+    scale = max(1, round(windows))
+    verdict = (
+        f"a batch of more than {scale:,} brings little: more devices would not have helped"
+        if batch_size >= scale
+        else f"more devices would have helped up to a batch of about {scale:,}"
+    )
+    return f"scale     gradient noise scale {scale:,} windows, batch_size {batch_size:,}: {verdict}"
 
 
 def resume_hint(run_dir: Path) -> str:
@@ -159,36 +164,36 @@ def stopped_line(signal_number: int, step: int, run_dir: Path) -> str:
 
 
 def closing_lines(
-    best: Checkpoint, model_file: Path, max_difference: float, *, step: int, elapsed_s: float, baseline: float | None
+    data: TrainingData, progress: Progress, best: Checkpoint, run_dir: Path, model_file: Path, difference: float
 ) -> list[str]:
     """Results, files and the next command.
 
     Args:
+        data: The corpus and the model's vocabulary.
+        progress: At the run's end.
         best: The exported checkpoint.
-        model_file: The file written from it.
-        max_difference: Largest difference between its logits and torch's.
-        step: Steps of the run.
-        elapsed_s: Its seconds.
-        baseline: Loss of an n-gram model in nats/char, None without a validation split.
+        run_dir: The run folder.
+        model_file: The exported file.
+        difference: Largest difference between its logits and torch's.
     """
-    metrics, run_dir = best.trainer["metrics"], model_file.parent
-    return [
-        f"done      {step:,} steps, {elapsed_s:,.0f} s; best at step {best.step:,}",
-        *(
-            f"          {name:<8}{loss:.4f} nats/char  {metrics[f'val/{name}/bpc']:.4f} bits/char"
-            for name in ("stream", "windows")
-            if (loss := metrics.get(f"val/{name}/loss")) is not None
-        ),
-        *baseline_warning(metrics.get("val/stream/loss"), baseline),
-        f"files     {run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
-        f"model     {model_file} ({model_file.stat().st_size / 2**20:.1f} MiB, differs from torch by "
-        f"{max_difference:.0e} at most)",
-        f"next      infer generate -m {shlex.quote(str(model_file))}{_prompt_option(best.vocab)}",
+    metrics = best.trainer["metrics"]
+    losses = [
+        f"          {name:<8}{metrics[f'val/{name}/loss']:.4f} nats/char  {metrics[f'val/{name}/bpc']:.4f} bits/char"
+        for name in ("stream", "windows")
+        if f"val/{name}/loss" in metrics
     ]
-
-
-def _prompt_option(vocab: Vocab) -> str:
-    return ' -p "ROMEO:"' if not vocab.unknown_in("ROMEO:") else ""
+    if "train/noise_scale" in metrics:
+        losses.append(noise_line(metrics["train/noise_scale"], best.config.data.batch_size))
+    size = model_file.stat().st_size / 2**20
+    prompt = ' -p "ROMEO:"' if not data.vocab.unknown_in("ROMEO:") else ""
+    return [
+        f"done      {progress.step:,} steps, {progress.elapsed_s:,.0f} s; best at step {best.step:,}",
+        *losses,
+        *baseline_warning(metrics.get("val/stream/loss"), data.corpus.ngram_loss),
+        f"files     {run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
+        f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
+        f"next      infer generate -m {shlex.quote(str(model_file))}{prompt}",
+    ]
 
 
 def baseline_warning(loss: float | None, baseline: float | None) -> list[str]:
