@@ -8,9 +8,9 @@ import numpy as np
 import openai
 import pytest
 from openai import OpenAI
-from serving import serving
 from tiny_models import write_model
 
+from benchmarks.serving import serving
 from charrnn.vocab import Vocab
 from infer import Engine
 
