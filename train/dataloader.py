@@ -11,7 +11,7 @@ from torch import Tensor
 from charrnn.config import RunConfig
 from charrnn.data.corpus import check_ids
 from charrnn.errors import TrainingError
-from charrnn.io import forget_pages
+from charrnn.io import release_pages
 from charrnn.vocab import Ids
 from charrnn.windows import WindowPlan
 
@@ -77,7 +77,7 @@ class IdSource:
         check_ids(ids, self._num_symbols, self._host)
         self._touched += len(starts) * (length * self._host.itemsize + _FAULT_AROUND)
         if self._touched > _MOST_RESIDENT:
-            forget_pages(self._host)
+            release_pages(self._host)
             self._touched = 0
         return to_device(ids if self._table is None else self._table[ids], self.device)
 
@@ -99,7 +99,7 @@ class IdSource:
             check_ids(part, self._num_symbols, self._host)
             compact = (part if self._table is None else self._table[part]).astype(narrow)  # a copy, which torch may own
             copied[begin : begin + len(part)].copy_(torch.from_numpy(compact.view(signed)))
-            forget_pages(self._host)
+            release_pages(self._host)
         return copied
 
 

@@ -38,7 +38,7 @@ def train(
         _option(
             "data.source",
             "Text to train on: a file, folder, glob, URL, hf:NAME, - for standard input, or a corpus name "
-            "(shakespeare, tinyshakespeare, enwik8, text8, novels, python, markov:ORDER:SEED). See docs/data.md.",
+            "(shakespeare, tinyshakespeare, enwik8, text8, novels, python). See docs/data.md.",
             metavar="PATH|NAME|URL|-",
         ),
     ] = None,

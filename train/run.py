@@ -16,7 +16,7 @@ from charrnn.config import RunConfig, dump_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
-from charrnn.io import expanded
+from charrnn.io import expand_user
 from train.checkpoint.format import BEST, load_for_inference, remove_unfinished
 from train.checkpoint.resume import StartingPoint, check_same_start, identity_fields, starting_point
 from train.checkpoint.run_lock import only_run_in
@@ -57,8 +57,8 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
     with watched(config, collectives) as watchdog, contextlib.ExitStack() as held:
         corpus = collectives.local_main_first(lambda: prepare(config.data, progress=collectives.is_local_main))
         name = f"{config_name}-{corpus.name}" if config_name else corpus.name
-        run_dir = expanded(config.train.run_dir or Path("checkpoints") / name)
-        if expanded(config.data.source).resolve() == run_dir.resolve():
+        run_dir = expand_user(config.train.run_dir or Path("checkpoints") / name)
+        if expand_user(config.data.source).resolve() == run_dir.resolve():
             raise ConfigError(f"--data {config.data.source} is the run folder too; choose another --run-dir")
         explanation: list[str] = []
         if chosen is not None:

@@ -20,7 +20,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.machine import machine
+from benchmarks.common import machine
 from benchmarks.quality.any_text import cut
 from charrnn.config import BASE, ModelConfig, OptimConfig
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed

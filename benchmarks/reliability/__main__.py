@@ -36,7 +36,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.machine import machine
+from benchmarks.common import machine
 from benchmarks.reliability.faults import (
     Blow,
     Draw,

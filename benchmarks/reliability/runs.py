@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import free_port
+from benchmarks.common import free_port
 from benchmarks.reliability.inject import INJECT, ROOT, Event, Fault, Injection, note, read_events
 
 INSIDE = ROOT / "benchmarks" / "reliability" / "inject.py"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from charrnn.config import BASE, KEEP, SCRATCH, RunConfig
 from charrnn.data.corpus import Corpus
 from charrnn.errors import CheckpointError, CorpusError, listing
-from charrnn.io import expanded
+from charrnn.io import expand_user
 from charrnn.model.rnn import CharRNN, State
 from charrnn.vocab import Vocab
 from train.base import base_folder
@@ -123,7 +123,7 @@ def _with_usable_best(saved: Checkpoint, run_dir: Path, warn: Callable[[str], No
 
 def origin_folder(init_from: str) -> Path:
     """The folder that `train.init_from` names: that of the shipped base, or a run or checkpoint."""
-    return base_folder() if init_from == BASE else expanded(init_from)
+    return base_folder() if init_from == BASE else expand_user(init_from)
 
 
 def fine_tuning_start(other: Checkpoint, config: RunConfig, corpus: Corpus, origin: str) -> StartingPoint:

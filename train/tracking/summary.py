@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charrnn.data.corpus import LEAST_EVALUATED, Corpus
-from charrnn.data.markov import named_source
-from charrnn.data.ngram import ORDER, ngram_loss
-from charrnn.data.stats import glance
+from charrnn.data.corpus import Corpus
+from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
@@ -76,25 +74,14 @@ def placement_lines(ids: IdSource) -> list[str]:
     ]
 
 
-def baseline(corpus: Corpus) -> float | None:
-    """Loss of an n-gram model on the validation split, in nats/char; None without one."""
-    if len(corpus.val) < LEAST_EVALUATED:
-        return None
-    return ngram_loss(corpus.train, corpus.val, len(corpus.vocab))
-
-
 def entropy_lines(corpus: Corpus) -> list[str]:
     """What to hold the loss against: the text's entropies, an n-gram model's loss, a random source's exact limit."""
-    lines = [f"entropy   {glance(corpus.train, len(corpus.vocab)).line()}"]
-    if (nats := baseline(corpus)) is not None:
+    lines = [f"entropy   {sampled_entropies(corpus.train, len(corpus.vocab)).line()}"]
+    if (nats := corpus.ngram_loss) is not None:
         lines.append(
             f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split by counting "
-            f"(interpolated Kneser-Ney {ORDER}-grams)"
+            f"(interpolated Kneser-Ney {NGRAM_ORDER}-grams)"
         )
-    if source := named_source(corpus.source):
-        bits = source.entropy_rate
-        nats = bits * math.log(2)
-        lines.append(f"limit     {bits:.4f} bits/char, {nats:.4f} nats/char: the source's exact entropy rate")
     return lines
 
 
@@ -174,7 +161,7 @@ def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, differ
 
 def baseline_warning(corpus: Corpus, metrics: dict[str, float]) -> list[str]:
     """A warning when the trained model predicts the validation split worse than counting n-grams does."""
-    loss, nats = metrics.get("val/stream/loss"), baseline(corpus)
+    loss, nats = metrics.get("val/stream/loss"), corpus.ngram_loss
     if loss is None or nats is None or loss <= nats:
         return []
     return [

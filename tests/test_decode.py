@@ -1,14 +1,14 @@
 """Bytes to normalised text: the same for any pieces and any cuts, and every fault named with its place."""
 
 import unicodedata
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn.data.decoding import Form, Piece, Rules, TextDecoder, detected, last_cut, last_cut_of_utf8, starts_anew
+from charrnn.data.decode import Piece, Rules, Trace, Utf8Decoder, detect_encoding, last_cut, transcode
 from charrnn.errors import CorpusError
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -17,17 +17,19 @@ TRICKY = "aé\u0301\u0327\u0344\u0958가\u1100\u1161\u11a8ﾊﾞﬁ😀\ufeff\uf
 tricky_texts = st.text(st.sampled_from(TRICKY), max_size=24)
 
 
-def pieces_of(raw: bytes, size: int, rules: Rules, **begin: object) -> list[Piece]:
-    decoder = TextDecoder(rules, "novel.txt", encoding=rules.encoding, **begin)  # type: ignore[arg-type]
-    chunks = [raw[i : i + size] for i in range(0, len(raw), size)]
-    found = [decoder.feed(chunk) for chunk in chunks] + [decoder.feed(b"", final=True)]
+def pieces_of(raw: bytes, size: int, rules: Rules, trace: Trace | None = None, **begin: Any) -> list[Piece]:
+    trace = trace or Trace()
+    chunks = iter([raw[i : i + size] for i in range(0, len(raw), size)])
+    decoder = Utf8Decoder(rules, "novel.txt", trace, **begin)
+    utf8 = chunks if begin else transcode(chunks, rules.encoding, rules, "novel.txt", trace)
+    found = [decoder.feed(chunk) for chunk in utf8] + [decoder.feed(b"", final=True)]
     return [piece for piece in found if piece]
 
 
 PLAIN = Rules()
 
 
-def decoded(raw: bytes, size: int = 1 << 20, rules: Rules = PLAIN, **begin: object) -> str:
+def decoded(raw: bytes, size: int = 1 << 20, rules: Rules = PLAIN, **begin: Any) -> str:
     return "".join(piece.raw().decode() for piece in pieces_of(raw, size, rules, **begin))
 
 
@@ -90,7 +92,7 @@ def test_any_codec_of_python_can_be_named(codec: str, text: str, size: int) -> N
     ],
 )
 def test_the_byte_order_mark_tells_the_codec(head: bytes, codec: str) -> None:
-    assert detected(head) == codec
+    assert detect_encoding(head) == codec
 
 
 # ---- faults
@@ -105,7 +107,7 @@ def test_the_byte_order_mark_tells_the_codec(head: bytes, codec: str) -> None:
         ("né".encode("utf-16") + b"\0\xdc", "auto", "is not UTF-16-LE text: byte 0x00 at offset 6;"),
         (b"ab\xa4\xff", "gb18030", "is not GB18030 text: byte 0xa4 at offset 2;"),
         (b"ab\x80", "ascii", "is not ASCII text: byte 0x80 at offset 2;"),
-        (b"a\0b\0", "utf-16", "is not UTF-16 text: UTF-16 stream does not start with BOM; its order of bytes must be"),
+        (b"a\0b\0", "utf-16", "is not UTF-16 text: UTF-16 stream does not start with BOM; name its byte order"),
     ],
 )
 def test_an_invalid_byte_is_named_with_its_place(raw: bytes, codec: str, told: str, size: int) -> None:
@@ -123,30 +125,37 @@ def test_an_offset_counts_from_the_beginning_of_the_file() -> None:
 @example(b"\xf0\x9f\x98a\xe2\x82", 2)
 def test_replacing_gives_what_python_gives_and_counts_it(raw: bytes, size: int) -> None:
     raw = b"a" + raw  # without a mark of another codec
-    replacing = Rules(invalid="replace", newlines="keep")
-    decoder = TextDecoder(replacing, "novel.txt")
-    chunks = [raw[i : i + size] for i in range(0, len(raw), size)]
-    found = [decoder.feed(chunk) for chunk in chunks] + [decoder.feed(b"", final=True)]
+    trace, rules = Trace(), Rules(invalid="replace", newlines="keep")
     text = raw.decode("utf-8", "replace")
-    assert "".join(piece.raw().decode() for piece in found if piece) == text
-    assert decoder.replaced == text.count("\ufffd") - raw.count("\ufffd".encode())
-    if decoder.replaced:
+    assert "".join(piece.raw().decode() for piece in pieces_of(raw, size, rules, trace)) == text
+    assert trace.replaced == text.count("\ufffd") - raw.count("\ufffd".encode())
+    if trace.replaced:
         with pytest.raises(UnicodeDecodeError) as fault:
             raw.decode()
-        assert decoder.first_replaced == fault.value.start
+        assert trace.replaced_at == f"byte {fault.value.start} of novel.txt"
 
 
-def test_half_a_surrogate_pair_in_a_record_is_refused_or_replaced() -> None:
-    with pytest.raises(CorpusError, match=r"records has half a surrogate pair, U\+D83D, .*data.invalid=replace"):
-        TextDecoder(Rules(), "records").feed_text("a\ud83d")
-    decoder = TextDecoder(Rules(invalid="replace"), "records")
-    assert decoder.feed_text("a\ud83d\ufffdb", final=True) == Piece("a\ufffd\ufffdb")
-    assert decoder.replaced == 1
+@pytest.mark.parametrize("codec", ["utf-16-le", "gb18030", "ascii"])
+def test_replacing_works_for_any_codec(codec: str) -> None:
+    raw, trace = "ab".encode(codec) + b"\xff\xff" + "c".encode(codec), Trace()
+    text = "".join(p.raw().decode() for p in pieces_of(raw, 3, Rules(invalid="replace", encoding=codec), trace))
+    assert text == raw.decode(codec, "replace")
+    assert trace.transcoded
+    if "\ufffd" in text:
+        assert trace.replaced == text.count("\ufffd")
+        assert trace.replaced_at == f"byte {len('ab'.encode(codec))} of novel.txt"
+
+
+def test_a_lone_surrogate_is_refused_or_replaced() -> None:
+    raw = b"a\\ud83d\\u00e9"
+    with pytest.raises(CorpusError, match=r"novel.txt has a lone surrogate, U\+D83D, .*data.invalid=replace"):
+        decoded(raw, rules=Rules(encoding="raw-unicode-escape"))
+    assert decoded(raw, rules=Rules(encoding="raw-unicode-escape", invalid="replace")) == "a\ufffdé"
 
 
 def test_marks_without_end_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.data.decoding._MOST_HELD", 100)
-    with pytest.raises(CorpusError, match=r"more than 100 characters up to byte .* in form NFC; .*data.normalize=none"):
+    monkeypatch.setattr("charrnn.data.decode._MAX_HELD", 100)
+    with pytest.raises(CorpusError, match=r"more than 100 characters without a line end .*data.normalize=none"):
         decoded("\u0301".encode() * 200, 10, Rules(normalize="NFC"))
 
 
@@ -159,7 +168,7 @@ def test_a_pieces_bytes_symbols_and_ends_are_those_of_its_text(text: str, size: 
         itself = piece.raw().decode()
         assert piece.symbols().tolist() == list(map(ord, itself))
         assert piece.ends_line() == itself.endswith("\n")
-        assert [piece.holds(c) for c in TRICKY] == [c in itself for c in TRICKY]
+        assert [piece.contains(c) for c in TRICKY] == [c in itself for c in TRICKY]
 
 
 def test_ascii_is_passed_on_without_being_decoded() -> None:
@@ -168,48 +177,34 @@ def test_ascii_is_passed_on_without_being_decoded() -> None:
     assert pieces_of(chunk, 100, Rules())[0].symbols().dtype == np.uint8
 
 
-# ---- where a text may be cut
+# ---- where a text may be split
 
 
-def test_no_character_of_unicode_that_starts_anew_joins_the_one_before_it() -> None:
+def test_no_normal_form_joins_an_ascii_character_to_what_precedes_it() -> None:
     joining = set()
     for code in range(0x110000):
         fields = unicodedata.decomposition(chr(code)).split()
         if len(fields) == 2 and not fields[0].startswith("<"):
             joining.add(chr(int(fields[1], 16)))
-    anew = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and starts_anew(chr(c))]
-    assert len(anew) > 100_000
-    assert not joining & set(anew)
-    assert not any(unicodedata.combining(c) for c in anew)
-    firsts = {unicodedata.normalize(form, c)[0] for form in FORMS for c in anew}
-    assert not joining & firsts
-    assert not any(unicodedata.combining(c) for c in firsts)
+    assert len(joining) > 50
+    assert not [c for c in map(chr, range(0x80)) if c in joining or unicodedata.combining(c)]
 
 
-@given(tricky_texts, tricky_texts, st.sampled_from(FORMS))
-@example("e\n", "\u0301a", "NFC")
-def test_parts_that_are_cut_apart_become_what_the_whole_becomes(left: str, right: str, form: Form) -> None:
-    text = left + right
-    cut = last_cut(text)
-    one, other = text[:cut], text[cut:]
-    whole, first, second = (expected("\0" + part, Rules(normalize=form))[1:] for part in (text, one, other))
-    assert first + second == whole
+@given(st.binary(max_size=40) | tricky_texts.map(str.encode), st.integers(0, 5), rules)
+@example("e\n\u0301a".encode(), 0, Rules(normalize="NFC"))
+@example("abce\u0301\u0327x".encode(), 0, Rules(normalize="NFC"))
+def test_parts_split_at_a_cut_decode_to_what_the_whole_decodes_to(raw: bytes, start: int, rules: Rules) -> None:
+    rules = Rules(invalid="replace", newlines=rules.newlines, normalize=rules.normalize)
+    cut = last_cut(raw[start:], rules)
+    cut = start + cut if cut else 0
+    whole = decoded(b"x" + raw, rules=rules)
+    assert decoded(b"x" + raw[:cut], rules=rules) + decoded(raw[cut:], rules=rules, begins=False) == whole
 
 
-@given(st.binary(max_size=40) | tricky_texts.map(str.encode), st.integers(0, 5))
-def test_any_bytes_cut_apart_decode_to_what_the_whole_decodes_to(raw: bytes, start: int) -> None:
-    window = raw[start:]
-    cut = start + last_cut_of_utf8(window) if last_cut_of_utf8(window) else 0
-    replacing = Rules(invalid="replace")
-    whole = decoded(b"x" + raw, rules=replacing)
-    assert decoded(b"x" + raw[:cut], rules=replacing) + decoded(raw[cut:], rules=replacing, begins=False) == whole
-
-
-def test_every_line_and_nearly_every_letter_offers_a_cut() -> None:
-    assert last_cut("one\ntwo") == 4
-    assert last_cut("漢字漢字") == 3
-    assert last_cut("абвг") == 3
-    assert last_cut("a\u0301") == 0
-    assert last_cut("a\r\n"[:2]) == 1
-    assert last_cut_of_utf8("漢字漢字".encode()[1:]) == 8
-    assert [b - a for a, b in pairwise([0, last_cut_of_utf8(b"abc"), 3])] == [2, 1]
+def test_every_line_and_character_offers_a_cut() -> None:
+    assert last_cut(b"one\ntwo", PLAIN) == 4
+    assert last_cut("漢字漢字".encode(), PLAIN) == 9
+    assert last_cut("漢字漢字".encode()[1:], PLAIN) == 8
+    assert last_cut(b"a\r", PLAIN) == 1
+    assert last_cut("a\u0301".encode(), Rules(normalize="NFC")) == 0
+    assert last_cut("a\u0301b\u0301".encode(), Rules(normalize="NFC")) == 3

@@ -1,30 +1,19 @@
-"""Text from a random source whose entropy rate is known exactly: the test that a loss is computed honestly.
+"""Text from a Markov source whose entropy rate is known exactly: the reference for an honestly computed loss.
 
-A Markov source of order K over A symbols draws each character from a distribution that depends on the K before it. Its
-entropy rate is the sum, over contexts, of the context's stationary probability times the entropy of its distribution
-(Shannon, "A Mathematical Theory of Communication", 1948, section 7): no model can predict its text better.
-
-    data.source = markov:ORDER:SEED[:CHARS]
+A source of order K over A symbols draws each character from a distribution that depends on the K before it. Its entropy
+rate is the sum, over contexts, of the context's stationary probability times the entropy of its distribution (Shannon,
+"A Mathematical Theory of Communication", 1948, section 7): no model can predict its text better.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.errors import CorpusError
-from charrnn.io import byte_bar, locked, temporary, writing
-
-PREFIX = "markov:"
 ALPHABET = "\nabcdefg"
-HIGHEST_ORDER = 5
-DEFAULT_CHARS = 1_000_000
-MOST_CHARS = 10_000_000_000
 _A = len(ALPHABET)
 # Probabilities are whole multiples of 1 / _UNIT, none below _LEAST of them: the text is the same on every machine, and
 # every context can follow every other one, so that the stationary distribution is the only one.
@@ -32,7 +21,6 @@ _UNIT = 1 << 16
 _LEAST = 64
 _BURN_IN = 4096  # characters drawn and thrown away, after which the chain has forgotten where it began
 _CHUNK = 1 << 18
-_MOST_DIGITS = 18
 _CODES = bytes(ord(c) for c in ALPHABET).ljust(256)
 
 
@@ -42,7 +30,7 @@ class MarkovSource:
 
     order: int
     seed: int
-    num_chars: int = DEFAULT_CHARS
+    num_chars: int = 1_000_000
 
     @property
     def contexts(self) -> int:
@@ -111,56 +99,3 @@ def _walk(following: list[list[int]], context: int, raw: NDArray[np.uint64]) -> 
         symbols.append(symbol)
         context = (context * _A + symbol) % contexts
     return bytes(symbols.translate(_CODES)), context
-
-
-def named_source(name: str) -> MarkovSource | None:
-    """The source that data.source names; None when it names another kind of corpus.
-
-    Raises: CorpusError when it is malformed.
-    """
-    if not name.startswith(PREFIX):
-        return None
-    fields = name.removeprefix(PREFIX).split(":")
-    form = f"write {PREFIX}ORDER:SEED or {PREFIX}ORDER:SEED:CHARS, for example {PREFIX}2:1"
-    if len(fields) not in (2, 3) or not all(field.isascii() and field.isdigit() for field in fields):
-        raise CorpusError(f"{name!r} names no random source; {form}")
-    if any(len(field) > _MOST_DIGITS for field in fields):
-        raise CorpusError(f"{name[:40]!r}... has a number of more than {_MOST_DIGITS} digits; {form}")
-    order, seed, chars = (*map(int, fields), DEFAULT_CHARS)[:3]
-    if order > HIGHEST_ORDER:
-        raise CorpusError(f"{name!r} has order {order}, and {HIGHEST_ORDER} is the highest; {form}")
-    if not 1 <= chars <= MOST_CHARS:
-        raise CorpusError(f"{name!r} asks for {chars} characters; 1 to {MOST_CHARS} can be had")
-    return MarkovSource(order, seed, chars)
-
-
-def fetch(source: MarkovSource, cache_dir: Path, progress: bool = False) -> Path:
-    """The source's text as a file below `cache_dir`, made when it is not there or was changed.
-
-    Its name holds its checksum. Raises: CorpusError when it can't be written.
-    """
-    stem = f"markov-{source.order}-{source.seed}-{source.num_chars}"
-    with writing(cache_dir):
-        if found := _whole(cache_dir, stem):
-            return found
-        with locked(cache_dir / stem):
-            return _whole(cache_dir, stem) or _make(source, cache_dir, stem, progress)
-
-
-def _whole(cache_dir: Path, stem: str) -> Path | None:
-    for path in cache_dir.glob(f"{stem}-*.txt"):
-        with path.open("rb") as file:
-            if path.stem == f"{stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}":
-                return path
-    return None
-
-
-def _make(source: MarkovSource, cache_dir: Path, stem: str, progress: bool) -> Path:
-    digest = hashlib.sha256()
-    with temporary(cache_dir / stem) as hidden:
-        with hidden.open("wb") as file, byte_bar(f"writing {stem}", source.num_chars, progress) as advance:
-            for chunk in source.chunks():
-                digest.update(chunk)
-                file.write(chunk)
-                advance(len(chunk))
-        return hidden.replace(cache_dir / f"{stem}-{digest.hexdigest()[:16]}.txt")
