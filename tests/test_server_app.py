@@ -107,7 +107,7 @@ def test_a_defect_is_a_500_without_its_traceback(connect, monkeypatch):
     assert "division" not in failed.text
 
 
-def test_an_api_key_is_asked_for_below_v1_alone(connect):
+def test_an_api_key_is_asked_for(connect):
     client = connect(api_key="s3cret")
     for headers in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "Bearer \xe9"}):
         refused = client.get("/v1/models", headers=[(k, v.encode("latin-1")) for k, v in headers.items()])

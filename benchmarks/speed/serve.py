@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.machine import machine
+from benchmarks.common import machine
 from benchmarks.serving import Served, serving, stream
 from charrnn.sampling import SamplingOptions
 from infer import Engine
