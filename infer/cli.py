@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import itertools
-import logging
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from charrnn import __version__
-from charrnn.cli import configure_logging, run_command
+from charrnn.cli import run_command
 from charrnn.errors import EXIT_INTERRUPTED, ConfigError, listing
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
@@ -26,8 +25,6 @@ _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 # What a write answers on a full or broken disk, and (on Windows) on a pipe without a reader.
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF} | ({errno.EINVAL} if os.name == "nt" else set())
-
-_log = logging.getLogger("infer")
 
 app = typer.Typer(
     help="Generate text with a charrnn model file, inspect it, score a text with it, or measure its speed.",
@@ -95,7 +92,9 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    from charrnn.log import configure_logging
+
+    configure_logging()
 
 
 @app.command()
@@ -139,6 +138,8 @@ def generate(
     is not printed. For a model with documents the prompt is the beginning of one, and the text ends where the document
     does. A newline ends the output.
     """
+    import logging
+
     from charrnn.sampling import SamplingOptions
     from infer.engine import Engine, fresh_seed
     from infer.report import Timing
@@ -164,7 +165,7 @@ def generate(
     for piece in pieces if stream else ["".join(pieces)]:
         _print(escape_control(piece) if sys.stdout is not None and sys.stdout.isatty() else piece)
     if stats:
-        _log.info(timing.report(seed))
+        logging.getLogger(__package__).info(timing.report(seed))
 
 
 @app.command()
@@ -326,15 +327,16 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, s
 
 
 def _warn_of_unknown(characters: list[str], unknown: Unknown) -> None:
+    import logging
+
     if characters:
         done = "dropped" if unknown is Unknown.SKIP else "replaced"
         names = listing([repr(character) for character in characters])
-        _log.warning("characters not in the vocabulary were %s: %s", done, names)
+        logging.getLogger(__package__).warning("characters not in the vocabulary were %s: %s", done, names)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; a user error becomes one line on standard error."""
-    configure_logging()
     try:
         run_command(lambda: sys.exit(_call(arguments)))
     except SystemExit as end:
