@@ -276,7 +276,7 @@ def serve(
         float, typer.Option(min=0, max=86400, help="Seconds for running requests to finish after SIGTERM or Ctrl-C.")
     ] = 10,
     api_key: Annotated[
-        str | None, typer.Option(help="API key that requests to /v1 must carry; better in CHARRNN_API_KEY.")
+        str | None, typer.Option(help="API key that requests must carry; better in CHARRNN_API_KEY.")
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Allowed CORS origin; repeat for several; * is all.")

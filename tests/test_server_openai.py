@@ -8,9 +8,9 @@ import numpy as np
 import openai
 import pytest
 from openai import OpenAI
-from serving import serving
 from tiny_models import write_model
 
+from benchmarks.serving import serving
 from charrnn.vocab import Vocab
 from infer import Engine, SamplingOptions
 
@@ -236,3 +236,16 @@ def test_every_request_is_logged_with_its_id(served, client):
     (line,) = [line for line in served.lines() if line.get("id") == made.headers["x-request-id"]]
     assert {"level": "info", "status": 200, "chars": 4, "model": "chars"}.items() <= line.items()
     assert json.loads(made.text)["id"] == line["id"]
+
+
+def test_tokens_go_to_text_and_back(served, engines):
+    with httpx.Client(base_url=served.url) as http:
+        tokens = http.post("/tokenize", json={"prompt": PROMPT, "add_special_tokens": False}).json()
+        assert tokens == {"tokens": engines["chars"].vocab.encode(PROMPT).tolist(), "count": 7}
+        assert http.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": PROMPT}
+        assert http.post("/tokenize", json={"prompt": "\u00e9", "model": "bytes"}).json()["tokens"] == [0xC3, 0xA9]
+        assert http.get("/tokenizer_info").json() == {"bos_token": "\n", "eos_token": None}
+        wrong = [{"prompt": 5}, {"tokens": ["a"]}, {"tokens": [10**9]}, {"prompt": "\N{SNOWMAN}"}]
+        paths = ["/tokenize", "/detokenize", "/detokenize", "/tokenize"]
+        statuses = [http.post(path, json=body).status_code for path, body in zip(paths, wrong, strict=True)]
+        assert statuses == [400, 400, 422, 422]
