@@ -253,7 +253,7 @@ def claim_lock(draw: Draw, workspace: Workspace, newest: Path) -> str:
 def donate(donor: str, draw: Draw, workspace: Workspace, newest: Path) -> str:
     """Adds a checkpoint of another run, complete and of a higher step than any of this run's."""
     there = [step_of(p.name) for p in newest.parent.glob("step-*")]
-    theirs = load_newest(donor_of(workspace, donor), print)
+    theirs = load_newest(donor_of(workspace, donor))
     assert theirs
     newer = theirs.trainer | {"step": max(FOREIGN_STEP, *there) + 1}
     save_step(newest.parent, replace(theirs, trainer=newer), keep=len(there) + 1)
@@ -306,17 +306,17 @@ class Fault:
 
 _SELF = "the process sends it to itself, at a random point of"
 _MOMENT = "from outside, at a random moment of training"
-_WRITE = "from a random point of `_write_folder` on"
+_WRITE = "from a random point of `write_folder` on"
 _RESUMES = "resumes from the newest complete checkpoint"
 _SPACE = "exits with 2 and names the folder; resumes once there is space"
 _PREVIOUS = "one line names the file; resumes from the checkpoint before"
 
 _PHASES = {
     "a step": ("step", "`Trainer.train_step`"),
-    "a checkpoint write": ("write", "`_write_folder`, in the writing thread"),
+    "a checkpoint write": ("write", "`write_folder`, in the writing thread"),
     "the replacement of best/": ("replacement", "`_replace`, which renames"),
     "evaluation": ("evaluation", "`Trainer.evaluate`, the sample included"),
-    "pruning": ("pruning", "`_remove` of an old checkpoint"),
+    "pruning": ("pruning", "`remove` of an old checkpoint"),
 }
 _LAUNCHERS = {
     "": ("torchrun", "`torchrun --standalone --max-restarts`"),

@@ -11,10 +11,10 @@ from typing import Any
 # "module:qualified name". The first five are phases, in which a fault strikes at a line of a call.
 FUNCTIONS = {
     "step": "train.trainer:Trainer.train_step",
-    "write": "train.checkpoint.format:_write_folder",
-    "replacement": "train.checkpoint.format:_replace",
+    "write": "train.checkpoint.folders:write_folder",
+    "replacement": "train.checkpoint.folders:_replace",
     "evaluation": "train.trainer:Trainer.evaluate",
-    "pruning": "train.checkpoint.format:_remove",
+    "pruning": "train.checkpoint.folders:remove",
     "fit": "train.trainer:Trainer.fit",
     "loss": "charrnn.model.rnn:NextCharLoss.forward",
     "batch": "charrnn.windows:WindowPlan.batch",
@@ -25,7 +25,7 @@ BETWEEN_RENAMES = "temporary.rename(folder)"
 # {} stands for what a message is filled with.
 MESSAGES = {
     "stopped": "stopped by {} after step {}; {}",
-    "resume": "the same command again goes on from {}",
+    "resume": "rerun the same command to resume from {}",
     "again": "Ctrl-C again exits immediately",
     "died": "rank {} {} died or stopped responding",
     "hung": "rank {} {} made no progress",
@@ -33,8 +33,8 @@ MESSAGES = {
     "diverged": "training diverged at step",
     "corrupted": "an index is corrupted",
     "different": "would train on different windows",
-    "damaged": "passing over a damaged checkpoint",
-    "foreign": "of another run: ",
+    "damaged": "skipping a damaged checkpoint",
+    "foreign": "from another run: ",
     "none whole": "none of the {} checkpoint",
     "resumed": "resumed at step",
     "cannot write": "cannot write {}; free space",
