@@ -12,7 +12,7 @@ from tiny_models import write_model
 
 from benchmarks.serving import serving
 from charrnn.vocab import Vocab
-from infer import Engine
+from infer import Engine, SamplingOptions
 
 PROMPT = "ROMEO:\n"
 
@@ -66,7 +66,7 @@ def test_models_are_listed_by_name(client):
 def test_the_text_is_what_generate_writes(ask, engines, model):
     made = ask(model=model, max_tokens=150, temperature=0.9, top_k=12, repetition_penalty=1.1)
     (choice,) = made.choices
-    wanted = engines[model].generate(PROMPT, 150, 0.9, 12, repetition_penalty=1.1, seed=1)
+    wanted = engines[model].generate(PROMPT, 150, SamplingOptions(0.9, 12, repetition_penalty=1.1), seed=1)
     assert choice.text == "".join(wanted)
     assert (choice.finish_reason, choice.logprobs, made.model) == ("length", None, model)
     assert made.usage.model_dump(exclude_none=True) == {
