@@ -178,7 +178,7 @@ def nested(depth):
         (with_node("EPContext", ["ids"], "com.microsoft"), "'com.microsoft.EPContext'"),
         (with_node("Relu\n" * 1000, ["ids"]), "operator"),
         (with_node("ConstantOfShape", ["minus_1_width"]), OTHER_GRAPH),
-        (with_node("ConstantOfShape", ["two_widths"], value=helper.make_tensor("v", 7, [2], [0, 0])), OTHER_GRAPH),
+        (with_node("ConstantOfShape", ["switches_candidate"], value=helper.make_tensor("v", 7, [2], [0, 0])), OTHER_GRAPH),
         (sparse, "field 15 in a graph"),
         (with_function, "field 25 in a model"),
         (nested(9), "graphs deep"),
