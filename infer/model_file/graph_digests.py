@@ -1,7 +1,7 @@
 """Digests of the graphs that train.export writes; made by `python tests/graph_digests.py`.
 
-See `validator.structure_digest`. There is one per cell, precision, kind of vocabulary, with and without documents and
-layer normalisation, and for one layer and several.
+See `graph_structure.structure_digest`. There is one per cell, precision, kind of vocabulary, with and without documents
+and layer normalisation, and for one layer and several.
 """
 
 DIGESTS = frozenset(
