@@ -72,11 +72,10 @@ def make_trainer(config: RunConfig, *, log: bool = False, clock: Callable[[], fl
 
 def synchronize(trainer: Trainer) -> bool:
     """Reads the next batch and agrees with the other ranks; returns whether training goes on."""
-    return trainer._go_on()
+    return trainer.next_step()
 
 
 def log_if_due(trainer: Trainer) -> None:
     """Writes the training metrics every `log.every` steps."""
-    every = trainer.config.log.every
-    if every and trainer.progress.step % every == 0:
+    if trainer.schedule.log_due():
         trainer.log()

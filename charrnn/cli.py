@@ -1,14 +1,11 @@
-"""What all command lines share: user errors as one line and an exit code, log messages, a stderr that may fail."""
+"""What all command lines share: user errors as one line and an exit code, a stderr that may fail."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from charrnn.errors import CharRNNError, user_error
-
-_PACKAGES = ("charrnn", "train", "infer")
 
 
 def run_command(command: Callable[[], object], *, report: bool = True) -> None:
@@ -30,26 +27,6 @@ def run_command(command: Callable[[], object], *, report: bool = True) -> None:
         if report:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-
-
-class StderrHandler(logging.Handler):
-    """Print records to stderr as it is at that moment; warnings and errors begin with their level."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        self.show(f"{record.levelname.lower()}: " * (record.levelno >= logging.WARNING) + record.getMessage())
-
-    def show(self, text: str) -> None:
-        """Print a line."""
-        print(text, file=sys.stderr, flush=True)
-
-
-def configure_logging(level: int = logging.INFO, handler: logging.Handler | None = None) -> None:
-    """Send messages of this project's packages from `level` on to `handler`, by default to stderr."""
-    for package in _PACKAGES:
-        logger = logging.getLogger(package)
-        logger.handlers = [handler or StderrHandler()]
-        logger.setLevel(level)
 
 
 class ResilientStream:

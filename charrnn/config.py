@@ -17,6 +17,7 @@ from charrnn.errors import ConfigError, missing_extra
 try:
     import yaml
     from pydantic import (
+        AfterValidator,
         BaseModel,
         BeforeValidator,
         ConfigDict,
@@ -70,7 +71,20 @@ def check_encoding(name: str) -> str:
     return name
 
 
+def check_interval(text: str) -> str:
+    """The text, when it is a duration with its unit, such as "30s". Raises: ValueError otherwise."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text, re.ASCII):
+        raise ValueError(f"{_SHORT.repr(text)} is no interval; write a number of steps, or a time such as 1s or 10m")
+    return text
+
+
+def seconds(interval: str) -> float:
+    """Seconds of an interval that `check_interval` has passed."""
+    return float(parse_duration(interval))  # type: ignore[arg-type]
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+Interval = Annotated[int, Field(ge=0)] | Annotated[str, AfterValidator(check_interval)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -235,6 +249,13 @@ class TrainConfig(Section):
         0.0, ge=0, le=1e9, description="seconds, or 90s, 2m, 1h30m, without the last evaluation; 0 = no limit"
     )
     accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
+    lr_scaling: Literal["none", "sqrt", "linear"] = Field(
+        "none", description="how optim.lr grows with data.batch_size / lr_batch_size"
+    )
+    lr_batch_size: int = Field(0, ge=0, le=1 << 24, description="batch_size that optim.lr is meant for; 0 = none")
+    noise_scale_every: int = Field(
+        200, ge=0, description="steps between measurements of the gradient noise scale, half a step each; 0 = never"
+    )
     seed: int = Field(1, ge=0, description="start of every random choice")
     init_from: str = Field(
         SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
@@ -268,6 +289,15 @@ class TrainConfig(Section):
             raise ValueError("epochs, max_steps and time_limit are all 0, so the run would never end; set one")
         return self
 
+    @model_validator(mode="after")
+    def _scaling_has_a_reference(self) -> "TrainConfig":
+        if (self.lr_scaling == "none") != (self.lr_batch_size == 0):
+            raise ValueError(
+                f"lr_scaling {self.lr_scaling} and lr_batch_size {self.lr_batch_size} go together: set both, the "
+                "latter to the batch_size that optim.lr is meant for, or neither"
+            )
+        return self
+
 
 class EvalConfig(Section):
     """Evaluation on the validation split, by both protocols."""
@@ -294,13 +324,17 @@ class EvalConfig(Section):
 class LogConfig(Section):
     """metrics.jsonl, the display and the tracker."""
 
-    every: int = Field(10, ge=1, description="updates between lines; a line's loss is the mean since the last")
+    every: Interval = Field(
+        "1s", description="steps, or a time such as 1s, between records of mean training loss; 0 = only at the end"
+    )
 
 
 class CheckpointConfig(Section):
     """Step checkpoints, from which the same command resumes."""
 
-    every: int = Field(500, ge=0, description="updates between checkpoints; 0 = only at the end")
+    every: Interval = Field(
+        "1m", description="steps, or a time such as 1m, between step checkpoints; 0 = only at the end"
+    )
     keep: int = Field(2, ge=1, description="newest step checkpoints kept; best/ is kept besides")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from tiny_models import write_model
 
-from charrnn.cli import configure_logging
+from charrnn.log import configure_logging
 from charrnn.vocab import Vocab
 from infer import Engine
 

@@ -208,12 +208,15 @@ def test_a_graphed_trainer_trains_logs_saves_and_resumes_as_an_eager_one(tmp_pat
             section = config.train.model_copy(update={"max_steps": steps})
             trainer = make_trainer(config.model_copy(update={"train": section}), recorder)
             if name == "graphed":
-                trainer.graphed = GraphedUpdate(
-                    trainer._update, trainer.optimizer.optimizer, trainer.carried, config.data.seq_len, DirectCapture()
+                update = trainer.update
+                update.graphed = GraphedUpdate(
+                    update.compute, update.optimizer, update.state, config.data.seq_len, DirectCapture()
                 )
             trainer.fit()
-        kept = {k: v for k, v in trainer.metrics.items() if not k.startswith(("train/chars", "train/g", "train/m"))}
-        runs.append((recorder.losses(), kept, list(trainer.model.parameters()), trainer.carried))
+        kept = {
+            k: v for k, v in trainer.metrics.latest.items() if not k.startswith(("train/chars", "train/g", "train/m"))
+        }
+        runs.append((recorder.losses(), kept, list(trainer.model.parameters()), trainer.update.state))
     eager, graphed = runs
     assert eager[:2] == graphed[:2]
     assert same(eager[2], graphed[2])
@@ -221,6 +224,6 @@ def test_a_graphed_trainer_trains_logs_saves_and_resumes_as_an_eager_one(tmp_pat
 
 
 def test_a_cpu_trains_eagerly_and_refuses_to_be_told_otherwise(tmp_path):
-    assert make_trainer(tiny_config(tmp_path)).graphed is None
+    assert make_trainer(tiny_config(tmp_path)).update.graphed is None
     with pytest.raises(ConfigError, match=r"train.cuda_graph is true, but a CUDA graph needs a CUDA device"):
         make_trainer(tiny_config(tmp_path, ["train.cuda_graph=true"]))

@@ -19,7 +19,7 @@ from train.checkpoint.resume import set_rank_rng
 from train.dataloader import IdSource, to_device
 from train.errors import MOST_SKIPPED
 from train.evaluate import evaluate, full_fp32
-from train.metrics import Figures
+from train.metrics import Metrics
 from train.tracking.console import format_share
 from train.tracking.summary import placement_lines
 
@@ -195,11 +195,11 @@ def test_what_does_not_fit_before_the_loop_is_one_line(tmp_path, monkeypatch):
 
 def scaled_figures(norms, run_dir="run"):
     """Figures of steps under a loss scaler, with these gradient norms."""
-    figures = Figures(SimpleNamespace(num_processes=1, scaler=object()), run_dir)
+    figures = Metrics(SimpleNamespace(num_processes=1, scaler=object()), run_dir)
     for norm in norms:
         figures.add(0.1, torch.tensor(1.0), torch.tensor(norm))
     figures.fetch(len(norms))
-    return figures.take()[1]
+    return figures.take()
 
 
 def test_a_step_that_the_loss_scaler_skips_is_no_divergence_and_leaves_no_infinity():

@@ -67,16 +67,16 @@ def check_against_the_limit(folder, source, assignments, closeness):
     config = tiny_config(folder, [f"data.source={folder / 'markov.txt'}", "sample.length=0", *assignments])
     trainer = make_trainer(config)
     trainer.fit()
-    val = trainer.corpus.vocab.decode(trainer.corpus.val)
+    val = trainer.data.corpus.vocab.decode(trainer.data.corpus.val)
     bits = source.surprises(val)
     error = bits.std() / math.sqrt(len(bits))
-    reached = trainer.metrics["val/stream/bpc"]
+    reached = trainer.metrics.latest["val/stream/bpc"]
     assert bits.mean() == pytest.approx(source.entropy_rate, abs=4 * error)
     # On the same text, the excess over the source's own surprise is a divergence: only chance makes it negative.
     assert reached > bits.mean() - error / 4
     assert reached < closeness * bits.mean()
 
-    best = load_for_inference(trainer.run_dir)
+    best = load_for_inference(trainer.checkpoints.run_dir)
     export_checkpoint(best, folder / "model.onnx")
     (folder / "val.txt").write_bytes(val.encode())
     done = CliRunner().invoke(app, ["score", str(folder / "model.onnx"), str(folder / "val.txt"), "--json"])

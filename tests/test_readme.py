@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
     trainer.fit()
     run = folder / "checkpoints" / "shakespeare"
     run.parent.mkdir()
-    trainer.run_dir.rename(run)
+    trainer.checkpoints.run_dir.rename(run)
     shutil.copy(SHIPPED, run / "model.onnx")
     shutil.copy(SHIPPED, folder / "checkpoints" / "shakespeare.onnx")
     (folder / "novel.txt").write_text("It was a dark night, and the owls were out.\n" * 50)

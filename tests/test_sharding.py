@@ -63,7 +63,7 @@ def test_ranks_and_their_micro_batches_cut_a_batch_as_a_single_process_with_more
 @given(sharings())
 def test_a_ranks_lane_stays_its_own_within_an_epoch(sharing):
     plan, step, world, _ = sharing
-    if plan.windows == "sliding" or plan.batch(step + 1).fresh.any():
+    if plan.windows == "sliding" or plan.batch(step + 1).reset.any():
         return
     for rank in range(world):
         rows = rank_slice(plan.batch_size, rank, world)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.cli import configure_logging
 from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, PreemptedError, RunStoppedError
+from charrnn.log import configure_logging
 from train.distributed.signals import StopSignals, stop_error
 
 ROOT = Path(__file__).parent.parent

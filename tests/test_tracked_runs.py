@@ -72,7 +72,7 @@ def killed_at(step, config, folder):
         "step = Trainer.train_step\n"
         "def killed(trainer):\n"
         "    if trainer.progress.step == int(sys.argv[2]):\n"
-        "        trainer.writer.wait()\n"
+        "        trainer.checkpoints.wait()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    step(trainer)\n"
         "Trainer.train_step = killed\n"

@@ -1,6 +1,7 @@
 """A run's batches: how many there are, and from window starts to tensors where the model is."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.config import RunConfig
-from charrnn.data.corpus import check_ids
+from charrnn.data.corpus import Corpus, check_ids
 from charrnn.errors import TrainingError
 from charrnn.io import release_pages
-from charrnn.vocab import Ids
-from charrnn.windows import WindowPlan
+from charrnn.vocab import Ids, Vocab
+from charrnn.windows import Batch, WindowPlan
 
 _MOST_RESIDENT = 64 << 20  # bytes of a memory-mapped file
 _FAULT_AROUND = 64 << 10  # bytes that Linux maps around each place that is read
@@ -117,6 +118,38 @@ def _narrowest(ids: np.dtype, table: NDArray[np.int64] | None) -> np.dtype:
 def _fits(num_bytes: int, device: torch.device) -> bool:
     """Whether so much of a split may lie on the device: at most half of what is free, for the model comes after it."""
     return device.type != "cuda" or num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A run's splits, and this rank's part of each batch.
+
+    Attributes:
+        corpus: Where the splits come from.
+        vocab: The model's, which the corpus's may differ from.
+        train: Training split.
+        val: Validation split.
+        plan: Batches of the training split.
+        rows: This rank's rows of a batch.
+    """
+
+    corpus: Corpus
+    vocab: Vocab
+    train: IdSource
+    val: IdSource
+    plan: WindowPlan
+    rows: slice
+
+    def read(self, step: int) -> tuple[Batch, Tensor]:
+        """The global batch of step number `step` (from 0), and this rank's windows of it, (B / world, T + 1).
+
+        Raises:
+            TrainingError: A window leaves the text.
+        """
+        batch = self.plan.batch(step)
+        starts = batch.starts[self.rows]  # (B / world,)
+        check_inside(starts, self.plan.seq_len + 1, len(self.train), step)
+        return batch, self.train.windows(starts, self.plan.seq_len + 1)
 
 
 def check_inside(starts: NDArray[np.int64], length: int, num_chars: int, step: int) -> None:

@@ -11,7 +11,7 @@ import typer
 from charrnn.cli import ResilientStream, run_command
 from charrnn.config import UNSIZED, RunConfig, load_config
 from charrnn.data.download import without_credentials
-from charrnn.errors import EXIT_USER_FAULT
+from charrnn.errors import EXIT_USER_ERROR
 
 # torchrun ends all processes once one has failed: the one that reports an error common to all must exit first.
 _REPORT_S = 2.0
@@ -122,7 +122,7 @@ def main() -> None:
     try:
         run_command(app, report=reports)
     except SystemExit as end:
-        if end.code == EXIT_USER_FAULT and not reports:
+        if end.code == EXIT_USER_ERROR and not reports:
             time.sleep(_REPORT_S)
         leave(int(end.code or 0))
 

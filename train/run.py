@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
-from charrnn.cli import configure_logging
 from charrnn.config import RunConfig, dump_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
 from charrnn.io import expand_user
+from charrnn.log import configure_logging
 from train.checkpoint.format import BEST, load_for_inference, remove_unfinished
 from train.checkpoint.resume import StartingPoint, check_same_start, identity_fields, starting_point
 from train.checkpoint.run_lock import only_run_in
@@ -88,16 +87,25 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
             heartbeat=watchdog.heartbeat,
             peak_flops=peak and peak * collectives.world_size,
         )
-        recorder.lines([*opening_lines(trainer, torch.get_num_threads(), start), *explanation])
+        opening = opening_lines(
+            config,
+            trainer.data,
+            start,
+            accelerator,
+            run_dir,
+            num_parameters=trainer.model.num_parameters(),
+            total_steps=trainer.schedule.total_steps,
+        )
+        recorder.lines([*opening, *explanation])
         with signals.handled():
             return train_and_export(trainer, watchdog)
 
 
 def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
     """The run proper. Returns the model file on the main process. Raises: CharRNNError, as `run` does."""
-    collectives, recorder, p = trainer.collectives, trainer.recorder, trainer.progress
+    collectives, recorder, p = trainer.control.collectives, trainer.recorder, trainer.progress
     try:
-        display = recorder.display(p.step, p.elapsed_s, trainer.total_steps, trainer.plan.steps_per_epoch)
+        display = recorder.display(p.step, p.elapsed_s, trainer.schedule.total_steps, trainer.data.plan.steps_per_epoch)
         with display, watchdog.training():
             trainer.fit()
         # Together: a launcher takes the first rank to leave for a failure, and ends the others.
@@ -108,8 +116,8 @@ def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
             raise
         recorder.close()
         watchdog.exit(failure)
-    if trainer.stopped_by:
-        raise stop_error(trainer.stopped_by, stopped_line(trainer))
+    if stopped_by := trainer.control.stopped_by:
+        raise stop_error(stopped_by, stopped_line(stopped_by, trainer.progress.step, trainer.checkpoints.run_dir))
     trainer.accelerator.end_training()
     return model_file
 
@@ -190,13 +198,14 @@ def write_run_config(config: RunConfig, run_dir: Path) -> None:
 
 def finish(trainer: Trainer) -> Path | None:
     """Ends the tracker's run; on the main process of a run that was not stopped, exports the best checkpoint first."""
-    step = trainer.progress.step
-    if trainer.stopped_by or not trainer.accelerator.is_main_process:
-        trainer.recorder.lines(trainer.recorder.finish({}, None, step))
+    run_dir = trainer.checkpoints.run_dir
+    if trainer.control.stopped_by or not trainer.accelerator.is_main_process:
+        trainer.recorder.lines(trainer.recorder.finish({}, None, trainer.progress.step))
         return None
-    best = load_for_inference(trainer.run_dir / BEST)
-    model_file = trainer.run_dir / "model.onnx"
+    best = load_for_inference(run_dir / BEST)
+    model_file = run_dir / "model.onnx"
     difference = export_checkpoint(best, model_file)
     tracker_lines = trainer.recorder.finish(best.trainer["metrics"], model_file, best.step)
-    trainer.recorder.lines(closing_lines(trainer, best, model_file, difference) + tracker_lines)
+    closing = closing_lines(trainer.data, trainer.progress, best, run_dir, model_file, difference)
+    trainer.recorder.lines(closing + tracker_lines)
     return model_file

@@ -34,7 +34,7 @@ from benchmarks.reliability.runs import (
     strike,
     strike_start,
 )
-from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_FAULT
+from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_ERROR
 from train.checkpoint.format import load_newest, save_step
 
 # About what a run takes to begin training.
@@ -141,7 +141,7 @@ def ended_with(code: int, words: str, launch: Launch, launcher_code: int) -> str
     """Every process must have left with `code`, and `words`, a regular expression, must have been said."""
     codes = launch.codes()
     ranks = {e["rank"] for e in launch.happened("start")}
-    if code == EXIT_USER_FAULT:  # rank 0 tells it and leaves; the others wait for that, and torchrun ends them
+    if code == EXIT_USER_ERROR:  # rank 0 tells it and leaves; the others wait for that, and torchrun ends them
         ranks = {0} | set(codes)
     if codes != dict.fromkeys(ranks, code):
         return f"the processes left with {codes}, the launcher with {launcher_code}: {launch.said[-1000:]}"
@@ -267,12 +267,12 @@ def file_limit(draw: Draw) -> Blow:
 def refused_by_disk(launch: Launch, code: int) -> str:
     """The run must have ended, and named its folder."""
     words = rf"error: cannot write [^\n]*{re.escape(launch.run_dir.name)}[^\n]*; free space"
-    return ended_with(EXIT_USER_FAULT, words, launch, code)
+    return ended_with(EXIT_USER_ERROR, words, launch, code)
 
 
 def wrong_number(action: str, words: str, draw: Draw) -> Blow:
     """A wrong number on one rank of two; all must end, with the same words."""
-    judge = partial(ended_with, EXIT_USER_FAULT, words)
+    judge = partial(ended_with, EXIT_USER_ERROR, words)
     return Blow(Fault(action, call=draw.randint(2, 9), rank=draw.randrange(2)), judge=judge)
 
 
@@ -344,7 +344,7 @@ def spoil_all(draw: Draw, runs: Runs, newest: Path) -> str:
     for folder in folders:
         shutil.rmtree(folder)
         shutil.move(copies / folder.name, folder)
-    return ended_with(EXIT_USER_FAULT, f"none of the {len(folders)} checkpoint", launch, code)
+    return ended_with(EXIT_USER_ERROR, f"none of the {len(folders)} checkpoint", launch, code)
 
 
 def claim_lock(draw: Draw, runs: Runs, newest: Path) -> str:

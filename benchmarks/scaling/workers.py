@@ -36,8 +36,8 @@ class Worker:
         def mark(key: Any) -> None:
             self._marks[key] = time.perf_counter()
 
-        self.trainer.loss_module.register_forward_pre_hook(lambda *_: mark("forward began"))
-        self.trainer.loss_module.register_forward_hook(lambda *_: mark("forward ended"))
+        self.trainer.update.loss_module.register_forward_pre_hook(lambda *_: mark("forward began"))
+        self.trainer.update.loss_module.register_forward_hook(lambda *_: mark("forward ended"))
         for i, parameter in enumerate(self.parameters):
             parameter.register_post_accumulate_grad_hook(lambda _, i=i: mark(i))
 
@@ -57,8 +57,8 @@ class Worker:
         """Times one iteration of the training loop, and before it, apart, the two calls that read its windows."""
         trainer = self.trainer
         began = time.perf_counter()
-        batch = trainer.plan.batch(trainer.progress.step)
-        trainer.train_ids.windows(batch.starts[trainer.rows], trainer.plan.seq_len + 1)
+        batch = trainer.data.plan.batch(trainer.progress.step)
+        trainer.data.train.windows(batch.starts[trainer.data.rows], trainer.data.plan.seq_len + 1)
         step_began = time.perf_counter()
         if agree:
             synchronize(trainer)
@@ -76,7 +76,7 @@ class Worker:
         return seconds, [at - forward_ended for at in gradients]
 
     def _silent(self) -> tuple[Metrics, list[float]]:
-        with self.trainer.accelerator.no_sync(self.trainer.loss_module):
+        with self.trainer.accelerator.no_sync(self.trainer.update.loss_module):
             return self._step(agree=False)
 
     def _allreduce(self) -> tuple[Metrics, list[float]]:
@@ -86,7 +86,8 @@ class Worker:
 
     def message(self) -> Message:
         """Returns the gradients, in the buckets that DDP arranged after its first step."""
-        log = self.trainer.loss_module._get_ddp_logging_data()
+        module: Any = self.trainer.update.loss_module
+        log = module._get_ddp_logging_data()
         buckets = log["rebuilt_per_bucket_param_indices"].split(",")
         return Message(self.sizes, [[int(i) for i in bucket.split()] for bucket in buckets])
 
@@ -95,7 +96,7 @@ def work(port: int, options: dict[str, Any]) -> None:
     """Runs a worker until the parent closes its connection."""
     worker = Worker(options)
     with Client(("127.0.0.1", port)) as parent, contextlib.suppress(EOFError):
-        parent.send((worker.trainer.collectives.world_size, worker.trainer.collectives.rank))
+        parent.send((worker.trainer.control.collectives.world_size, worker.trainer.control.collectives.rank))
         while True:
             order = parent.recv()
             parent.send(worker.turn(*order) if order else worker.message())

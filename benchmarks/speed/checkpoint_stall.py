@@ -44,7 +44,7 @@ def main(
         trainer = make_trainer(write_random_text(options | {"train.threads": 0, "train.mixed_precision": precision}))
         trainer.train_step()  # the first finds cold caches
         taken = in_turns({"round": lambda: one_round(trainer, steps)}, rounds)["round"]
-        size_bytes = sum(file.stat().st_size for file in step_folders(trainer.run_dir)[0].iterdir())
+        size_bytes = sum(file.stat().st_size for file in step_folders(trainer.checkpoints.run_dir)[0].iterdir())
     print(machine_line())
     print(
         f"size     {rnn} {num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
@@ -62,8 +62,8 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     step = statistics.median(seconds_of(trainer.train_step) for _ in range(steps))
     snapshot = seconds_of(lambda: trainer.save(step=True))
     beside = sum(seconds_of(trainer.train_step) for _ in range(steps))
-    trainer.writer.wait()
-    waited = seconds_of(lambda: trainer.save(step=True)) + seconds_of(trainer.writer.wait)
+    trainer.checkpoints.wait()
+    waited = seconds_of(lambda: trainer.save(step=True)) + seconds_of(trainer.checkpoints.wait)
     return {
         "step": step,
         "snapshot": snapshot / step,

@@ -140,7 +140,7 @@ def train(text: str, cache: str) -> dict[str, Any]:
 
     def read_batches() -> None:
         for step in range(STEPS):
-            trainer.train_ids.windows(trainer.plan.batch(step).starts, SEQ_LEN + 1)
+            trainer.data.train.windows(trainer.data.plan.batch(step).starts, SEQ_LEN + 1)
 
     input_s = seconds_of(read_batches) / STEPS
     growth = process.memory_info().rss - before

@@ -41,7 +41,7 @@ from charrnn.errors import ConfigError, CorpusError, TrainingError
 from charrnn.windows import window_batches
 from train.dataloader import IdSource
 from train.distributed.setup import make_accelerator, set_threads
-from train.flops import peak_flops
+from train.flops import flops_per_char, peak_flops
 from train.memory import keep_freed_memory
 from train.precision import cpu_multiplies_bf16
 from train.tracking.summary import device_name
@@ -115,7 +115,7 @@ class Ours:
         self.model: nn.Module = self._trainer.model
         self.precision = self._trainer.accelerator.mixed_precision
         self.name = f"{config.model.rnn} {config.model.num_layers} x {config.model.hidden_dim}"
-        self.flops_per_char = self._trainer.flops_per_char
+        self.flops_per_char = flops_per_char(config.model, len(self._trainer.data.vocab))
         self.chars_per_step = config.data.batch_size * config.data.seq_len
 
     def train_step(self) -> bool:

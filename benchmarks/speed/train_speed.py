@@ -67,7 +67,7 @@ class Turn:
 def trainer_steps(config: RunConfig) -> Iterator[float]:
     """Runs the trainer's loop; yields, at every step, the seconds of input, synchronisation and logging."""
     trainer = make_trainer(config, log=True)
-    with trainer.recorder.display(0, 0.0, 0, trainer.plan.steps_per_epoch):
+    with trainer.recorder.display(0, 0.0, 0, trainer.data.plan.steps_per_epoch):
         while True:
             began = time.perf_counter()
             synchronize(trainer)

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from charrnn.cli import configure_logging, run_command
+from charrnn.cli import run_command
 from charrnn.config import DataConfig, load_config
 from charrnn.data.corpus import Corpus, find_parts, prepare
 from charrnn.data.stats import Lines, count_lines, entropies
+from charrnn.log import configure_logging
 from charrnn.windows import SPLITS, largest_batch
 
 _CHUNK = 1 << 24
