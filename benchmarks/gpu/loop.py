@@ -82,7 +82,7 @@ def _weights_after(setup: Setup, config: RunConfig, graph: bool, *segments: int)
 
 def _save(trainer: Trainer) -> None:
     trainer.save(step=True)
-    trainer.writer.wait()
+    trainer.checkpoints.wait()
 
 
 def _largest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
@@ -111,9 +111,9 @@ def dynamic(setup: Setup) -> Value:
     config = setup.config(model__rnn="LSTM", model__layer_norm=True)
     trainer = setup.trainer(config, setup.folder("dynamic"))
     train(trainer, setup.size(100, 10))
-    short = IdSource(trainer.corpus.val[: setup.size(4000, 400)], setup.device)
-    fixed = dynamic_loss(trainer.model, short, trainer.train_ids, DynamicOptions(lr=0.0, decay=0.0, statistics=20))
-    moved = dynamic_loss(trainer.model, short, trainer.train_ids, DynamicOptions(statistics=20))
+    short = IdSource(trainer.data.corpus.val[: setup.size(4000, 400)], setup.device)
+    fixed = dynamic_loss(trainer.model, short, trainer.data.train, DynamicOptions(lr=0.0, decay=0.0, statistics=20))
+    moved = dynamic_loss(trainer.model, short, trainer.data.train, DynamicOptions(statistics=20))
     values = [side["dynamic/stream/loss"] for side in (fixed, moved)]
     return {"ok": values[1] < values[0], "fixed, dynamic": values}
 

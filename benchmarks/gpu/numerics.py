@@ -39,15 +39,19 @@ def environment(setup: Setup) -> Value:
             "cuDNN": torch.backends.cudnn.version(),
             "NCCL": ".".join(map(str, torch.cuda.nccl.version())),
             "published peak, bf16 and fp32": [published_peak(name, p) for p in ("bf16", "no")],
-            "requested kernels": {
-                f"{config}, {precision}": sorted(
-                    {algorithm(c, gpu, backward=b).value for c in calls for b in (False, True)}
-                )
-                for config in ("gpu-quick.yaml", "shakespeare.yaml")
-                for precision, dtype in _DTYPES.items()
-                for calls in [training_calls(setup.config(config), dtype)]
-            },
+            "requested kernels": _requested(setup, gpu),
         }
+    return found
+
+
+def _requested(setup: Setup, gpu: Gpu) -> Value:
+    """The kernels that torch requests from cuDNN for the recipes, by precision."""
+    found: Value = {}
+    for name in ("gpu-quick.yaml", "shakespeare.yaml"):
+        for precision, dtype in _DTYPES.items():
+            calls = training_calls(setup.config(name), dtype)
+            kinds = {algorithm(call, gpu, backward=backward) for call in calls for backward in (False, True)}
+            found[f"{name}, {precision}"] = sorted(kinds)
     return found
 
 
@@ -162,11 +166,11 @@ def evaluation(setup: Setup) -> Value:
     trainer = setup.trainer(config, setup.folder("evaluation"))
     train(trainer, setup.size(150, 10))
     allow_tf32(True)  # torch's default for cuDNN
-    here = evaluate(trainer.model, trainer.val_ids, config.eval, trainer.accelerator)
+    here = evaluate(trainer.model, trainer.data.val, config.eval, trainer.accelerator)
     weights = {name: value.cpu() for name, value in trainer.model.state_dict().items()}
     other = setup.trainer(config, setup.folder("evaluation"), cpu=True)
     other.model.load_state_dict(weights)
-    there = evaluate(other.model, IdSource(other.corpus.val, torch.device("cpu")), config.eval, other.accelerator)
+    there = evaluate(other.model, IdSource(other.data.corpus.val, torch.device("cpu")), config.eval, other.accelerator)
     allow_tf32(False)
     differences = {name: abs(here[name] - there[name]) for name in here if name.endswith("loss")}
     return {"ok": max(differences.values()) < 2e-5, **differences}
@@ -180,7 +184,7 @@ def precisions(setup: Setup) -> Value:
         config = setup.config("shakespeare.yaml", train__mixed_precision=precision, **options)
         trainer = setup.trainer(config, setup.folder("precision"))
         losses = train(trainer, setup.size(300, 20))
-        validation = evaluate(trainer.model, trainer.val_ids, config.eval, trainer.accelerator)
+        validation = evaluate(trainer.model, trainer.data.val, config.eval, trainer.accelerator)
         scaler = trainer.accelerator.scaler
         found[precision] = {
             "used": trainer.accelerator.mixed_precision,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
+from benchmarks.training import log_if_due, reset_accelerator, synchronize
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.resume import starting_point
@@ -136,7 +136,7 @@ class Setup:
         trainer = Trainer(config, corpus, start, accelerator, run_dir, ListRecorder())
         if graph and not self.on_gpu:
             replay_without_gpu(trainer)
-        assert (trainer.graphed is not None) == graph
+        assert (trainer.update.graphed is not None) == graph
         return trainer
 
     def with_graph(self, config: RunConfig) -> RunConfig:
@@ -145,26 +145,18 @@ class Setup:
         return config.model_copy(update={"train": section})
 
 
-def reset_accelerator() -> None:
-    """Let the next Accelerator have settings of its own: Accelerate keeps them for the process."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
 def replay_without_gpu(trainer: Trainer) -> None:
     """Have the trainer run its step over static buffers, as one does whose step is captured."""
-    trainer.graphed = GraphedUpdate(
-        trainer._update, trainer.optimizer.optimizer, trainer.carried, trainer.config.data.seq_len, DirectCapture()
-    )
+    update, seq_len = trainer.update, trainer.config.data.seq_len
+    update.graphed = GraphedUpdate(update.compute, update.optimizer, update.state, seq_len, DirectCapture())
 
 
 def train(trainer: Trainer, steps: int) -> list[float]:
     """Make `steps` training steps as `fit` does, without evaluations; returns the losses recorded so far."""
     for _ in range(steps):
-        trainer._go_on()
+        synchronize(trainer)
         trainer.train_step()
-        if trainer.progress.step % trainer.config.log.every == 0:
-            trainer.log()
+        log_if_due(trainer)
     assert isinstance(trainer.recorder, ListRecorder)
     return trainer.recorder.losses()
 

@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.results import Results, Value
 from benchmarks.gpu.setup import Setup, train
+from benchmarks.training import synchronize
 from train.cuda_graph import CudaCapture
-from train.flops import peak_flops
+from train.flops import flops_per_char, peak_flops
 from train.trainer import Trainer
 
 # Label -> config file and options: the seed's sizes, two wider ones, and the recipes.
@@ -30,7 +31,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 def timed(setup: Setup, function: Callable[[], object], count: int) -> float:
     """The median seconds of a call, by events on a GPU."""
     function()
-    synchronize(setup)
+    wait(setup)
     seconds = []
     for _ in range(count):
         if setup.on_gpu:
@@ -47,7 +48,7 @@ def timed(setup: Setup, function: Callable[[], object], count: int) -> float:
     return statistics.median(seconds)
 
 
-def synchronize(setup: Setup) -> None:
+def wait(setup: Setup) -> None:
     """Wait for the device."""
     if setup.on_gpu:
         torch.cuda.synchronize()
@@ -105,14 +106,15 @@ def throughput(setup: Setup, name: str, *, precision: str, graph: bool) -> Value
         torch.cuda.reset_peak_memory_stats()
     trainer = setup.trainer(config, setup.folder("throughput"), graph=graph)
     train(trainer, 10)
-    synchronize(setup)
+    wait(setup)
     count = setup.size(40, 5)
     began = time.perf_counter()
     train(trainer, count)
-    synchronize(setup)
+    wait(setup)
     seconds = (time.perf_counter() - began) / count
     chars = config.data.batch_size * config.data.seq_len / seconds
-    flops, peak = chars * trainer.flops_per_char, peak_flops(setup.device, "bf16")
+    flops = chars * flops_per_char(config.model, len(trainer.data.vocab))
+    peak = peak_flops(setup.device, "bf16")
     return {
         "chars/s": round(chars),
         "ms a step": round(1e3 * seconds, 3),
@@ -126,13 +128,13 @@ def throughput(setup: Setup, name: str, *, precision: str, graph: bool) -> Value
 
 def _host_us(setup: Setup, trainer: Trainer, count: int = 8) -> float:
     """us until the host is done with a step, while the device may still be at it: of so few steps that none waits."""
-    synchronize(setup)
+    wait(setup)
     began = time.perf_counter()
     for _ in range(count):
-        trainer._go_on()
+        synchronize(trainer)
         trainer.train_step()
     seconds = (time.perf_counter() - began) / count
-    synchronize(setup)
+    wait(setup)
     return round(1e6 * seconds)
 
 
@@ -142,12 +144,12 @@ def idle(setup: Setup, name: str, *, precision: str, graph: bool, count: int = 1
     config = setup.config(file, train__mixed_precision=precision, log__every=10**6, **options)
     trainer = setup.trainer(config, setup.folder("idle"), graph=graph)
     train(trainer, 10)
-    synchronize(setup)
+    wait(setup)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.on_gpu else [])]
     with profile(activities=activities) as profiler:
         began = time.perf_counter()
         train(trainer, count)
-        synchronize(setup)
+        wait(setup)
         wall = time.perf_counter() - began
     kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     spans = sorted((e.time_range.start, e.time_range.end) for e in kernels)
