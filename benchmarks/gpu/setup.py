@@ -26,7 +26,7 @@ class ListRecorder(Recorder):
     """Keep the records in memory."""
 
     def __init__(self) -> None:
-        super().__init__(None, None, None)
+        super().__init__()
         self.records: list[dict[str, Any]] = []
 
     def record(self, values: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ class Setup:
                 os.environ["ACCELERATE_USE_CPU"] = before
         assert (accelerator.device.type == "cuda") == (self.on_gpu and not cpu)
         corpus = prepare(config.data)
-        start = starting_point(config, corpus, run_dir, resume=True, warn=print)
+        start = starting_point(config, corpus, run_dir, resume=True)
         trainer = Trainer(config, corpus, start, accelerator, run_dir, ListRecorder())
         if graph and not self.on_gpu:
             replay_without_gpu(trainer)
