@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
@@ -157,9 +156,9 @@ def generate(
     lead = engine.vocab.decode(engine.vocab.encode(text, unknown.value)) if echo else ""
     pieces: Iterable[str]
     if num_samples == 1:
-        pieces = itertools.chain([lead], timing.count(engine.generate(text, length, **asdict(options), **how)), ["\n"])
+        pieces = itertools.chain([lead], timing.count(engine.generate(text, length, options, **how)), ["\n"])
     else:
-        texts = timing.count(engine.generate_batch(text, num_samples, length, **asdict(options), **how))
+        texts = timing.count(engine.generate_batch(text, num_samples, length, options, **how))
         pieces = (f"--- sample {i} (seed {seed + i - 1}) ---\n{lead}{t}\n" for i, t in enumerate(texts, 1))
     _warn_of_unknown(engine.vocab.unknown_in(text), unknown)
     for piece in pieces if stream else ["".join(pieces)]:
@@ -277,7 +276,7 @@ def serve(
         float, typer.Option(min=0, max=86400, help="Seconds for running requests to finish after SIGTERM or Ctrl-C.")
     ] = 10,
     api_key: Annotated[
-        str | None, typer.Option(help="API key that requests to /v1 must carry; better in CHARRNN_API_KEY.")
+        str | None, typer.Option(help="API key that requests must carry; better in CHARRNN_API_KEY.")
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Allowed CORS origin; repeat for several; * is all.")

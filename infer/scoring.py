@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.errors import CorpusError, ModelFileError
+from charrnn.sampling import log_softmax
 from charrnn.vocab import Unknown
 from charrnn.windows import EvalBatch, split_bounds, stream_batch, window_batches
 from infer.texts import decode
@@ -157,10 +158,7 @@ def evaluate(
 
 def _nll(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """-log softmax(logits)[target], in float64. logits: (R, T, V), targets: (R, T). Returns (R, T)."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    chosen = np.take_along_axis(wide, targets[..., None], axis=-1)[..., 0]  # (R, T)
-    return np.log(np.exp(wide).sum(axis=-1)) - chosen
+    return -np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
 
 
 def _eval_fields(engine: "Engine") -> dict[str, int]:

@@ -117,7 +117,7 @@ def saved_steps(config: RunConfig) -> list[int]:
     """The steps of the run's checkpoints, newest first; of the newest, only if it is whole."""
     run_dir = Path(config.train.run_dir)
     steps = [int(folder.name.removeprefix("step-")) for folder in step_folders(run_dir)]
-    newest = load_newest(run_dir, lambda line: None) if steps else None
+    newest = load_newest(run_dir) if steps else None
     assert (newest.step if newest else None) == (steps[0] if steps else None)
     return steps
 

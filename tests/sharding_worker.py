@@ -225,7 +225,8 @@ def train_segment(folder: Path, segment: Segment) -> dict[str, Any]:
     """Trains it, and returns what this process saw of it."""
     config = run_config(folder, (*segment.settings, f"train.max_steps={segment.steps}"), segment.run)
     recorder = ListRecorder()
-    trainer = make_rank(config, recorder)
+    with training.logged() as messages:
+        trainer = make_rank(config, recorder)
     figures: dict[str, Any] = {
         "processes": trainer.accelerator.num_processes,
         "first_step": trainer.progress.step + 1,
@@ -240,7 +241,7 @@ def train_segment(folder: Path, segment: Segment) -> dict[str, Any]:
         "grad_norm": [r["train/grad_norm"] for r in recorder.records if "train/grad_norm" in r],
         "stream": [r["val/stream/loss"] for r in recorder.records if "val/stream/loss" in r],
         "windows": [r["val/windows/loss"] for r in recorder.records if "val/windows/loss" in r],
-        "messages": recorder.messages,
+        "messages": messages,
         "state_after": as_lists(trainer.update.state),
         "weights": zlib.crc32(b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())),
         **vars(seen),

@@ -12,7 +12,7 @@ from charrnn.errors import CheckpointError
 from infer.engine import Engine
 from train.base import base_folder, shrink
 from train.checkpoint.format import load, load_for_inference
-from train.checkpoint.resume import plain_form
+from train.checkpoint.vocab_transfer import plain_form
 from train.export.exporter import export_checkpoint
 
 TINY = ["model.rnn=LSTM", "model.layer_norm=true"]

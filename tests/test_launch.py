@@ -388,7 +388,7 @@ def torchrun(folder, *arguments):
 
 def step_of(run_dir):
     """The newest whole checkpoint's."""
-    checkpoint = load_newest(run_dir, lambda text: None)
+    checkpoint = load_newest(run_dir)
     return checkpoint.step if checkpoint else 0
 
 

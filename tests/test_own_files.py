@@ -9,7 +9,7 @@ from training import fresh_accelerator, some_text, tiny_config
 from charrnn.config import load_config
 from charrnn.data.corpus import prepare
 from charrnn.errors import ConfigError, CorpusError
-from train.checkpoint.run_lock import only_run_in
+from train.checkpoint.run_lock import exclusive
 from train.run import run
 
 
@@ -41,7 +41,7 @@ def test_a_run_on_a_folder_with_its_own_files_resumes(source, run_dir):
 @pytest.mark.parametrize("pattern", ["data", "data/**", "data/*/*", "dat*/*/*"])
 def test_caches_and_run_folders_are_left_out_with_one_note(pattern):
     prepare(load_config(None, {"data.source": "data/mine.txt", "data.cache_dir": "data"}).data)
-    with only_run_in(Path("data/run")):
+    with exclusive(Path("data/run")):
         Path("data/run/metrics.jsonl").write_text("{}\n")
         Path("data/sub").mkdir()
         Path("data/sub/more.txt").write_text("text\n")

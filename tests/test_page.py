@@ -18,6 +18,7 @@ import pytest
 from page_server import page_server
 from tiny_models import CHARS, write_model
 
+from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer.engine import Engine
 
@@ -232,7 +233,7 @@ def test_it_writes_the_text_of_its_seed_and_says_how_fast(page, folder):
     page.put("#prompt textarea", "ROMEO: a")
     page.write(300, seed="7")
     page.until(lambda: page.chars() == 300)
-    written = "".join(Engine(folder / "small.onnx").generate("ROMEO: a", length=300, temperature=0.8, seed=7))
+    written = "".join(Engine(folder / "small.onnx").generate("ROMEO: a", 300, SamplingOptions(0.8), seed=7))
     assert page.paper() == f"ROMEO: a{written}".strip()
     assert "chars/s" in page.text("#metrics")
     assert "seed 7" in page.text("#metrics")

@@ -81,14 +81,12 @@ def test_a_batch_mismatch_is_refused_with_ranks_and_step():
 
 def test_ranks_that_would_not_start_alike_are_refused():
     check_same_start([(5, "a"), (5, "a"), (5, "a")], "runs/one")
-    with pytest.raises(
-        CheckpointError, match=r"^process 2 finds step 5 in runs/one, process 0 step 10; put the run fold"
-    ):
+    with pytest.raises(CheckpointError, match=r"^rank 2 finds step 5 in runs/one, rank 0 step 10; put the run fold"):
         check_same_start([(10, "a"), (10, "a"), (5, "a")], "runs/one")
-    with pytest.raises(CheckpointError, match=r"^process 1 finds step 5 in runs/one, process 0 step 0"):
+    with pytest.raises(CheckpointError, match=r"^rank 1 finds step 5 in runs/one, rank 0 step 0"):
         check_same_start([(0, "a"), (5, "a")], "runs/one")
     with pytest.raises(
-        CorpusError, match=r"^process 1 has another text .* SHA-256 bbbbbbbbbbbb\.\.\. and aaaaaaaaaaaa\.\."
+        CorpusError, match=r"^corpus mismatch: rank 1 has SHA-256 bbbbbbbbbbbb\.\.\., rank 0 aaaaaaaaaaaa\.\."
     ):
         check_same_start([(5, "a" * 64), (10, "b" * 64)], "runs/one")
 
@@ -188,8 +186,8 @@ def test_each_process_refuses_another_number_of_them(seen):
 @pytest.mark.parametrize(
     ("name", "kind", "text"),
     [
-        ("different_steps", "CheckpointError", "process 1 finds step 0 in "),
-        ("different_texts", "CorpusError", "process 1 has another text than process 0"),
+        ("different_steps", "CheckpointError", "rank 1 finds step 0 in "),
+        ("different_texts", "CorpusError", "corpus mismatch: rank 1 has SHA-256 "),
         ("damaged_on_one", "CheckpointError", "rank 1: none of the 1 checkpoint(s) in "),
     ],
 )

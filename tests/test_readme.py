@@ -15,6 +15,7 @@ from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
 import train.run
+from charrnn.sampling import SamplingOptions
 from infer import Engine
 from train import main
 
@@ -107,7 +108,9 @@ def test_the_sample_at_the_top_is_what_its_command_prints():
     lead = options["-p"]
     engine = Engine()
     text = lead + "".join(
-        engine.generate(lead, int(options["-n"]), float(options.get("--temp", 0.8)), seed=int(options["--seed"]))
+        engine.generate(
+            lead, int(options["-n"]), SamplingOptions(float(options.get("--temp", 0.8))), seed=int(options["--seed"])
+        )
     )
     # Another processor's last digits may turn one draw in a very long text; not so soon.
     assert text[:100] == printed[:100]

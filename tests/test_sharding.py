@@ -277,7 +277,7 @@ def test_after_a_change_in_their_number_the_ranks_draw_other_dropout_masks_and_t
     resumed = by_rank(launched, 4, "dropout-resumed")
     assert len({rank["generator"] for rank in resumed}) == 4
     assert "2 process(es) before, 4 now" in resumed[0]["messages"][0]
-    assert "random generators start anew" in resumed[0]["messages"][0]
+    assert "random generators are reseeded" in resumed[0]["messages"][0]
 
 
 @launches
@@ -287,6 +287,6 @@ def test_with_the_same_number_dropout_goes_on_bit_for_bit_and_nothing_is_said(la
     ):
         assert begun["loss"] + resumed["loss"] == whole["loss"]
         assert resumed["weights"] == whole["weights"]
-        assert not any("anew" in message for message in resumed["messages"])
+        assert not any("reseeded" in message for message in resumed["messages"])
     masks = by_rank(launched, 2, "dropout-whole")
     assert masks[0]["generator"] != masks[1]["generator"]

@@ -63,7 +63,7 @@ def test_a_text_alone_is_enough_and_the_same_command_again_resumes(folder, capsy
     started(train__max_steps=20)
     assert "resumed at step 12" in (printed := capsys.readouterr().err)
     assert "recipe" not in printed
-    assert load_newest(run_dir, pytest.fail).step == 20
+    assert load_newest(run_dir).step == 20
     again = load_config(run_dir / "config.yaml", {})
     assert again.model_copy(update={"train": config.train}) == config
 

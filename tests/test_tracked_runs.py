@@ -87,7 +87,7 @@ def killed_at(step, config, folder):
 
 
 @pytest.mark.slow
-def test_no_step_is_lost_or_told_twice_when_a_run_is_killed_twice(tmp_path):
+def test_no_step_is_lost_or_logged_twice_when_a_run_is_killed_twice(tmp_path):
     """W&B itself loses what it has not yet written when its process is killed."""
     config = tiny_config(tmp_path, ["tracking.tracker=wandb", "tracking.name=owl", "model.dropout=0.2"])
     killed_at(8, config, tmp_path)
@@ -132,7 +132,7 @@ def test_training_ends_normally_when_the_trackers_folder_cannot_be_written(tmp_p
     (tmp_path / "run" / tracker).write_text("a file where the tracker wants its folder")
     assert segment(config).exists()
     assert sorted(logged(tmp_path / "run")) == list(range(1, 13))
-    assert capfd.readouterr().err.count("training goes on without it") == 1
+    assert capfd.readouterr().err.count("training continues without it") == 1
 
 
 @pytest.mark.parametrize("method", ["log", "finish"])
@@ -146,7 +146,7 @@ def test_training_ends_normally_when_wandb_breaks_on_the_way(tmp_path, monkeypat
     monkeypatch.setattr(WandBTracker, method, broken)
     assert segment(config).exists()
     assert sorted(logged(tmp_path / "run")) == list(range(1, 13))
-    assert capfd.readouterr().err.count("training goes on without it") == 1
+    assert capfd.readouterr().err.count("training continues without it") == 1
 
 
 @pytest.mark.slow

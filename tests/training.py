@@ -1,9 +1,11 @@
 """Small training runs in this process, for the tests of the trainer."""
 
+import contextlib
+import logging
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +60,33 @@ def tiny_config(folder: Path, assignments: Sequence[str] = (), text: str | None 
     return load_config(None, small, assignments)
 
 
+@contextlib.contextmanager
+def logged(level: int = logging.INFO) -> Iterator[list[str]]:
+    """The messages that training logs inside the block, from `level` on."""
+    messages: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("train")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+
+
 class ListRecorder(Recorder):
     """Keeps what is recorded; raises `at` once a record of step `stop_at` comes, as a killed process would end."""
 
     def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__(None, None, None)
+        super().__init__()
         self.records: list[dict[str, Any]] = []
-        self.messages: list[str] = []
         self.stop_at = stop_at
 
     def record(self, values: dict[str, Any]) -> None:
         if values["step"] == self.stop_at:
             raise KeyboardInterrupt
         self.records.append(values)
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
     def losses(self) -> dict[int, float]:
         """step -> train/loss."""
@@ -101,5 +114,5 @@ def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options:
     accelerator = fresh_accelerator()
     corpus = prepare(config.data)
     run_dir = Path(config.train.run_dir)
-    start = starting_point(config, corpus, run_dir, resume=True, warn=lambda text: None)
+    start = starting_point(config, corpus, run_dir, resume=True)
     return Trainer(config, corpus, start, accelerator, run_dir, recorder or ListRecorder(), **options)

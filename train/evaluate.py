@@ -36,7 +36,7 @@ from charrnn.windows import (
     window_batches,
 )
 from train.checkpoint.format import load_for_inference
-from train.checkpoint.resume import table_between
+from train.checkpoint.vocab_transfer import table_between
 from train.dataloader import IdSource, to_device
 from train.dynamic import DynamicOptions, dynamic_loss
 from train.errors import evaluation_out_of_memory, is_out_of_memory

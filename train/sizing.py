@@ -16,7 +16,8 @@ from charrnn.model.rnn import CharRNN
 from charrnn.windows import sampled_stream_batch
 from train.base import base_folder
 from train.checkpoint.format import Checkpoint, load_for_inference, step_folders
-from train.checkpoint.resume import fine_tuning_start, origin_folder
+from train.checkpoint.resume import origin_folder
+from train.checkpoint.vocab_transfer import fine_tuning_start
 from train.dataloader import IdSource
 from train.distributed.collectives import Collectives
 from train.evaluate import nll_sum

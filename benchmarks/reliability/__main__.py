@@ -179,7 +179,7 @@ def kills() -> list[Kind]:
     """A process is gone, or stands still, without a word."""
     phases = [
         ("a step", "step", "`Trainer.train_step`"),
-        ("a checkpoint write", "write", "`_write_folder`, in the thread that writes"),
+        ("a checkpoint write", "write", "`write_folder`, in the thread that writes"),
         ("the replacement of best/", "replacement", "`_replace`, which renames"),
         ("evaluation", "evaluation", "`Trainer.evaluate`, the sample included"),
         ("pruning", "pruning", "`_remove` of an old checkpoint"),
@@ -233,7 +233,7 @@ def stops() -> list[Kind]:
 
 def disks() -> list[Kind]:
     """A checkpoint can't be written."""
-    point = "from a point drawn at random of `_write_folder` on"
+    point = "from a point drawn at random of `write_folder` on"
     meant = "2, and the message names the folder; goes on once there is space"
     full = Kind(
         "full disk",
@@ -253,7 +253,7 @@ def tamperings() -> list[Kind]:
         ("flipped byte", "a byte of a file of the newest, both drawn at random", flip),
         ("missing file", "a file of the newest, drawn at random, deleted", remove_file),
     ]
-    found = [of_runs(n, how, meant, partial(tampered, change, "passing over a damaged")) for n, how, change in changes]
+    found = [of_runs(n, how, meant, partial(tampered, change, "skipping a damaged")) for n, how, change in changes]
     meant = "refused with 2; goes on once they are back"
     every = of_runs(
         "every checkpoint damaged", "one of the three above to each", meant, partial(tampered, spoil_all, "")
@@ -270,7 +270,7 @@ def strangers() -> list[Kind]:
             f"checkpoint of another {donor}",
             f"copied in as the newest, and left there: from a run with another {what}",
             meant,
-            partial(tampered, partial(donate, donor), "of another run"),
+            partial(tampered, partial(donate, donor), "from another run"),
         )
         for donor, what in donors
     ]

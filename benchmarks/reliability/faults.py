@@ -220,7 +220,7 @@ def kill_launcher(draw: Draw) -> Blow:
         strike(launch, signal.SIGKILL, None, draw)
         launch.wait_for_ranks()
 
-    words = "error: lost connection to the rendezvous store .*; the same command again goes on from step"
+    words = "error: lost connection to the rendezvous store .*; rerun the same command to resume from step"
     return Blow(outside=outside, judge=partial(ended_with, EXIT_PEER_LOST, words))
 
 
@@ -238,7 +238,7 @@ def stop_signal(number: int, code: int, target: str, draw: Draw) -> Blow:
     """A signal that asks to stop, to a rank or to the launcher."""
     rank = {"process": 0, "rank": draw.randrange(2), "launcher": None}[target]
     name = signal.Signals(number).name
-    words = rf"stopped by {name} after step (\d+); the same command again goes on from step \1\n"
+    words = rf"stopped by {name} after step (\d+); rerun the same command to resume from step \1\n"
     judge = partial(ended_with, code, words)
     return Blow(outside=lambda launch: strike(launch, number, rank, draw), judge=judge, most_steps=0)
 
@@ -360,7 +360,7 @@ def claim_lock(draw: Draw, runs: Runs, newest: Path) -> str:
 def donate(donor: str, draw: Draw, runs: Runs, newest: Path) -> str:
     """Puts in a checkpoint of another run, whole and of a higher step than any of this run's, where it stays."""
     there = [step_of(p) for p in newest.parent.glob("step-*")]
-    theirs = load_newest(donor_of(runs, donor).parent, print)
+    theirs = load_newest(donor_of(runs, donor).parent)
     assert theirs
     record = theirs.trainer | {"step": max(FOREIGN_STEP, *there) + 1}
     save_step(newest.parent, replace(theirs, trainer=record), keep=len(there) + 1)

@@ -112,10 +112,10 @@ def _evaluates(trainer: Any) -> bool:
 
 PHASES: dict[str, tuple[str, str, Callable[..., bool]]] = {
     "step": ("train.trainer", "Trainer.train_step", _every),
-    "write": ("train.checkpoint.format", "_write_folder", _every),
-    "replacement": ("train.checkpoint.format", "_replace", _replaces_a_folder),
+    "write": ("train.checkpoint.folders", "write_folder", _every),
+    "replacement": ("train.checkpoint.folders", "_replace", _replaces_a_folder),
     "evaluation": ("train.trainer", "Trainer.evaluate", _evaluates),
-    "pruning": ("train.checkpoint.format", "_remove", _prunes),
+    "pruning": ("train.checkpoint.folders", "remove", _prunes),
 }
 
 

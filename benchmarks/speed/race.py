@@ -40,11 +40,10 @@ from charrnn.data.corpus import Corpus, prepare
 from charrnn.errors import ConfigError, CorpusError, TrainingError
 from charrnn.windows import window_batches
 from train.dataloader import IdSource
-from train.distributed.setup import make_accelerator, set_threads
+from train.distributed.setup import device_name, make_accelerator, set_threads
 from train.flops import flops_per_char, peak_flops
 from train.memory import keep_freed_memory
 from train.precision import cpu_multiplies_bf16
-from train.tracking.summary import device_name
 
 _ROWS = 64
 _WIDTHS = (22, 12, 11, 13, 10, 14, 8)

@@ -50,6 +50,7 @@ from train.distributed.setup import set_threads
 from train.flops import flops_per_char, measured_peak
 from train.memory import keep_freed_memory
 from train.precision import training_precision
+from train.tracking.console import Display
 
 _WIDTHS = (18, 28, 24, 9, 9, 7, 7, 18)
 
@@ -67,7 +68,7 @@ class Turn:
 def trainer_steps(config: RunConfig) -> Iterator[float]:
     """Runs the trainer's loop; yields, at every step, the seconds of input, synchronisation and logging."""
     trainer = make_trainer(config, log=True)
-    with trainer.recorder.display(0, 0.0, 0, trainer.data.plan.steps_per_epoch):
+    with Display(0, 0.0, 0, trainer.data.plan.steps_per_epoch) as trainer.recorder.display:
         while True:
             began = time.perf_counter()
             synchronize(trainer)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.sampling import SamplingOptions, not_finite
+from charrnn.sampling import SamplingOptions, log_softmax, not_finite
 from infer.engine import Engine, Ids, State
 from infer.server.states import TextState
 from infer.text_writer import TextWriter
@@ -204,9 +204,7 @@ def scored(logits: NDArray[Any], ids: Sequence[int], top: int) -> list[Score]:
     """
     if not np.isfinite(logits).all():
         raise not_finite()
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))  # (N, V)
+    wide = log_softmax(logits)  # (N, V)
     best = np.argsort(-wide, axis=-1, kind="stable")[:, :top]  # (N, top)
     values = np.take_along_axis(wide, best, axis=-1).tolist()
     chosen = wide[np.arange(len(ids)), ids].tolist()
