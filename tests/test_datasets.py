@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from folders import names_in
-from loopback import Site, closed_port, serve
+from loopback import Site, closed_port
 
 from charrnn.config import DataConfig
 from charrnn.data import download, published
@@ -63,12 +63,6 @@ def stand_in(name: str, content: bytes, text: bytes, **changes: object) -> Datas
     assert dataset.original is not None
     original = dataclasses.replace(dataset.original, size=len(content), sha256=sha256(content), **changes)
     return dataclasses.replace(dataset, original=original, size=len(text), sha256=sha256(text))
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serve() as site:
-        yield site
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import pickle
 import random
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import find
-from loopback import Site, serve
+from loopback import Site
 from packed import COMPRESSORS, json_lines, write, write_parquet, write_zip
 
 from charrnn.config import DataConfig
@@ -23,18 +22,9 @@ from charrnn.data.corpus import prepare
 from charrnn.data.parts import Part, Source
 from charrnn.errors import CorpusError
 
+pytestmark = pytest.mark.usefixtures("here")
+
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serve() as site:
-        yield site
 
 
 def content(source: Source) -> list[bytes | list[str]]:

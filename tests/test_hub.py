@@ -102,7 +102,7 @@ def test_a_folder_that_is_no_dataset_is_refused() -> None:
 def test_without_a_hub_it_ends_soon_and_says_what_to_do(offline: bool, tmp_path: Path) -> None:
     code = (
         "from charrnn.data.sources import find_source; from charrnn.errors import CorpusError\n"
-        "from charrnn.config import DataConfig\n"
+        "from charrnn.config import DataConfig; from charrnn.log import configure_logging; configure_logging()\n"
         "try: find_source(DataConfig(source='hf:nobody/nothing'), progress=True)\n"
         "except CorpusError as error: print(error)"
     )

@@ -34,6 +34,8 @@ from charrnn.errors import CharRNNError, CorpusError, VocabError
 from charrnn.io import Advance, release_pages
 from charrnn.vocab import Vocab
 
+pytestmark = pytest.mark.usefixtures("here")
+
 CHARACTERS = "ab \r\n\ufeffé\u0301\u0327가\u1100\u1161漢😀\0"
 texts = st.lists(st.text(st.sampled_from(CHARACTERS), max_size=40), min_size=1, max_size=3)
 rules = st.builds(
@@ -42,13 +44,6 @@ rules = st.builds(
     normalize=st.sampled_from(["none", "NFC", "NFD"]),
     document_end=st.sampled_from(["", "|"]),
 )
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the user stands in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -207,7 +202,6 @@ def test_a_text_that_cannot_be_split_is_refused(
             scan(Source("marks", (part,)), rules, workers, lambda _: None)
 
 
-@pytest.mark.usefixtures("here")
 def test_too_little_space_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("novel.txt").write_text("ab" * 1_000_000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_500_000}))
@@ -263,7 +257,7 @@ def prepared(content: str, **fields: Any) -> Corpus:
     return prepare(DataConfig(source="novel.txt", **{"split": (0.5, 0.5, 0.0)} | fields))
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_a_large_text_that_was_not_touched_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared("one\ntwo\n" * 1000, min_count=1001)
     assert first.notes
@@ -273,7 +267,7 @@ def test_a_large_text_that_was_not_touched_is_not_read_again(monkeypatch: pytest
     assert (again.sha256, again.vocab, again.notes) == (first.sha256, first.vocab, first.notes)
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize(
     "change",
     [
@@ -294,7 +288,7 @@ def test_what_was_touched_or_damaged_is_read_again(change: Any) -> None:
     assert again.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize(
     "fields",
     [{"newlines": "keep"}, {"normalize": "NFD"}, {"encoding": "latin-1"}, {"min_count": 900}, {"document_end": "|"}],
@@ -309,14 +303,14 @@ def test_each_option_that_changes_ids_has_an_entry_of_its_own(fields: dict[str, 
     assert len(names_in("data/prepared")) == 2
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_a_text_written_just_before_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_RACY_NS", 2_000_000_000)
     prepared("one\ntwo\n" * 1000)
     assert not list(Path("data/known").glob("[!.]*.json"))
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_a_text_that_grows_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def scan_then_append(*args: Any) -> Any:
         found = scan(*args)
@@ -329,7 +323,6 @@ def test_a_text_that_grows_while_it_is_read_is_refused(monkeypatch: pytest.Monke
         prepared("one\ntwo\n" * 1000)
 
 
-@pytest.mark.usefixtures("here")
 def test_what_a_killed_process_left_is_removed_when_nobody_writes_it_any_more() -> None:
     corpus = prepared("one\ntwo\n" * 9)
     name = names_in("data/prepared")[0]
@@ -376,7 +369,7 @@ def test_a_waiting_process_reports_the_holder_and_its_progress(
     assert names_in(tmp_path) in ([".it.lock"], [])
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared("one\ntwo\n" * 1000)
     find, asked = module._Preparation.find, []
@@ -394,7 +387,6 @@ def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- vocabularies
 
 
-@pytest.mark.usefixtures("here")
 def test_rare_characters_become_one_and_the_cost_is_told() -> None:
     corpus = prepared("aaaabbbbxyz", min_count=2)
     assert corpus.vocab == Vocab("chars", ("a", "b", RARE), RARE)
@@ -404,7 +396,6 @@ def test_rare_characters_become_one_and_the_cost_is_told() -> None:
     assert prepared("aabb", min_count=2).vocab == Vocab.of_chars("ab")
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
     vocab = Vocab("chars", tuple("cab\n?"), "?") if as_json else Vocab.of_chars("abc\n?")
@@ -445,7 +436,6 @@ def test_skipping_leaves_out_what_the_vocabulary_lacks_wherever_it_is_cut(
         assert len(ids) == num_ids(found, vocab, skip=True)
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("vocab", "content", "told"),
     [
@@ -462,7 +452,6 @@ def test_a_vocabulary_file_that_is_none_is_refused(vocab: str, content: bytes | 
         prepared("abc\n" * 9, vocab=vocab)
 
 
-@pytest.mark.usefixtures("here")
 def test_replaced_bytes_are_counted_and_placed() -> None:
     Path("novel.txt").write_bytes(b"abc\xff\xfeabc")
     corpus = prepare(DataConfig(source="novel.txt", invalid="replace", split=(0.5, 0.5, 0.0)))
