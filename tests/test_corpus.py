@@ -1,4 +1,4 @@
-"""Text to ids: exact, in bounded memory, prepared once, whole or not there at all."""
+"""Preparation: exact ids, bounded memory, an atomic cache."""
 
 import hashlib
 import json
@@ -79,7 +79,7 @@ def test_another_split_uses_the_same_prepared_ids() -> None:
     assert len(names_in("data/prepared")) == 1
 
 
-def test_more_than_256_characters_are_stored_as_little_endian_uint16() -> None:
+def test_more_than_256_characters_are_stored_as_uint16() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 300))) + VERSE
     corpus = prepared(text)
     assert text_of(corpus) == text
@@ -155,7 +155,7 @@ def test_the_document_end_stands_after_each_file_and_record(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
-def test_the_document_end_is_kept_with_the_vocabulary_and_tells_entries_apart(vocab: Any) -> None:
+def test_document_end_distinguishes_cache_entries(vocab: Any) -> None:
     marked = prepared(VERSE, vocab=vocab, document_end="\0")
     assert text_of(marked) == VERSE + "\0"
     assert marked.vocab.document_end == "\0"
@@ -302,7 +302,7 @@ def test_a_second_run_finds_what_the_first_prepared(monkeypatch: pytest.MonkeyPa
     assert prepared(VERSE).ids.tolist() == first.ids.tolist()
 
 
-def test_a_prepared_corpus_can_be_used_from_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_corpus_works_in_read_only_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(VERSE)
 
     def refuse(*_: object, **__: object) -> None:
@@ -313,7 +313,7 @@ def test_a_prepared_corpus_can_be_used_from_a_folder_that_cannot_be_written(monk
     assert prepare(DataConfig(source="novel.txt")).ids.tolist() == first.ids.tolist()
 
 
-def test_the_entry_tells_what_it_is() -> None:
+def test_cache_entry_describes_itself() -> None:
     corpus = prepared(VERSE)
     assert names_in(entry_of(corpus)) == ["ids.bin", "meta.json"]
     meta = json.loads((entry_of(corpus) / "meta.json").read_text())
@@ -428,7 +428,7 @@ def test_the_environments_mirror_stands_in_for_an_empty_one(here: Path, monkeypa
     assert asked == ["/from/environment", "/from/config", ""]
 
 
-def test_what_was_left_out_is_told_on_stderr_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_files_are_logged_and_in_the_notes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("books").mkdir()
     Path("books", "a.txt").write_text(VERSE)
     Path("books", ".b.txt").write_text(VERSE)
