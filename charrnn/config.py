@@ -17,7 +17,6 @@ from charrnn.errors import ConfigError, missing_extra
 try:
     import yaml
     from pydantic import (
-        AfterValidator,
         BaseModel,
         BeforeValidator,
         ConfigDict,
@@ -71,20 +70,22 @@ def check_encoding(name: str) -> str:
     return name
 
 
-def check_interval(text: str) -> str:
-    """The text, when it is a duration with its unit, such as "30s". Raises: ValueError otherwise."""
-    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text, re.ASCII):
-        raise ValueError(f"{_SHORT.repr(text)} is no interval; write a number of steps, or a time such as 1s or 10m")
-    return text
+def parse_interval(value: object) -> object:
+    """A number of steps, or a time as text with its unit, such as "30s". Raises: ValueError for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value, re.ASCII):
+        return value
+    if isinstance(value, int) and value >= 0:
+        return value
+    raise ValueError(f"{_SHORT.repr(value)} is no interval; write a number of steps, or a time such as 1s or 10m")
 
 
 def seconds(interval: str) -> float:
-    """Seconds of an interval that `check_interval` has passed."""
+    """Seconds of an interval that is a time."""
     return float(parse_duration(interval))  # type: ignore[arg-type]
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-Interval = Annotated[int, Field(ge=0)] | Annotated[str, AfterValidator(check_interval)]
+Interval = Annotated[int | str, BeforeValidator(parse_interval)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

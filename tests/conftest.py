@@ -2,10 +2,12 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from loopback import Site, serve
 from tiny_models import write_model
 
 from charrnn.log import configure_logging
@@ -29,6 +31,20 @@ def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     configure_logging()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A web server on loopback."""
+    with serve() as site:
+        yield site
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from train import main
 from train.checkpoint.format import load_newest
 
 LAUNCH = ROOT / "launch"
-FILES = sorted(path for path in LAUNCH.iterdir() if path.is_file())
+FILES = sorted(path for path in LAUNCH.iterdir() if path.is_file())  # serve/ has tests of its own
 ACCELERATE_FILES = ("many-gpus.yaml", "one-cpu.yaml", "one-gpu.yaml", "several-machines.yaml")
 SBATCH = LAUNCH / "slurm.sbatch"
 KUBERNETES = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))

@@ -1,4 +1,4 @@
-"""Compressed streams: exact, refused when damaged or cut off, and bounded in what they swell to."""
+"""Decompression: exact; damaged and truncated files are refused; memory and expansion are bounded."""
 
 import builtins
 import contextlib
