@@ -1,6 +1,6 @@
 """Pass two over a corpus, task by task on all cores: its ids, each task's at their own place in one file.
 
-Letters: V size of the vocabulary, n symbols of a piece.
+Letters: V vocabulary size, n symbols of a piece.
 """
 
 from collections.abc import Iterator
