@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import training
+from accelerate.state import PartialState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import make_trainer, tiny_config
@@ -62,7 +63,7 @@ def on_meta(monkeypatch):
 
     def accelerator(**options):
         made = original(**options)
-        made.state.device = META
+        PartialState._shared_state["device"] = made.state.device = META
         return made
 
     monkeypatch.setattr(training, "fresh_accelerator", accelerator)
@@ -109,9 +110,7 @@ def test_training_steps_stay_on_the_device(tmp_path, on_meta, kind):
 def test_replayed_steps_stay_on_the_device(tmp_path, on_meta, kind):
     trainer = trainer_on_meta(tmp_path, kind)
     update = trainer.update
-    update.graphed = GraphedUpdate(
-        update.compute, update.optimizer, update.state, trainer.data.plan.seq_len, DirectCapture()
-    )
+    update.graphed = GraphedUpdate(update.compute, update.optimizer, update.state, 16, DirectCapture())
     with Placement() as seen:
         steps(trainer, 5)
     assert (seen.mixed, seen.waits) == ([], [])
@@ -154,10 +153,10 @@ def test_dynamic_evaluation_stays_on_the_device(tmp_path, on_meta):
 def test_a_tensor_on_the_wrong_device_is_found(tmp_path, on_meta, wrong, found):
     """Negative control: what is planted into a step, and nothing else, is noted."""
     trainer = trainer_on_meta(tmp_path, "GRU")
-    update = trainer.update.compute
+    compute = trainer.update.compute
 
     def planted(*args):
-        loss, *rest = update(*args)
+        loss, *rest = compute(*args)
         with suppress(RuntimeError):  # torch may refuse a mixture itself
             wrong(loss)
         return loss, *rest

@@ -1,4 +1,4 @@
-"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, L layers, H hidden_dim."""
+"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, L num_layers, H hidden_dim."""
 
 import contextlib
 import logging
