@@ -1,4 +1,7 @@
-"""One optimizer step: forward, backward, clip, step. Letters: B batch_size (global), T seq_len, L layers, H width."""
+"""One optimizer step: forward, backward, clip, step.
+
+Letters: B batch_size (global), T seq_len, L num_layers, H hidden_dim.
+"""
 
 import contextlib
 
