@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn.data.decode import Piece, Rules, Trace, Utf8Decoder, detect_encoding, last_cut, transcode
+from charrnn.data.decode import Utf8Decoder, detect_encoding, last_cut, transcode
+from charrnn.data.pieces import Piece, Rules, Trace
 from charrnn.errors import CorpusError
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -100,7 +101,7 @@ def test_byte_order_mark_selects_the_codec(head: bytes, codec: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 @pytest.mark.parametrize(
-    ("raw", "codec", "told"),
+    ("raw", "codec", "message"),
     [
         (b"abc\xffdef", "auto", "is not UTF-8 text: byte 0xff at offset 3;"),
         ("né".encode() + b"\xe2\x82", "auto", "is not UTF-8 text: byte 0xe2 at offset 3;"),
@@ -110,10 +111,11 @@ def test_byte_order_mark_selects_the_codec(head: bytes, codec: str) -> None:
         (b"a\0b\0", "utf-16", "is not UTF-16 text: UTF-16 stream does not start with BOM; name its byte order"),
     ],
 )
-def test_an_invalid_byte_is_named_with_its_place(raw: bytes, codec: str, told: str, size: int) -> None:
+def test_an_invalid_byte_is_named_with_its_place(raw: bytes, codec: str, message: str, size: int) -> None:
     with pytest.raises(CorpusError) as fault:
         decoded(raw, size, Rules(encoding=codec))
-    assert f"novel.txt {told}" in str(fault.value)
+    assert f"novel.txt {message}" in str(fault.value)
+    assert ("--set data.vocab=bytes" in str(fault.value)) == ("at offset" in message)
 
 
 def test_an_offset_counts_from_the_beginning_of_the_file() -> None:

@@ -1,4 +1,4 @@
-"""Large texts: split among workers, ids still equal those of `Vocab.encode`; the cache of unchanged files; vocabularies."""
+"""Large texts: ids split among workers equal those of `Vocab.encode`; the cache of unchanged files; vocabularies."""
 
 import hashlib
 import multiprocessing
@@ -24,9 +24,9 @@ from charrnn.config import DataConfig
 from charrnn.data import cache, tasks
 from charrnn.data import corpus as module
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decode import Rules
 from charrnn.data.encode import IdTable, encode, num_ids
 from charrnn.data.parts import Part, Source, plain_part
+from charrnn.data.pieces import Rules
 from charrnn.data.scan import scan
 from charrnn.data.vocabulary import RARE
 from charrnn.data.workers import Workers
@@ -92,12 +92,19 @@ def prepared_ids(parts: list[Part], rules: Rules, folder: Path, workers: Workers
     return found, vocab, np.fromfile(folder / "ids.bin", vocab.dtype).tolist()
 
 
-@given(texts=texts, rules=rules, task_bytes=st.integers(4, 30), window=st.integers(1, 20), chunk=st.integers(0, 9))
-@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0)
-@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1)
+@given(
+    texts=texts,
+    rules=rules,
+    task_bytes=st.integers(4, 30),
+    window=st.integers(1, 20),
+    chunk=st.integers(0, 9),
+    piece=st.integers(1, 9),
+)
+@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0, piece=3)
+@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1, piece=1)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ids_do_not_depend_on_the_split(
-    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, tmp_path: Path
+    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, piece: int, tmp_path: Path
 ) -> None:
     for number, text in enumerate(texts):
         (tmp_path / str(number)).write_bytes(text.encode())
@@ -106,7 +113,7 @@ def test_ids_do_not_depend_on_the_split(
     with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
         patch.setattr(tasks, "TASK_BYTES", task_bytes)
         patch.setattr(tasks, "WINDOW_BYTES", window)
-        patch.setattr(tasks, "PIECE_BYTES", 3)
+        patch.setattr(tasks, "PIECE_BYTES", piece)
         found, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
     text = normalized(texts, rules)
     assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()

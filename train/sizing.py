@@ -27,6 +27,7 @@ from train.recipe import Facts, choose
 
 # The model whose speed is measured for training from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
+_PROBED_ON_GPU = _PROBED.model_copy(update={"embedding_dim": 128})
 _SHAPE = ("rnn", "num_layers", "hidden_dim", "embedding_dim", "layer_norm")
 # The English base helps from this share of Latin script on, with ASCII's digits and punctuation.
 _MIN_LATIN = 0.9
@@ -98,7 +99,8 @@ def size_run(
         _, lines = _choose_threads(training_speed(previous.model, len(corpus.vocab), accelerator), config)
         return previous, lines
     init_from, origin = collectives.run_on_all(lambda: _origin(settings, config, corpus))
-    probed = origin.config.model if origin else _PROBED
+    on_gpu = accelerator.device.type == "cuda"
+    probed = origin.config.model if origin else (_PROBED_ON_GPU if on_gpu else _PROBED)
     flops, lines = _choose_threads(training_speed(probed, len(corpus.vocab), accelerator), config)
     facts = Facts(
         characters=corpus.num_chars,
@@ -109,7 +111,7 @@ def size_run(
         origin=origin.config.model if origin else None,
         init_from=init_from,
         origin_loss=collectives.run_on_all(lambda: _loss(origin, init_from, config, corpus)) if origin else 0.0,
-        on_gpu=accelerator.device.type == "cuda",
+        on_gpu=on_gpu,
         share=collectives.world_size * config.train.accumulation_steps,
     )
     recipe = collectives.all_gather(choose(facts))[0]
