@@ -1,4 +1,4 @@
-"""How fast a model file writes on this machine, and how far that is from what its memory allows. numpy only."""
+"""Generation speed of a model file on this machine, and what its memory bandwidth allows. numpy only."""
 
 import os
 import platform
@@ -32,10 +32,16 @@ _FIRST_TEXT = (
 
 
 def bench(engine: Engine, rounds: int, options: SamplingOptions) -> dict[str, Any]:
-    """Measures everything. rounds: of each figure, taken in turn; medians and quartiles are over them.
+    """Measure everything.
 
-    `streams`: for each number of streams, characters a second in all, by the graph's loop where the file has one.
-    `stepped`: the same for one stream drawn in numpy. `bare_step`: one stream, runs of the network alone, a second.
+    Args:
+        engine: The model.
+        rounds: Times that each number is taken, in turn; medians and quartiles are over them.
+        options: Of the sampling.
+
+    Returns:
+        The report. `streams`: characters/s of all streams together, by number of streams. `stepped`: one stream sampled
+        in numpy. `bare_step`: one stream, session runs of the network alone, per second.
     """
     measures: dict[str, Callable[[], float]] = {str(n): partial(chars_per_s, engine, n, options) for n in STREAMS}
     measures["stepped"] = partial(chars_per_s, engine, 1, options, in_graph=False)
@@ -67,7 +73,7 @@ def bench(engine: Engine, rounds: int, options: SamplingOptions) -> dict[str, An
 
 
 def chars_per_s(engine: Engine, streams: int, options: SamplingOptions, *, in_graph: bool = True) -> float:
-    """Characters a second of all streams together, the prompt and the model's loading left out."""
+    """Return characters/s of all streams together, without the prompt and loading."""
     prompt = np.array([engine.vocab.start_id])
     drawn = engine.drawn(prompt, 10**9, options, range(streams), in_graph=in_graph)
     for _ in range(6):  # the first runs find cold caches, and the loop's runs have not got their length
@@ -79,7 +85,7 @@ def chars_per_s(engine: Engine, streams: int, options: SamplingOptions, *, in_gr
 
 
 def bare_step_s(engine: Engine) -> float:
-    """Seconds of one run of the network for one character of one stream, nothing drawn."""
+    """Return seconds of one session run for one character of one stream, nothing sampled."""
     ids, state = np.zeros((1, 1), np.int64), engine.zero_state(1)
     count, began = 0, perf_counter()
     while (seconds := perf_counter() - began) < _TURN_S:
@@ -89,7 +95,7 @@ def bare_step_s(engine: Engine) -> float:
 
 
 def bandwidth(size: int) -> float:
-    """Bytes a second that one thread reads from a buffer of `size` bytes, by summing it; the best of some tries."""
+    """Return bytes/s that one thread reads from a buffer of `size` bytes, by summing it; the best of some tries."""
     buffer = np.ones(size // 8)
     repeats = max(1, (64 << 20) // size)
     best = 0.0
@@ -102,7 +108,7 @@ def bandwidth(size: int) -> float:
 
 
 def weight_bytes(engine: Engine) -> int:
-    """Bytes of weights that one character of one stream reads: all but the rows of the table that it does not need."""
+    """Return bytes of weights that one character of one stream reads, the table's unused rows left out."""
     model = engine.config["model"]
     width, gates = model["hidden_dim"], NUM_GATES[model["rnn"]]
     values = (2 * model["num_layers"] - 1) * gates * width * width + width * len(engine.vocab)
@@ -110,7 +116,7 @@ def weight_bytes(engine: Engine) -> int:
 
 
 def start_up(path: str) -> dict[str, float]:
-    """Seconds of a fresh process: to import onnxruntime, to load the model, to its first text, and all of these."""
+    """Return seconds of a new process: to import onnxruntime, to load the model, to its first text, and in all."""
     run = child.python(["-c", _FIRST_TEXT, path])
     if run.returncode:
         raise ModelFileError(f"{path} could not be opened again: {' '.join(run.stderr.decode().split())[-200:]}")
@@ -118,13 +124,13 @@ def start_up(path: str) -> dict[str, float]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Quartiles. values: two or more."""
+    """Return the quartiles of two or more values."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"q1": low, "median": middle, "q3": high}
 
 
 def machine(engine: Engine) -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """Return the hardware and versions."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -137,7 +143,7 @@ def machine(engine: Engine) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """The processor's product name where Linux tells it, else its family."""
+    """Return the processor's product name where Linux has it, else its family."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -145,7 +151,7 @@ def _cpu_name() -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report to read."""
+    """Return the report as a table."""
     model, here = report["shape"], report["machine"]
     one = report["streams"][1]["median"]
     lines = [

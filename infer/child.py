@@ -1,4 +1,4 @@
-"""Python processes of our own: without what lies in the current folder, and to try a model file in."""
+"""Subprocesses: Python without the current folder on its path, and a sandbox in which a model file is tried."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def python(arguments: list[str], timeout: float | None = None) -> subprocess.Com
 
 
 def try_file(path: Path) -> None:
-    """Opens a model file nobody vouches for in a process of its own, which may use little, and lets it write.
+    """Open an untrusted model file in a process with limited resources, and generate some characters.
 
     Raises: ModelFileError when the file is refused, or ends that process or keeps it for too long.
     """
@@ -42,7 +42,7 @@ def try_file(path: Path) -> None:
 
 
 def _limit_this_process(path: Path) -> None:
-    """Where the system knows limits: of memory and time, and no core dump."""
+    """Limit memory and processor time where the system can, and write no core dump."""
     try:
         import resource
     except ImportError:

@@ -1,6 +1,6 @@
-"""How well a model predicts a text: nats and bits a character, by both protocols of charrnn.windows. numpy only.
+"""How well a model predicts a text: nats and bits per character, by both protocols of charrnn.windows. numpy only.
 
-train/evaluate.py is the torch twin; the two give the same figures. Letters: N characters of the text, R rows side by
+train/evaluate.py is the same with torch, and gives the same numbers. Letters: N characters of the text, R rows side by
 side, T characters in a call, V vocabulary size.
 """
 
@@ -31,19 +31,24 @@ _EVAL_FIELDS = {"window": (256, 1), "batch_rows": (64, 1), "stream_lanes": (16, 
 
 @dataclass(frozen=True)
 class Score:
-    """A text's mean loss. nats_per_char: -ln of the probability given to each character, averaged over `chars`."""
+    """A text's mean loss.
+
+    Attributes:
+        nats_per_char: Mean negative log likelihood, in nats.
+        chars: Characters that were predicted.
+    """
 
     nats_per_char: float
     chars: int
 
     @property
     def bits_per_char(self) -> float:
-        """The same in bits: nats / ln 2."""
+        """The loss in bits: nats / ln 2."""
         return self.nats_per_char / math.log(2)
 
     @property
     def perplexity(self) -> float:
-        """e^nats: among how many equally likely characters the model is as good as guessing."""
+        """exp(nats); infinite if it overflows."""
         try:
             return math.exp(self.nats_per_char)
         except OverflowError:
@@ -54,9 +59,12 @@ class Score:
 class ScoredText:
     """The part of a file that is scored.
 
-    ids: (N,). chars: its characters (bytes for a byte vocabulary), the unknown ones included. unknown: the distinct
-    characters that the vocabulary lacks; unknown_chars: how many there are. is_corpus: the whole file is the
-    corpus that the model was trained on.
+    Attributes:
+        ids: (N,).
+        chars: Its characters (bytes for a byte vocabulary), the unknown ones included.
+        unknown: The distinct characters that the vocabulary lacks.
+        unknown_chars: How many there are.
+        is_corpus: Whether the complete file is the corpus that the model was trained on.
     """
 
     ids: NDArray[Any]
@@ -67,11 +75,17 @@ class ScoredText:
 
 
 def read_text(engine: Engine, raw: bytes, split: str, unknown: Unknown) -> ScoredText:
-    """Turns a file's bytes into ids, as the corpus was when the model was trained.
+    """Encode a file's bytes, as the corpus was when the model was trained.
 
-    split: `all`, or the `train`, `val` or `test` part by the fractions the model was trained with. For a model that
-    knows where documents end, the text ends with that symbol, which is put there if it lacks it.
-    Raises: CorpusError for bytes that are not UTF-8 (a byte vocabulary takes any); VocabError for unknown characters.
+    Args:
+        engine: The model.
+        raw: The file's bytes. For a model that knows where documents end, the end symbol is added if it is missing.
+        split: `all`, or the `train`, `val` or `test` part by the fractions that the model was trained with.
+        unknown: What to do with unknown characters: error, skip or replace.
+
+    Raises:
+        CorpusError: for bytes that are not UTF-8 (a byte vocabulary takes any).
+        VocabError: for unknown characters.
     """
     end = engine.vocab.document_end
     if end is not None and raw and not raw.endswith(end.encode()):
@@ -104,10 +118,17 @@ def _bounds(engine: Engine, num_chars: int, split: str) -> tuple[int, int]:
 
 
 def score(engine: Engine, ids: NDArray[Any]) -> dict[str, Score]:
-    """The `stream` and `windows` scores of a text. ids: (N,), N at least 2.
+    """Return the `stream` and `windows` scores of a text.
 
-    Window, rows, lanes and warm-up are those the model's own validation used.
-    Raises: CorpusError for a text with nothing to predict; ModelFileError for a model that gives no finite loss.
+    Window, rows and warm-up are those of the model's own validation.
+
+    Args:
+        engine: The model.
+        ids: (N,), N at least 2.
+
+    Raises:
+        CorpusError: for a text with nothing to predict.
+        ModelFileError: for a model whose loss is not finite.
     """
     if len(ids) < 2:
         raise CorpusError(f"the text has {len(ids)} character(s) to score; it takes at least 2 to predict one")
@@ -134,10 +155,14 @@ def evaluate(
     batches: Iterable[EvalBatch],
     chunk: int,
 ) -> tuple[float, int]:
-    """The summed negative log likelihood in nats, and the number of characters it is summed over.
+    """Return the summed negative log likelihood in nats, and the number of characters it is summed over.
 
-    step: (ids (R, T), state) -> (logits (R, T, V), state). ids: (N,). chunk: the most characters T of a row in one
-    call, which bounds the memory.
+    Args:
+        step: (ids (R, T), state) -> (logits (R, T, V), state).
+        zero_state: Number of rows -> the state before the first character.
+        ids: (N,).
+        batches: Where each row starts, and which positions count.
+        chunk: The most characters T of a row in one call, which bounds the memory.
     """
     total, count = 0.0, 0
     for batch in batches:
@@ -155,7 +180,7 @@ def evaluate(
 
 
 def _nll(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """-log softmax(logits)[target], in float64. logits: (R, T, V), targets: (R, T). Returns (R, T)."""
+    """Return -log softmax(logits)[target] in float64. logits: (R, T, V), targets: (R, T). Returns (R, T)."""
     return -np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
 
 

@@ -219,7 +219,8 @@ def test_a_stranger_sees_no_warning(tmp_path, name, capfd):
     state = {s: np.zeros((2, 1, 24), np.float32) for s in ("h", "c")[: 1 if rnn == "GRU" else 2]}
     feeds = {"ids": np.array([[1, 2]]), **state}
     session.run(None, feeds)
-    session.run(["drawn"], feeds | {"uniforms": np.full((1, 9), 0.3), "top_p": np.array([0.5])})
+    options = {"temperature": np.ones(1), "top_k": np.array([9]), "top_p": np.array([0.5]), "min_p": np.zeros(1)}
+    session.run(["drawn"], feeds | {"uniforms": np.full((1, 9), 0.3)} | options)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 

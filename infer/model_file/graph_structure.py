@@ -12,7 +12,7 @@ from infer.model_file.layout import Sizes
 from infer.model_file.protobuf import DamagedError, Fields, Reader, Span, UnsafeError, span
 
 # The most that a graph has apart from its layers, and per layer: tests/test_hostile_files.py compares.
-MAX_NODES, MAX_NODES_PER_LAYER = 190, 60
+MAX_NODES, MAX_NODES_PER_LAYER = 160, 60
 # Of a node; Loop takes an LSTM's two states and its quantized one of every layer.
 _MAX_INPUTS, _MAX_INPUTS_PER_LAYER = 8, 3
 _MAX_DEPTH = 3  # of graphs within graphs

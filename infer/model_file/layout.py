@@ -57,16 +57,12 @@ def constants(sizes: Sizes) -> dict[str, NDArray[Any]]:
         "switches_candidate": [sizes.gates - h, h],
         "all_symbols": v,
         "ranks": np.arange(v)[None],
-        "default_top_k": [0],
     }
     doubles: dict[str, Any] = {
         "zero_f64": 0,
         "one_f64": 1,
         "least_temperature": 1e-200,
-        "default_uniforms": np.zeros((1, 0)),
-        "default_temperature": [1],
-        "default_top_p": [1],
-        "default_min_p": [0],
+        "no_uniforms": np.zeros((1, 0)),
     }
     floats: dict[str, Any] = {"minus_infinity": -np.inf, "state_scale": 1 / 127, "no_scale": 1, "one_gains": [1] * h}
     found: dict[str, NDArray[Any]] = {name: np.array(value, np.int64) for name, value in integers.items()}

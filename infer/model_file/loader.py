@@ -184,7 +184,9 @@ def _try_out(file: ModelFile) -> None:
     sizes = file.sizes
     state = np.zeros((sizes.num_layers, 2, sizes.hidden_dim), np.float32)
     feeds: dict[str, Any] = {"ids": np.array([[0, sizes.vocab_size - 1]] * 2), **dict.fromkeys(file.states, state)}
-    sampling = {"uniforms": np.full((2, 4), 0.5), "top_p": np.array([0.9, 1.0])}
+    ones = np.ones(2)
+    sampling = {"temperature": ones, "top_k": np.array([0, 1]), "top_p": np.array([0.9, 1.0]), "min_p": 0 * ones}
+    sampling["uniforms"] = np.full((2, 4), 0.5)
     names = ["logits", *(f"{name}_next" for name in file.states)]
     try:
         found = sessions.run_with_timeout(file.session, names, feeds)

@@ -26,14 +26,14 @@ class UnsafeError(ValueError):
 
 
 class Reader:
-    """Read messages out of bytes."""
+    """Reads messages out of bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self._num_fields = 0
 
     def fields(self, message: Span, known: Set[int], what: str) -> Fields:
-        """A message's fields. Raises: UnsafeError for one that is not among the `known` numbers of a `what`."""
+        """Return a message's fields. Raises: UnsafeError for one that is not among the `known` numbers of a `what`."""
         at, end = message
         data = self.data
         found: Fields = {}
@@ -64,7 +64,7 @@ class Reader:
         return found
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        """The number that begins at `at`, and where the next byte is."""
+        """Return the number that begins at `at`, and where the next byte is."""
         value = 0
         for i in range(at, min(at + 10, end)):
             byte = self.data[i]
@@ -74,26 +74,26 @@ class Reader:
         raise DamagedError(f"the number at byte {at} does not end")
 
     def one(self, fields: Fields, number: int) -> int | Span | None:
-        """The only value of a field; None without one. Twice the same protobuf would merge."""
+        """Return the only value of a field; None without one. Twice the same protobuf would merge."""
         values = fields.get(number, [None])
         if len(values) > 1:
             raise DamagedError(f"field {number} is there {len(values)} times")
         return values[0]
 
     def number(self, fields: Fields, number: int) -> int:
-        """A numeric field; without one 0, protobuf's default. Raises: DamagedError when it is a message."""
+        """Return a numeric field; without one 0, protobuf's default. Raises: DamagedError when it is a message."""
         value = self.one(fields, number)
         if isinstance(value, tuple):
             raise DamagedError("a message where a number should be")
         return value or 0
 
     def text(self, fields: Fields, number: int) -> str:
-        """A string field; without one "", protobuf's default."""
+        """Return a string field; without one "", protobuf's default."""
         value = self.one(fields, number)
         return "" if value is None else self._decoded(span(value))
 
     def texts(self, fields: Fields, number: int) -> list[str]:
-        """A repeated string field."""
+        """Return a repeated string field."""
         return [self._decoded(span(value)) for value in fields.get(number, [])]
 
     def _decoded(self, message: Span) -> str:
@@ -104,7 +104,7 @@ class Reader:
             raise DamagedError(f"text that is not UTF-8 at byte {start}") from None
 
     def packed(self, values: list[int | Span]) -> Iterator[int]:
-        """A repeated number, one value a field or many."""
+        """Yield a repeated number, one value a field or many."""
         for value in values:
             if isinstance(value, int):
                 yield value
@@ -116,7 +116,7 @@ class Reader:
 
 
 def span(value: int | Span | None) -> Span:
-    """A field that must be a message or text."""
+    """Return a field that must be a message or text."""
     if not isinstance(value, tuple):
         raise DamagedError("a number where a message should be")
     return value

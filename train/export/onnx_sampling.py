@@ -67,57 +67,56 @@ def generate(op: GraphBuilder, network: Network, logits: str, state: Sequence[st
     return op.Transpose(ids, perm=[1, 0]), loop[1 : len(state) + 1]
 
 
+# What is the same for every character of a call: name -> element type. (B, 1) each, save uniforms (B, N), is_in_top_k
+# (B, K), kept_symbols (1,), and the scalars is_cut and is_top_k_alone.
+_PREPARED = {
+    "uniforms_of_row": TensorProto.DOUBLE,
+    "temperature_of_row": TensorProto.DOUBLE,
+    "safe_temperature": TensorProto.DOUBLE,
+    "top_p_of_row": TensorProto.DOUBLE,
+    "min_p_of_row": TensorProto.DOUBLE,
+    "kept_symbols": TensorProto.INT64,
+    "is_in_top_k": TensorProto.BOOL,
+    "is_whole": TensorProto.BOOL,
+    "is_cut": TensorProto.BOOL,
+    "is_top_k_alone": TensorProto.BOOL,
+}
+
+
 def _read_options(op: GraphBuilder, last: str) -> str:
-    """Prepare what is the same for every character of a call. last: (B, V). Returns the uniforms, (B, N)."""
-    uniforms, *options = op.multiple(
-        "If",
-        [op.OptionalHasElement("uniforms")],
-        1 + len(_OPTIONS),
-        then_branch=branch("given_", _given, *_option_types()),
-        else_branch=branch("plain_", _defaults, *_option_types()),
-    )
-    temperature, top_k, _, _ = (
-        op.Unsqueeze(value, "axis_1", name=f"{name}_of_row") for name, value in zip(_OPTIONS, options, strict=True)
-    )  # each (B, 1), or (1, 1) for a default
-    kept = op.Where(op.Greater(top_k, "zero"), op.Min(top_k, "all_symbols"), "all_symbols")
-    largest = op.ReduceMax(kept, keepdims=0)
-    op.Reshape(largest, "minus_1s", name="kept_symbols")  # (1,), K
-    op.Less(op.Slice("ranks", "axis_0", "kept_symbols", "axis_1"), kept, name="is_in_top_k")  # (B, K)
-    op.GreaterOrEqual("top_p_of_row", "one_f64", name="is_whole")
-    has_top_p = op.Less(op.ReduceMin("top_p_of_row", keepdims=0), "one_f64")
-    has_min_p = op.Greater(op.ReduceMax("min_p_of_row", keepdims=0), "zero_f64")
-    is_mixed = op.Less(op.ReduceMin(kept, keepdims=0), largest)
-    op.Or(op.Or(has_top_p, has_min_p), is_mixed, name="is_cut")
-    op.And(op.Less(largest, "all_symbols"), op.Not("is_cut"), name="is_top_k_alone")
-    # Logits are float32: divided by this they stay finite, and the distribution is that of any lower temperature.
-    op.Max(temperature, "least_temperature", name="safe_temperature")
+    """Prepare the options, if any. last: (B, V). Return the uniforms, (B, N)."""
+    types = [(kind, None) for kind in _PREPARED.values()]
+    has = op.OptionalHasElement("uniforms")
+    given, plain = branch("given_", _given, *types), branch("plain_", _plain, *types)
+    op.nodes.append(helper.make_node("If", [has], list(_PREPARED), then_branch=given, else_branch=plain))
     # (B, V) of -inf: of a shape that no input can make larger than the logits.
     op.Where(op.Greater(last, last), last, "minus_infinity", name="nothing")
-    return uniforms
-
-
-def _option_types() -> list[tuple[int, None]]:
-    return [(TensorProto.DOUBLE, None), *((kind, None) for kind in _OPTIONS.values())]
+    return "uniforms_of_row"
 
 
 def _given(op: GraphBuilder) -> list[str]:
-    """The uniforms, and each option that was given."""
-    found = [op.OptionalGetElement("uniforms")]
-    for name, kind in _OPTIONS.items():
-        given, default = GraphBuilder(f"{name}_given_"), GraphBuilder(f"{name}_default_")
-        taken, left_out = given.OptionalGetElement(name), default.Identity(f"default_{name}")
-        found.append(
-            op.If(
-                op.OptionalHasElement(name),
-                then_branch=given.graph([], [tensor(taken, kind, None)]),
-                else_branch=default.graph([], [tensor(left_out, kind, None)]),
-            )
-        )
-    return found
+    """The values of _PREPARED when uniforms and options are given."""
+    temperature, top_k, top_p, min_p = (op.Unsqueeze(op.OptionalGetElement(name), "axis_1") for name in _OPTIONS)
+    kept = op.Where(op.Greater(top_k, "zero"), op.Min(top_k, "all_symbols"), "all_symbols")  # (B, 1)
+    largest = op.ReduceMax(kept, keepdims=0)
+    kept_symbols = op.Reshape(largest, "minus_1s")  # (1,), K
+    in_top_k = op.Less(op.Slice("ranks", "axis_0", kept_symbols, "axis_1"), kept)  # (B, K)
+    has_top_p = op.Less(op.ReduceMin(top_p, keepdims=0), "one_f64")
+    has_min_p = op.Greater(op.ReduceMax(min_p, keepdims=0), "zero_f64")
+    is_mixed = op.Less(op.ReduceMin(kept, keepdims=0), largest)
+    is_cut = op.Or(op.Or(has_top_p, has_min_p), is_mixed)
+    is_top_k_alone = op.And(op.Less(largest, "all_symbols"), op.Not(is_cut))
+    # Logits are float32: divided by this they stay finite, and the distribution is that of any lower temperature.
+    safe = op.Max(temperature, "least_temperature")
+    is_whole = op.GreaterOrEqual(top_p, "one_f64")
+    uniforms = op.OptionalGetElement("uniforms")
+    return [uniforms, temperature, safe, top_p, min_p, kept_symbols, in_top_k, is_whole, is_cut, is_top_k_alone]
 
 
-def _defaults(op: GraphBuilder) -> list[str]:
-    return [op.Identity(f"default_{name}") for name in ("uniforms", *_OPTIONS)]
+def _plain(op: GraphBuilder) -> list[str]:
+    """Values of the same types for a call without uniforms, which uses none of them but the empty uniforms."""
+    unused = {TensorProto.DOUBLE: "zero_f64", TensorProto.INT64: "minus_1s", TensorProto.BOOL: "true"}
+    return [op.Identity("no_uniforms" if name == "uniforms_of_row" else unused[k]) for name, k in _PREPARED.items()]
 
 
 def _sample(op: GraphBuilder, prefix: str, logits: str, uniforms: str) -> str:
