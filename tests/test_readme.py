@@ -1,4 +1,4 @@
-"""Every command of the README is one that works: it is run here, or its options are judged by what would run it."""
+"""Every command of the README and the guides works: it is run here, or its options are checked by what would run it."""
 
 import itertools
 import os
@@ -20,8 +20,17 @@ from train import main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
-LINES = [line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()]
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("getting-started", "training", "inference")]
+BLOCKS = [
+    block
+    for text in (TEXT, *(guide.read_text(encoding="utf-8") for guide in GUIDES))
+    for block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+]
+LINES = list(
+    dict.fromkeys(
+        line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()
+    )
+)
 SHIPPED = ROOT / "checkpoints" / "shakespeare.onnx"
 TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py"
 PROGRAMS = ("python -m train.export", "python -m train.evaluate", "python -m charrnn.data")
@@ -76,6 +85,7 @@ def folder(tmp_path_factory):
     run.parent.mkdir()
     trainer.run_dir.rename(run)
     shutil.copy(SHIPPED, run / "model.onnx")
+    shutil.copytree(run, run.parent / "novel")
     shutil.copy(SHIPPED, folder / "checkpoints" / "shakespeare.onnx")
     (folder / "novel.txt").write_text("It was a dark night, and the owls were out.\n" * 50)
     return folder
