@@ -10,13 +10,14 @@ import reprlib
 from collections.abc import Sequence
 from encodings.aliases import aliases
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from charrnn.errors import ConfigError, missing_extra
 
 try:
     import yaml
     from pydantic import (
+        AfterValidator,
         BaseModel,
         BeforeValidator,
         ConfigDict,
@@ -70,7 +71,20 @@ def check_encoding(name: str) -> str:
     return name
 
 
+def check_interval(text: str) -> str:
+    """The text, when it is a duration with its unit, such as "30s". Raises: ValueError otherwise."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text, re.ASCII):
+        raise ValueError(f"{_SHORT.repr(text)} is no interval; write a number of steps, or a time such as 1s or 10m")
+    return text
+
+
+def seconds(interval: str) -> float:
+    """Seconds of an interval that `check_interval` has passed."""
+    return float(parse_duration(interval))  # type: ignore[arg-type]
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+Interval = Annotated[int, Field(ge=0)] | Annotated[str, AfterValidator(check_interval)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -94,7 +108,8 @@ class Section(BaseModel):
     @classmethod
     def _is_plain(cls, value: object, info: ValidationInfo) -> object:
         """Refuses what pydantic would convert to a number, and what no number, path or name may be."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"{str(value).lower()} is neither a number nor text; put it in quotes for text")
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"{_SHORT.repr(value)} is too large; numbers go up to {_LARGEST}")
@@ -234,6 +249,13 @@ class TrainConfig(Section):
         0.0, ge=0, le=1e9, description="seconds, or 90s, 2m, 1h30m, without the last evaluation; 0 = no limit"
     )
     accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
+    lr_scaling: Literal["none", "sqrt", "linear"] = Field(
+        "none", description="how optim.lr grows with data.batch_size / lr_batch_size"
+    )
+    lr_batch_size: int = Field(0, ge=0, le=1 << 24, description="batch_size that optim.lr is meant for; 0 = none")
+    noise_scale_every: int = Field(
+        200, ge=0, description="steps between measurements of the gradient noise scale, half a step each; 0 = never"
+    )
     seed: int = Field(1, ge=0, description="start of every random choice")
     init_from: str = Field(
         SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
@@ -254,19 +276,26 @@ class TrainConfig(Section):
     grad_compression: Literal["none", "bf16", "fp16"] = Field(
         "none", description="type in which gradients cross between processes"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed(cls, fields: object) -> object:
-        """Runs that were saved with local_sgd_steps, which there is no more, at its default of 0 are still read."""
-        if isinstance(fields, dict) and fields.get("local_sgd_steps") == 0:
-            return {name: value for name, value in fields.items() if name != "local_sgd_steps"}
-        return fields
+    deterministic: bool = Field(
+        False, description="deterministic cuBLAS and cuDNN algorithms on a GPU, which may be slower"
+    )
+    cuda_graph: Literal["auto"] | bool = Field(
+        "auto", description="replay the training step as one CUDA graph; auto = where it can be captured"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> "TrainConfig":
         if not (self.epochs or self.max_steps or self.time_limit):
             raise ValueError("epochs, max_steps and time_limit are all 0, so the run would never end; set one")
+        return self
+
+    @model_validator(mode="after")
+    def _scaling_has_a_reference(self) -> "TrainConfig":
+        if (self.lr_scaling == "none") != (self.lr_batch_size == 0):
+            raise ValueError(
+                f"lr_scaling {self.lr_scaling} and lr_batch_size {self.lr_batch_size} go together: set both, the "
+                "latter to the batch_size that optim.lr is meant for, or neither"
+            )
         return self
 
 
@@ -295,13 +324,17 @@ class EvalConfig(Section):
 class LogConfig(Section):
     """metrics.jsonl, the display and the tracker."""
 
-    every: int = Field(10, ge=1, description="updates between lines; a line's loss is the mean since the last")
+    every: Interval = Field(
+        "1s", description="steps, or a time such as 1s, between records of mean training loss; 0 = only at the end"
+    )
 
 
 class CheckpointConfig(Section):
     """Step checkpoints, from which the same command resumes."""
 
-    every: int = Field(500, ge=0, description="updates between checkpoints; 0 = only at the end")
+    every: Interval = Field(
+        "1m", description="steps, or a time such as 1m, between step checkpoints; 0 = only at the end"
+    )
     keep: int = Field(2, ge=1, description="newest step checkpoints kept; best/ is kept besides")
 
 
@@ -325,7 +358,6 @@ class TrackingConfig(Section):
     name: str = Field("", description="run name; empty = the run folder's name")
     group: str = Field("", description="group of the run's segments; empty = the run name")
     artifact: bool = Field(True, description="upload the best model file at the end (wandb)")
-    every_rank: bool = Field(False, description="a tracker run for every process, not for the first alone")
 
 
 class RunConfig(Section):

@@ -1,17 +1,17 @@
-"""How many CPU cores this process may use: those of its affinity mask, and no more than its container's quota."""
+"""The number of CPU cores available to this process, by its affinity mask and its container's quota."""
 
 import os
 from pathlib import Path
 
 
 def cores(root: Path = Path("/")) -> int:
-    """The count, 1 at least. root: where Linux's /proc and /sys are."""
+    """Return the number of cores, at least 1. root: where Linux's /proc and /sys are."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([allowed, *_quotas(root)])))
 
 
 def _quotas(root: Path) -> list[float]:
-    """Cores by the CPU quotas of this process's control groups: cpu.max of version 2, cfs_quota_us of version 1."""
+    """Return the quotas of this process's control groups, in cores: cpu.max of version 2, cfs_quota_us of version 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

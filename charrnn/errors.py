@@ -1,26 +1,26 @@
-"""The faults a user can cause. Each message says what is wrong and what to do about it, on one line."""
+"""User errors, whose messages give the value, the limit and the remedy on one line; exit codes."""
 
 import sys
 
 EXIT_DONE = 0
 EXIT_DEFECT = 1
-EXIT_USER_FAULT = 2
+EXIT_USER_ERROR = 2
 EXIT_PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
-_LONGEST = 3000  # characters of a message
+_MAX_LENGTH = 3000  # characters of a message
 
 
 class CharRNNError(Exception):
-    """A fault the user can mend; command lines print it as one line on stderr and exit with `exit_code`."""
+    """A user error; command lines print it as one line on stderr and exit with `exit_code`."""
 
-    exit_code = EXIT_USER_FAULT
+    exit_code = EXIT_USER_ERROR
 
     def __str__(self) -> str:
-        """The message on one line of bearable length, whatever the names in it hold."""
+        """Return the message as one line of limited length, whatever characters the names in it have."""
         text = printable(super().__str__())
-        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
 
 
 class ConfigError(CharRNNError):
@@ -28,11 +28,11 @@ class ConfigError(CharRNNError):
 
 
 class CorpusError(CharRNNError):
-    """A corpus cannot be found, fetched, read, or is too small for what was asked."""
+    """A corpus is missing, cannot be downloaded or read, or is too small."""
 
 
 class VocabError(CharRNNError):
-    """A text holds characters that the vocabulary lacks, or a vocabulary is malformed."""
+    """A text has characters outside the vocabulary, or a vocabulary is malformed."""
 
 
 class SamplingError(CharRNNError):
@@ -44,7 +44,7 @@ class CheckpointError(CharRNNError):
 
 
 class TrainingError(CharRNNError):
-    """Training cannot go on: it diverged, or it ran out of memory."""
+    """Training failed: it diverged, or ran out of memory."""
 
 
 class RunStoppedError(CharRNNError):
@@ -54,7 +54,7 @@ class RunStoppedError(CharRNNError):
 
 
 class PreemptedError(CharRNNError):
-    """The machine is taken away (SIGTERM, SIGUSR1, SIGHUP); the checkpoint is written, and the same command goes on."""
+    """The run was preempted (SIGTERM, SIGUSR1, SIGHUP); its checkpoint is written, and the same command resumes it."""
 
     exit_code = EXIT_PREEMPTED
 
@@ -64,11 +64,11 @@ class ExportError(CharRNNError):
 
 
 class ModelFileError(CharRNNError):
-    """A model file is missing, damaged, not charrnn's, or too new."""
+    """A model file is missing, damaged, not charrnn's, or of another format version."""
 
 
 def user_error(error: CharRNNError | OSError | MemoryError) -> CharRNNError:
-    """What the user is told of an error: of the system's, the file and the reason."""
+    """Convert a system error to a user error that names the file and the reason."""
     if isinstance(error, MemoryError):
         return CharRNNError(f"out of memory: {error}" if str(error) else "out of memory")
     if isinstance(error, OSError):
@@ -78,21 +78,21 @@ def user_error(error: CharRNNError | OSError | MemoryError) -> CharRNNError:
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> BaseException:
-    """What to raise when a library of an extra is not installed; `python -m` of ours ends with one line."""
+    """Return what to raise when a package of an extra is not installed; our own programs exit with one line."""
     message = f"{error.name} is not installed; it comes with: pip install 'charrnn[{extra}]'"
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or spec.name.split(".")[0] not in ("charrnn", "train"):
         return ImportError(message)
     print(f"error: {message}", file=sys.stderr)
-    return SystemExit(EXIT_USER_FAULT)
+    return SystemExit(EXIT_USER_ERROR)
 
 
 def printable(text: str) -> str:
-    """The text on one line, with what moves a cursor, changes colours or turns the writing around spelled out."""
+    """Return the text as one line, with control and bidirectional characters escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listing(names: list[str], limit: int = 10) -> str:
-    """Joins names for a one-line message, saying how many were left out beyond `limit`."""
+    """Join names for a message, with the number of those beyond `limit`."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,11 +1,11 @@
-"""What every writer into the data folder shares: whole files or nothing, one maker at a time, checksums, a bar."""
+"""Files and folders: atomic writes, file locks, checksums, errors that name the path, progress bars."""
 
-import contextlib
 import hashlib
+import logging
 import mmap
 import os
+import re
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,17 +15,29 @@ import numpy as np
 
 from charrnn.errors import CorpusError
 
-if sys.platform != "win32":
-    import fcntl
-
 CHUNK_BYTES = 4 << 20
 MARKER = ".charrnn"  # in every cache and run folder
+LOG_WAIT_S = 30.0  # between two calls of a lock's `on_wait`
 Advance = Callable[[int], object]
+
+_logger = logging.getLogger(__name__)
+
+
+# ---- errors
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Convert an OSError in the block to a CorpusError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes `folder`, and turns a full disk or a missing permission in the block into a CorpusError that names it."""
+    """Create `folder`, and convert an OSError in the block to a CorpusError that names it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -34,25 +46,58 @@ def writing(folder: Path) -> Iterator[None]:
         raise CorpusError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
 
 
-def expanded(path: str | Path) -> Path:
-    """The path with a ~ at its beginning replaced; where there is no such user it stays, and is a name."""
+# ---- paths
+
+
+def expand_user(path: str | Path) -> Path:
+    """Replace a leading ~ by the user's home folder; the path of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises RuntimeError
 
 
+def safe_name(text: str) -> str:
+    """Return `text` as a name that is short and safe in file names."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "corpus"
+
+
 def mark(folder: Path) -> None:
-    """Marks an existing folder as a cache or run folder, which no corpus takes. Raises: OSError."""
+    """Mark an existing folder as a cache or run folder, which corpora exclude. Raises: OSError."""
     if not is_marked(folder):
-        (folder / MARKER).write_text("A cache or run folder of charrnn: no corpus takes its files.\n", encoding="utf-8")
+        (folder / MARKER).write_text("A cache or run folder of charrnn; corpora exclude it.\n", encoding="utf-8")
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether `folder` is a cache or run folder."""
+    """Return whether `folder` is a cache or run folder."""
     return (folder / MARKER).exists()
+
+
+def files_below(root: Path, enter: Callable[[Path], bool]) -> list[Path]:
+    """Return the files below `root`, sorted by relative path.
+
+    Args:
+        root: Folder.
+        enter: Whether to descend into a subfolder.
+
+    Raises:
+        CorpusError: A folder cannot be listed.
+    """
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_unlisted):
+        here = Path(folder)
+        subfolders[:] = [name for name in subfolders if enter(here / name)]
+        found += [here / name for name in names]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    raise CorpusError(f"cannot list the folder {error.filename}: {error.strerror}; fix its permissions or exclude it")
+
+
+# ---- reading and writing
 
 
 @contextmanager
 def temporary(target: Path) -> Iterator[Path]:
-    """A hidden name beside `target` to make a file or folder under, removed at the end unless the block renamed it."""
+    """Yield a hidden path beside `target`, to be renamed to it when complete; remove it if it is still there."""
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         yield path
@@ -64,23 +109,50 @@ def temporary(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Lets one process at a time make `target`; the others wait, and should then look whether it is there.
+def lock(target: Path, on_wait: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Hold the file lock `.NAME.lock` beside `target`; other processes wait for it.
 
-    Where there are no file locks (Windows, some network folders) nobody waits: work may then be done twice, but
-    renames and checksums still keep a half-made or mixed file from being used.
+    Without file locks (some network file systems, folders without write permission) nobody waits: work may be done
+    twice, and atomic renames still keep partial files from being used.
+
+    Args:
+        target: What the lock protects; check whether it exists after acquiring.
+        on_wait: Called at once and every `LOG_WAIT_S` seconds while another process holds the lock.
     """
-    with target.with_name(f".{target.name}.lock").open("ab") as lock:
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+    import filelock  # not in the base install
+
+    held = filelock.FileLock(target.with_name(f".{target.name}.lock"))
+    timeout = 0.0
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while not held.is_locked:
+            try:
+                held.acquire(timeout, poll_interval=0.1)
+            except filelock.Timeout:
+                on_wait()
+                timeout = LOG_WAIT_S
+    except OSError:
         yield
+        return
+    try:
+        yield
+    finally:
+        held.release()
 
 
-def fault_of(path: Path, size: int, sha256: str) -> str:
-    """What is wrong with the content of `path`, or "". size: bytes; 0 and "" mean that any will do.
+def find_mismatch(path: Path, size: int, sha256: str) -> str:
+    """Compare a file with its expected size and checksum.
 
-    Raises: CorpusError when the file cannot be read.
+    Args:
+        path: File.
+        size: Expected bytes; 0 = any.
+        sha256: Expected hex digest; "" = any.
+
+    Returns:
+        A description of the mismatch, or "".
+
+    Raises:
+        CorpusError: The file cannot be read.
     """
     with reading(path), path.open("rb") as file:
         actual_size = os.fstat(file.fileno()).st_size
@@ -91,68 +163,52 @@ def fault_of(path: Path, size: int, sha256: str) -> str:
     return ""
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns a failure to read in the block into a CorpusError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def chunks_of(path: Path) -> Iterator[bytes]:
-    """A file's bytes, a few MB at a time. Raises: CorpusError when it cannot be read."""
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes, up to CHUNK_BYTES at a time. Raises: CorpusError."""
     with reading(path), path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
 
 
-def files_below(root: Path, enter: Callable[[Path], bool]) -> list[Path]:
-    """The files below `root`, in the order of their relative paths; folders that `enter` refuses are left out.
+def release_pages(array: np.ndarray) -> None:
+    """Release the resident pages of a memory-mapped array; the page cache keeps them.
 
-    Raises: CorpusError when a folder cannot be listed.
-    """
-    found: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_unlisted):
-        here = Path(folder)
-        subfolders[:] = [name for name in subfolders if enter(here / name)]
-        found += [here / name for name in names]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _refuse_unlisted(error: OSError) -> None:
-    raise CorpusError(f"cannot list the folder {error.filename}: {error.strerror}; mend its permissions or move it")
-
-
-@contextmanager
-def byte_bar(title: str, total: int, shown: bool, done: int = 0) -> Iterator[Advance]:
-    """A progress bar on stderr over `total` bytes (0 = unknown), which goes away at the end; none on a plain file.
-
-    Yields: the function that advances it by a number of bytes.
-    """
-    # Here, since workers need this module and never a bar.
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True)
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(title, total=total or None, completed=done)
-        yield lambda count: bar.advance(task, count)
-
-
-def forget_pages(array: np.ndarray) -> None:
-    """Gives back what reading a memory-mapped array has taken of the process's memory; the system keeps its own copy.
-
-    Does nothing for other arrays, and where the system can't (Windows).
+    Does nothing for other arrays, and where the system lacks madvise (Windows).
     """
     mapped = getattr(array, "_mmap", None)  # numpy has no public name for it
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def say(text: str, shown: bool) -> None:
-    """One line on stderr for the user, when `shown`."""
-    if shown:
-        print(text, file=sys.stderr)
+# ---- progress
+
+
+@contextmanager
+def progress_bar(title: str, total: int, enabled: bool, done: int = 0) -> Iterator[Advance]:
+    """Show a transient progress bar on stderr, when that is a terminal.
+
+    Args:
+        title: Label.
+        total: Bytes; 0 = unknown.
+        enabled: Whether to show it at all.
+        done: Bytes at the start.
+
+    Yields:
+        A function that advances the bar by a number of bytes.
+    """
+    # Imported here, since worker processes need this module and never a bar.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    hidden = not (enabled and console.is_terminal)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(title, total=total or None, completed=done)
+        yield lambda count: bar.advance(task, count)
+
+
+def log(message: str, enabled: bool) -> None:
+    """Log a message at INFO level, if `enabled`."""
+    if enabled:
+        _logger.info("%s", message)

@@ -1,4 +1,4 @@
-"""Vocab: the characters a model knows, and the way from text to ids and back. No torch."""
+"""Vocab: the symbols of a model, and the conversion between text and ids. No torch."""
 
 import codecs
 import json
@@ -23,11 +23,12 @@ _ABSENT = -1
 class Vocab:
     """An ordered set of symbols; a symbol's id is its position.
 
-    kind: `chars` (symbols are the corpus's characters, sorted by code point;
-    those that fine-tuning added come last) or `bytes` (the 256 byte values;
-    text goes through UTF-8, so that nothing is ever unknown).
-    replacement: the symbol that stands for unknown characters under `unknown="replace"`, or None.
-    document_end: the symbol after which the state starts anew, or None.
+    Attributes:
+        kind: `chars` (the corpus's characters, sorted by code point; those added by fine-tuning come last) or `bytes`
+            (the 256 byte values; text is converted to UTF-8, so that nothing is unknown).
+        symbols: The characters; empty for bytes.
+        replacement: The symbol that stands for unknown characters under `unknown="replace"`, or None.
+        document_end: The symbol after which the hidden state is reset, or None.
     """
 
     kind: Literal["chars", "bytes"]
@@ -55,16 +56,16 @@ class Vocab:
 
     @classmethod
     def of_chars(cls, characters: Iterable[str], document_end: str | None = None) -> "Vocab":
-        """The vocabulary of the distinct `characters`, sorted by code point."""
+        """Return the vocabulary of the distinct `characters`, sorted by code point."""
         return cls("chars", tuple(sorted(set(characters))), document_end=document_end)
 
     @classmethod
     def of_bytes(cls, document_end: str | None = None) -> "Vocab":
-        """The 256-symbol vocabulary that can encode any text and any file."""
+        """Return the vocabulary of the 256 bytes, which encodes any text and any file."""
         return cls("bytes", document_end=document_end)
 
     def extended_by(self, other: "Vocab") -> "Vocab":
-        """This character vocabulary with those of `other` that it lacks, in new places at its end.
+        """Return this character vocabulary with the missing symbols of `other` appended.
 
         The replacement entry is this one's, else `other`'s.
         """
@@ -83,7 +84,7 @@ class Vocab:
 
     @property
     def start_id(self) -> int:
-        """The id that generation begins from without a prompt: a document's end, else a newline, else the first."""
+        """The id that generation without a prompt starts from: the document end, else a newline, else the first."""
         if (end := self.document_end_id) is not None:
             return end
         if self.kind == "bytes":
@@ -91,9 +92,9 @@ class Vocab:
         return self.symbols.index("\n") if "\n" in self.symbols else 0
 
     def begun(self, prompt: Ids) -> Ids:
-        """What generation reads before it writes: a prompt's ids, (N,), or the start alone when there are none.
+        """Return what generation reads first: a prompt's ids (N,), or the start id when there are none.
 
-        With documents a prompt is the beginning of one, so that the end of the one before comes first.
+        With documents a prompt is the beginning of one, so that the end of the previous one precedes it.
         """
         if len(prompt) and self.document_end_id in (None, prompt[0]):
             return prompt
@@ -101,7 +102,7 @@ class Vocab:
 
     @property
     def document_end_id(self) -> int | None:
-        """The id after which the state starts anew; None when there is none."""
+        """The id after which the hidden state is reset, or None."""
         if self.document_end is None:
             return None
         return ord(self.document_end) if self.kind == "bytes" else self.symbols.index(self.document_end)
@@ -113,11 +114,18 @@ class Vocab:
         return table
 
     def encode(self, text: str, unknown: Unknown = "error") -> Ids:
-        """Text to ids.
+        """Encode a text.
 
-        Returns: (N,) ids of type `dtype`; N is the number of characters (of UTF-8 bytes for a byte vocabulary).
-        Raises: VocabError when `text` has characters outside the vocabulary and `unknown` is "error", or is
-        "replace" and the vocabulary has no replacement, or when one of the two is none of what it may be.
+        Args:
+            text: The text.
+            unknown: What to do with characters outside the vocabulary: "error", "skip" or "replace".
+
+        Returns:
+            (N,) ids of type `dtype`; N is the number of characters (of UTF-8 bytes for a byte vocabulary).
+
+        Raises:
+            VocabError: A character is unknown and not to be skipped, there is no replacement for it, or an argument
+                is invalid.
         """
         if not isinstance(text, str):
             raise VocabError(f"the text must be a str, not {type(text).__name__}")
@@ -138,7 +146,7 @@ class Vocab:
         return ids.astype(self.dtype)
 
     def unknown_in(self, text: str) -> list[str]:
-        """The distinct characters of `text` that the vocabulary lacks, sorted."""
+        """Return the distinct characters of `text` outside the vocabulary, sorted."""
         return [] if self.kind == "bytes" else sorted(set(text) - set(self.symbols))
 
     def _unknown_message(self, code_points: NDArray[np.uint32], unknown: Unknown) -> str:
@@ -149,15 +157,15 @@ class Vocab:
         return f"{what}; drop them with --unknown skip, or train on a text that has them"
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text; bytes that are not valid UTF-8 become U+FFFD."""
+        """Decode ids; bytes that are not valid UTF-8 become U+FFFD."""
         decode = self.decoder()
         return "".join(decode(int(i)) for i in ids) + decode(None)
 
     def decoder(self) -> Callable[[int | None], str]:
-        """A function from one id to the text it completes, for streaming.
+        """Return a function from one id to the text that it completes, for streaming.
 
-        With a byte vocabulary an incomplete UTF-8 sequence is held back (the function returns "") until its last
-        byte arrives. Calling it with None flushes: what is still incomplete comes out as U+FFFD.
+        With a byte vocabulary it returns "" until the last byte of a UTF-8 sequence. Calling it with None flushes:
+        an incomplete sequence becomes U+FFFD.
         """
         if self.kind == "chars":
             return lambda i: "" if i is None else self.symbols[i]
@@ -165,7 +173,7 @@ class Vocab:
         return lambda i: utf8.decode(b"", final=True) if i is None else utf8.decode(bytes((i,)))
 
     def to_json(self) -> str:
-        """The vocabulary as one JSON object, the form kept in checkpoints and model files."""
+        """Return the vocabulary as a JSON object, as in checkpoints and model files."""
         fields: dict[str, object] = {"kind": self.kind}
         if self.kind == "chars":
             fields |= {"symbols": list(self.symbols), "replacement": self.replacement}
@@ -175,7 +183,7 @@ class Vocab:
 
     @classmethod
     def from_json(cls, text: str) -> "Vocab":
-        """Reads what `to_json` wrote. Raises VocabError when it is not a vocabulary."""
+        """Parse the output of `to_json`. Raises: VocabError."""
         try:
             fields = json.loads(text)
             symbols = tuple(fields.get("symbols", ()))

@@ -1,6 +1,6 @@
-"""Which characters make up training batch number `step`, and which an evaluation reads. Pure index arithmetic, numpy.
+"""Training batches as a function of (seed, step), and the batches of both evaluation protocols: index arithmetic.
 
-Letters: N characters in a split, T seq_len, B batch_size (global), W window or warm-up length in characters.
+Letters: N characters in a split, T seq_len, B batch_size (global), R rows of an evaluation batch.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 
 
 def split_bounds(num_chars: int, fractions: tuple[float, float, float]) -> dict[str, tuple[int, int]]:
-    """The [start, stop) of the contiguous train, val and test parts of `num_chars` characters.
+    """Return the [start, stop) of the contiguous train, val and test splits of `num_chars` characters.
 
     A boundary lies at floor(N * fraction), where nanoGPT's data/shakespeare_char/prepare.py puts it.
     """
@@ -29,22 +29,32 @@ def split_bounds(num_chars: int, fractions: tuple[float, float, float]) -> dict[
 
 @dataclass(frozen=True)
 class Batch:
-    """Global training batch: row b is the characters starts[b] .. starts[b] + T (T + 1 of them).
+    """A global training batch: row b is the characters starts[b] .. starts[b] + T (T + 1 of them).
 
-    starts: (B,). fresh: (B,), the rows that start from a zero state; the others continue the previous batch's.
+    Attributes:
+        starts: (B,) index of each row's first character.
+        reset: (B,) whether the row starts from a zero state; the others continue the previous batch's.
     """
 
     starts: Index
-    fresh: NDArray[np.bool_]
+    reset: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class WindowPlan:
     """The training batches of a split, as a pure function of (seed, step).
 
-    windows: `sliding` (windows at a stride, shuffled every epoch) or `carry` (B contiguous lanes read side by side).
-    stride: characters between sliding windows; 0 means seq_len. reset: chance that a lane is fresh within an epoch.
-    Every epoch begins at its own offset into the text, so that window borders fall elsewhere.
+    Every epoch begins at its own offset into the text, so that window boundaries differ.
+
+    Attributes:
+        num_chars: N.
+        seq_len: T.
+        batch_size: B, global.
+        windows: `sliding` (windows at a stride, shuffled every epoch) or `carry` (B contiguous rows, whose state is
+            carried from window to window).
+        stride: Characters between sliding windows; 0 = seq_len.
+        seed: Of offsets, shuffling and resets.
+        reset: Probability of resetting a carried row's state at a window boundary.
     """
 
     num_chars: int
@@ -65,7 +75,7 @@ class WindowPlan:
 
     @property
     def _step_chars(self) -> int:
-        """Distance between neighbouring windows of an epoch, in characters."""
+        """Distance between neighbouring windows, in characters."""
         return self.seq_len if self.windows == "carry" else (self.stride or self.seq_len)
 
     @property
@@ -73,36 +83,36 @@ class WindowPlan:
         return _max_offset(self._slack, self._step_chars)
 
     @property
-    def _lane_chars(self) -> int:
+    def _row_chars(self) -> int:
         return (self.num_chars - 1 - self._max_offset) // self.batch_size
 
     @property
     def windows_per_epoch(self) -> int:
-        """How many windows one epoch draws from."""
+        """Number of windows that an epoch draws from."""
         if self._slack < 0:
             return 0
         if self.windows == "carry":
-            return self._lane_chars // self.seq_len * self.batch_size
+            return self._row_chars // self.seq_len * self.batch_size
         return (self._slack - self._max_offset) // self._step_chars + 1
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; what is left over is dropped, and differs from epoch to epoch."""
+        """Number of complete batches in an epoch; the remaining windows, others in every epoch, are dropped."""
         return self.windows_per_epoch // self.batch_size
 
     def batch(self, step: int) -> Batch:
-        """The batch of update number `step` (from 0)."""
+        """Return the batch of a step (from 0)."""
         epoch, k = divmod(step, self.steps_per_epoch)
         offset, keys = self._epoch_draws(epoch)
         if self.windows == "carry":
-            lanes = np.arange(self.batch_size, dtype=np.int64) * self._lane_chars  # (B,)
-            return Batch(offset + lanes + k * self.seq_len, self._fresh_lanes(epoch, k))
+            rows = np.arange(self.batch_size, dtype=np.int64) * self._row_chars  # (B,)
+            return Batch(offset + rows + k * self.seq_len, self._resets(epoch, k))
         positions = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.uint64)  # (B,)
         order = permute(positions, self.windows_per_epoch, keys)  # (B,)
         return Batch(offset + order.astype(np.int64) * self._step_chars, np.ones(self.batch_size, bool))
 
-    def _fresh_lanes(self, epoch: int, k: int) -> NDArray[np.bool_]:
-        """(B,): all at an epoch's start, and then those that chance picks, anew for each window k of it."""
+    def _resets(self, epoch: int, k: int) -> NDArray[np.bool_]:
+        """Return (B,): all rows at an epoch's first window, and random ones at each later window k."""
         if k == 0 or not self.reset:
             return np.full(self.batch_size, k == 0)
         return np.random.default_rng([self.seed, epoch, k]).random(self.batch_size) < self.reset
@@ -126,7 +136,7 @@ class WindowPlan:
 
 
 def largest_batch(num_chars: int, seq_len: int, windows: Literal["sliding", "carry"], stride: int) -> int:
-    """The largest batch_size for which an epoch has one batch; 0 when not even one window fits."""
+    """Return the largest batch_size for which an epoch has one batch; 0 when not even one window fits."""
     slack = num_chars - (seq_len + 1)
     if slack < 0:
         return 0
@@ -136,7 +146,7 @@ def largest_batch(num_chars: int, seq_len: int, windows: Literal["sliding", "car
 
 
 def _max_offset(slack: int, step_chars: int) -> int:
-    """The furthest an epoch may begin into the text: less than one window, and at most half of what is to spare."""
+    """Return the largest offset at which an epoch begins: less than one window, at most half of the slack."""
     return max(0, min(step_chars - 1, slack // 2))
 
 
@@ -144,10 +154,18 @@ _ROUNDS = 6
 
 
 def permute(positions: NDArray[np.uint64], count: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Maps each position to its place in a pseudo-random permutation of range(count), without storing one.
+    """Map positions to their places in a pseudo-random permutation of range(count), without storing one.
 
-    A Feistel network over the next even power of two, walked until it lands below `count` (Black and Rogaway,
-    "Ciphers with Arbitrary Finite Domains", 2002). positions: (B,), keys: (rounds,).
+    A Feistel network over the next even power of two, iterated until it lands below `count` (cycle walking: Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+
+    Args:
+        positions: (B,) below `count`.
+        count: Length of the permutation.
+        keys: (rounds,) round keys.
+
+    Returns:
+        (B,) places.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
@@ -171,7 +189,7 @@ def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 
 def rank_slice(rows: int, rank: int, world_size: int) -> slice:
-    """The contiguous rows of a global batch that belong to `rank`; shares differ by one at the most."""
+    """Return the contiguous rows of a global batch that belong to `rank`; shares differ by at most one."""
     return slice(rows * rank // world_size, rows * (rank + 1) // world_size)
 
 
@@ -179,8 +197,11 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 class EvalBatch:
     """Rows of `length` characters to predict from, each starting from a zero state.
 
-    starts: (R,) where each row's inputs begin. counted: (R, length), True where the prediction of the next
-    character enters the loss; the rest is warm-up, or lies past the end of the split.
+    Attributes:
+        starts: (R,) index of each row's first character.
+        length: Characters of a row.
+        counted: (R, length) where the prediction of the next character enters the loss; the rest is warm-up, or lies
+            past the end of the split.
     """
 
     starts: Index
@@ -188,68 +209,76 @@ class EvalBatch:
     counted: NDArray[np.bool_]
 
     def rows(self, part: slice) -> "EvalBatch":
-        """The same batch with only the rows of `part`."""
+        """Return the rows of `part` as a batch."""
         return EvalBatch(self.starts[part], self.length, self.counted[part])
 
 
-def stream_batch(num_chars: int, lanes: int, warmup: int) -> EvalBatch:
-    """The `stream` protocol: every character of a split but the first, predicted once, with the state carried.
+def stream_batch(num_chars: int, rows: int, warmup: int) -> EvalBatch:
+    """Return the batch of the `stream` protocol: each character but the first predicted once, with the state carried.
 
-    So that a long split need not be read one character at a time, it is read in `lanes` side by side. A lane
-    after the first starts `warmup` characters early, uncounted, to build up its state. A split shorter than
-    4 * warmup characters a lane gets fewer lanes.
+    The split is read as several rows in parallel. Every row but the first starts `warmup` characters early, uncounted,
+    to build up its state.
+
+    Args:
+        num_chars: N.
+        rows: R; fewer where a row would have less than 4 * warmup characters.
+        warmup: Characters.
     """
     predictions = num_chars - 1
-    lanes = max(1, min(lanes, predictions // (4 * max(1, warmup))))
-    length = -(-(predictions + (lanes - 1) * warmup) // lanes)
-    starts = np.arange(lanes, dtype=np.int64) * (length - warmup)  # (lanes,)
+    rows = max(1, min(rows, predictions // (4 * max(1, warmup))))
+    length = -(-(predictions + (rows - 1) * warmup) // rows)
+    starts = np.arange(rows, dtype=np.int64) * (length - warmup)  # (R,)
     columns = np.arange(length)
     counted = (columns >= np.where(starts == 0, 0, warmup)[:, None]) & (starts[:, None] + columns < predictions)
-    return EvalBatch(starts, length, counted)  # counted: (lanes, length)
+    return EvalBatch(starts, length, counted)  # counted: (R, length)
 
 
-def sampled_stream_batch(num_chars: int, sample: int, lanes: int, warmup: int) -> EvalBatch:
-    """An estimate of the `stream` protocol: `lanes` segments at equal distances, `sample` characters of them counted.
+def sampled_stream_batch(num_chars: int, sample: int, rows: int, warmup: int) -> EvalBatch:
+    """Return an estimate of the `stream` protocol: `rows` segments at equal distances, each after a warm-up.
 
-    Each segment is preceded by `warmup` uncounted characters. All of the split when `sample` is not less than it.
+    Args:
+        num_chars: N.
+        sample: Characters counted; all of the split when it is not longer.
+        rows: R.
+        warmup: Uncounted characters before each segment.
     """
     predictions = num_chars - 1
-    length = -(-sample // lanes)
-    if sample >= predictions or length * lanes >= predictions:
-        return stream_batch(num_chars, lanes, warmup)
-    first = np.linspace(0, predictions - length, lanes).astype(np.int64)  # (lanes,) first counted character
+    length = -(-sample // rows)
+    if sample >= predictions or length * rows >= predictions:
+        return stream_batch(num_chars, rows, warmup)
+    first = np.linspace(0, predictions - length, rows).astype(np.int64)  # (R,) first counted character
     starts = np.maximum(first - warmup, 0)
     columns = np.arange(warmup + length)
     counted = (columns >= (first - starts)[:, None]) & (columns < (first - starts)[:, None] + length)
-    return EvalBatch(starts, warmup + length, counted)  # counted: (lanes, warmup + length)
+    return EvalBatch(starts, warmup + length, counted)  # counted: (R, warmup + length)
 
 
 def window_batches(num_chars: int, window: int, batch_rows: int) -> Iterator[EvalBatch]:
-    """The `windows` protocol: non-overlapping windows of `window` characters, each from a zero state.
+    """Yield the batches of the `windows` protocol: non-overlapping windows of `window` characters, zero state.
 
-    The last window is shorter when the split does not divide; every character but the first is predicted once.
+    The last window may be shorter; every character but the first is predicted once.
     """
     predictions = num_chars - 1
-    whole = predictions // window
-    for first in range(0, whole, batch_rows):
-        starts = np.arange(first, min(first + batch_rows, whole), dtype=np.int64) * window  # (R,)
+    complete = predictions // window
+    for first in range(0, complete, batch_rows):
+        starts = np.arange(first, min(first + batch_rows, complete), dtype=np.int64) * window  # (R,)
         yield EvalBatch(starts, window, np.ones((len(starts), window), bool))
-    tail = predictions - whole * window
+    tail = predictions - complete * window
     if tail:
-        yield EvalBatch(np.array([whole * window], np.int64), tail, np.ones((1, tail), bool))
+        yield EvalBatch(np.array([complete * window], np.int64), tail, np.ones((1, tail), bool))
 
 
 def sampled_window_batches(num_chars: int, sample: int, window: int, batch_rows: int) -> Iterator[EvalBatch]:
-    """An estimate of the `windows` protocol: windows at equal distances, `sample` characters in all, rounded up.
+    """Yield an estimate of the `windows` protocol: windows at equal distances, `sample` characters in all, rounded up.
 
     All of the split when `sample` is not less than it.
     """
-    whole = (num_chars - 1) // window
+    complete = (num_chars - 1) // window
     count = -(-sample // window)
-    if count >= whole:
+    if count >= complete:
         yield from window_batches(num_chars, window, batch_rows)
         return
-    chosen = np.linspace(0, whole - 1, count).astype(np.int64) * window  # (count,)
+    chosen = np.linspace(0, complete - 1, count).astype(np.int64) * window  # (count,)
     for first in range(0, count, batch_rows):
         starts = chosen[first : first + batch_rows]  # (R,)
         yield EvalBatch(starts, window, np.ones((len(starts), window), bool))

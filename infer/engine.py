@@ -22,6 +22,7 @@ from charrnn.vocab import Unknown, Vocab
 from infer.cores import free_cores
 from infer.model_file.loader import brief, default_model, open_model
 from infer.model_file.session import MEMORY_BYTES, is_memory, told
+from infer.text_writer import TextWriter
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -266,7 +267,7 @@ class Engine:
         first_seed = fresh_seed() if seed is None else sampling.whole_number(seed, "seed")
         prompt_ids = self._prompt_ids(prompt, unknown)
         drawn = self.drawn(prompt_ids, length, options, range(first_seed, first_seed + batch))
-        writers = [_Writer(self.vocab, stop, past_end) for _ in range(batch)]
+        writers = [TextWriter(self.vocab, () if stop is None else (stop,), past_end) for _ in range(batch)]
 
         def rows() -> Iterator[list[str]]:
             for ids in drawn:
@@ -361,45 +362,3 @@ def fitting_threads(path: Path, streams: int) -> int:
 def fresh_seed() -> int:
     """A seed that nobody chose."""
     return secrets.randbits(32)
-
-
-class _Writer:
-    """One stream's way from ids to text: whole characters only, and nothing from the stop text or document end on."""
-
-    def __init__(self, vocab: Vocab, stop: str | None, past_end: bool = False) -> None:
-        self.ended = False
-        self._document_end = None if past_end else vocab.document_end
-        self._decode = vocab.decoder()
-        self._stop = stop
-        self._held = ""
-
-    def feed(self, ids: Sequence[int]) -> str:
-        """The text that is certain once these are known."""
-        return self._write("".join(map(self._decode, ids)), last=False)
-
-    def end(self) -> str:
-        """What was held back, when no more will come."""
-        return self._write(self._decode(None), last=True)
-
-    def _write(self, text: str, last: bool) -> str:
-        if self.ended:
-            return ""
-        if self._document_end is not None and self._document_end in text:
-            text, last = text.partition(self._document_end)[0], True
-            self.ended = True
-        self._held += text
-        keep = 0
-        if self._stop is not None:
-            end = self._held.find(self._stop)
-            if end >= 0:
-                self.ended = True
-                return self._held[:end]
-            keep = 0 if last else _overlap(self._held, self._stop)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
-    return next(k for k in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:k]))

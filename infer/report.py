@@ -1,4 +1,4 @@
-"""What the commands say about a model file, a score and a generation: as facts for --json, and as lines to read."""
+"""What the commands report on a model file, a score and a generation: as a dict for --json, and as text."""
 
 import json
 import math
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from infer.scoring import Score, ScoredText
 
 # A Chinese corpus has thousands of characters; --json lists them all.
-_SHOWN_SYMBOLS = 300
+_MAX_SYMBOLS = 300
 
 
-def model_facts(engine: "Engine") -> dict[str, Any]:
-    """Everything that `infer info --json` prints."""
+def model_info(engine: "Engine") -> dict[str, Any]:
+    """Return what `infer info --json` prints."""
     vocab = engine.vocab
     return {
         "file": str(engine.path),
@@ -40,9 +40,9 @@ def model_facts(engine: "Engine") -> dict[str, Any]:
     }
 
 
-def to_json(facts: Any) -> str:
-    """One JSON object on one line; numbers that JSON has not (NaN, infinity) are null."""
-    return json.dumps(_finite(facts), allow_nan=False)
+def to_json(value: Any) -> str:
+    """Return one JSON object on one line; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_finite(value), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -53,50 +53,49 @@ def _finite(value: Any) -> Any:
     return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
-def describe_model(facts: dict[str, Any]) -> str:
-    """`model_facts` as lines; what the file does not record is left out."""
+def format_model(info: dict[str, Any]) -> str:
+    """Format `model_info` as lines; what the file does not record is left out."""
     lines = {
-        "file": f"{facts['file']} ({facts['bytes'] / 2**20:.2f} MiB, format version {facts['format_version']})",
-        "model": _model_line(facts),
-        "vocabulary": _vocab_line(facts["vocab"]),
-        "corpus": _corpus_line(facts["corpus"]),
-        "training": _training_line(facts["metrics"]),
-        "validation": _validation_line(facts["metrics"]),
+        "file": f"{info['file']} ({info['bytes'] / 2**20:.2f} MiB, format version {info['format_version']})",
+        "model": _model_line(info),
+        "vocabulary": _vocab_line(info["vocab"]),
+        "corpus": _corpus_line(info["corpus"]),
+        "training": _training_line(info["metrics"]),
+        "validation": _validation_line(info["metrics"]),
     }
-    # What a file says must not look like what we say of it.
+    # Text from the file must not be able to look like lines of ours.
     return "\n".join(f"{name:<12}{printable(line)}" for name, line in lines.items() if line)
 
 
-def _model_line(facts: dict[str, Any]) -> str:
-    model = facts["model"]
+def _model_line(info: dict[str, Any]) -> str:
+    model = info["model"]
     layers = "layer" if model["num_layers"] == 1 else "layers"
-    parts = [f"{model['rnn']}, {model['num_layers']} {layers} of {model['hidden_dim']}"]
-    parts += [facts["precision"]]
+    parts = [f"{model['rnn']}, {model['num_layers']} {layers} of {model['hidden_dim']}", info["precision"]]
     parts += [f"embedding {model['embedding_dim']}"] if "embedding_dim" in model else []
-    parts += [f"{_figure(facts['parameters'], ',')} parameters"] if facts["parameters"] is not None else []
+    parts += [f"{_number(info['parameters'], ',')} parameters"] if info["parameters"] is not None else []
     return ", ".join(parts)
 
 
 def _vocab_line(vocab: dict[str, Any]) -> str:
     ends = "" if vocab["document_end"] is None else f"; documents end with {vocab['document_end']!r}"
     if vocab["kind"] == "bytes":
-        return "256 bytes: any text" + ends
-    more = vocab["size"] - _SHOWN_SYMBOLS
-    shown = repr("".join(vocab["symbols"][:_SHOWN_SYMBOLS]))
+        return f"256 bytes: any text{ends}"
+    more = vocab["size"] - _MAX_SYMBOLS
+    shown = repr("".join(vocab["symbols"][:_MAX_SYMBOLS]))
     return f"{vocab['size']} characters: {shown}" + (f" and {more:,} more" if more > 0 else "") + ends
 
 
 def _corpus_line(corpus: dict[str, Any]) -> str:
     parts = [f"{corpus['name']}"] if "name" in corpus else []
     parts += [f"from {corpus['source']}"] if corpus.get("source", corpus.get("name")) != corpus.get("name") else []
-    parts += [f"{_figure(corpus['num_chars'], ',')} characters"] if "num_chars" in corpus else []
+    parts += [f"{_number(corpus['num_chars'], ',')} characters"] if "num_chars" in corpus else []
     parts += [f"sha256 {corpus['sha256']}"] if corpus["sha256"] else []
     return ", ".join(parts)
 
 
 def _training_line(metrics: dict[str, Any]) -> str:
-    words = {"step": "{} steps", "chars": "{} characters", "time_s": "{} s", "hardware": "on {}"}
-    return ", ".join(form.format(_figure(metrics[key], ",.0f")) for key, form in words.items() if key in metrics)
+    forms = {"step": "{} steps", "chars": "{} characters", "time_s": "{} s", "hardware": "on {}"}
+    return ", ".join(form.format(_number(metrics[key], ",.0f")) for key, form in forms.items() if key in metrics)
 
 
 def _validation_line(metrics: dict[str, Any]) -> str:
@@ -104,20 +103,21 @@ def _validation_line(metrics: dict[str, Any]) -> str:
     for protocol in ("stream", "windows"):
         loss, bpc = (metrics.get(f"val/{protocol}/{unit}") for unit in ("loss", "bpc"))
         if loss is not None:
-            parts.append(f"{protocol} {_figure(loss, '.4f')} nats/char ({_figure(bpc, '.4f')} bits/char)")
+            parts.append(f"{protocol} {_number(loss, '.4f')} nats/char ({_number(bpc, '.4f')} bits/char)")
     return ", ".join(parts)
 
 
-def _figure(value: object, form: str) -> str:
-    """A number in the given form; a file may record anything, and what is no number is shown as it is."""
+def _number(value: object, form: str) -> str:
+    """Format a number; anything else that a file may record is shown as it is."""
     try:
         return format(value, form) if isinstance(value, int | float) else str(value)
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer beyond the range of a float
         return str(value)
 
 
-def score_facts(model: str, file: str, split: str, text: "ScoredText", scores: dict[str, "Score"]) -> dict[str, Any]:
-    """Everything that `infer score --json` prints."""
+def score_info(model: str, file: str, split: str, text: "ScoredText", scores: dict[str, "Score"]) -> dict[str, Any]:
+    """Return what `infer score --json` prints."""
+    units = ("nats_per_char", "bits_per_char", "perplexity", "chars")
     return {
         "model": model,
         "file": file,
@@ -126,35 +126,28 @@ def score_facts(model: str, file: str, split: str, text: "ScoredText", scores: d
         "unknown_chars": text.unknown_chars,
         "unknown": text.unknown,
         "is_training_corpus": text.is_corpus,
-    } | {
-        name: {
-            "nats_per_char": score.nats_per_char,
-            "bits_per_char": score.bits_per_char,
-            "perplexity": score.perplexity,
-            "chars": score.chars,
-        }
-        for name, score in scores.items()
+        **{protocol: {unit: getattr(score, unit) for unit in units} for protocol, score in scores.items()},
     }
 
 
-def describe_scores(facts: dict[str, Any]) -> str:
-    """`score_facts` as a table."""
-    origin = ", of the corpus this model was trained on" if facts["is_training_corpus"] else ""
+def format_scores(info: dict[str, Any]) -> str:
+    """Format `score_info` as a table."""
+    origin = ", the corpus this model was trained on" if info["is_training_corpus"] else ""
     lines = [
-        f"{printable(facts['file'])}, split {facts['split']}: {facts['chars']:,} characters, "
-        f"{facts['unknown_chars']:,} of them unknown{origin}",
+        f"{printable(info['file'])}, split {info['split']}: {info['chars']:,} characters, "
+        f"{info['unknown_chars']:,} of them unknown{origin}",
         f"{'protocol':<10}{'nats/char':>11}{'bits/char':>11}{'perplexity':>12}{'predicted':>14}",
     ]
-    for name in ("stream", "windows"):
-        s = facts[name]
-        figures = f"{s['nats_per_char']:>11.4f}{s['bits_per_char']:>11.4f}{s['perplexity']:>12.3f}{s['chars']:>14,}"
-        lines.append(f"{name:<10}{figures}")
+    for protocol in ("stream", "windows"):
+        s = info[protocol]
+        numbers = f"{s['nats_per_char']:>11.4f}{s['bits_per_char']:>11.4f}{s['perplexity']:>12.3f}{s['chars']:>14,}"
+        lines.append(f"{protocol:<10}{numbers}")
     return "\n".join(lines)
 
 
 @dataclass
 class Timing:
-    """When a generation began, had its model and wrote its first text (by perf_counter), and how much it wrote."""
+    """When a generation started, had its model and its first text (perf_counter seconds), and its characters."""
 
     started: float = field(default_factory=perf_counter)
     loaded: float = 0.0
@@ -162,14 +155,14 @@ class Timing:
     chars: int = 0
 
     def count(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Passes the pieces on."""
+        """Pass the pieces on, counting their characters."""
         for piece in pieces:
             self.first = self.first or perf_counter()
             self.chars += len(piece)
             yield piece
 
     def report(self, seed: int) -> str:
-        """The line of --stats."""
+        """Return the line of --stats."""
         now = perf_counter()
         seconds = now - self.loaded
         return (

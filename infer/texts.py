@@ -1,4 +1,4 @@
-"""Reading what a user hands over, prompts and texts to score, as the corpora that models learn from are read."""
+"""Reading prompts and texts to score the way corpora are read, and showing generated text on a terminal."""
 
 import sys
 from pathlib import Path
@@ -7,13 +7,13 @@ from charrnn.errors import CorpusError
 from charrnn.vocab import Vocab
 
 _BYTE_ORDER_MARK = "\ufeff"
-# What a terminal acts on instead of showing it: control characters, other line ends, and what turns the writing around.
-_ACTING = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-_SHOWN = {c: repr(chr(c))[1:-1] for c in _ACTING if chr(c) not in "\n\t"}
+# What a terminal interprets: control characters, other line ends, and marks that change the direction of writing.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPES = {c: repr(chr(c))[1:-1] for c in _CONTROLS if chr(c) not in "\n\t"}
 
 
 def read_bytes(source: str, what: str) -> bytes:
-    """The bytes of a file, or of standard input for `-`. what: its name in messages. Raises: CorpusError."""
+    """Return the bytes of a file, or of standard input for `-`; `what` names it in messages. Raises: CorpusError."""
     if source == "-" and sys.stdin is None:
         raise CorpusError(f"cannot read {what} from standard input: it is closed; name a file instead")
     try:
@@ -23,9 +23,9 @@ def read_bytes(source: str, what: str) -> bytes:
 
 
 def decode(raw: bytes, what: str, vocab: Vocab) -> str:
-    """UTF-8 bytes to text; for a character vocabulary without a byte order mark, and with \\n as the only line end.
+    """Decode UTF-8; for a character vocabulary, drop a byte order mark and normalise newlines to \\n.
 
-    A byte vocabulary has learned line ends as they are. Raises: CorpusError that names the first byte at fault.
+    A byte vocabulary keeps newlines as they are. Raises: CorpusError that names the first invalid byte.
     """
     try:
         text = raw.decode("utf-8")
@@ -39,6 +39,6 @@ def decode(raw: bytes, what: str, vocab: Vocab) -> str:
     return text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def on_terminal(text: str) -> str:
-    """Text that a model wrote, with everything spelled out that a terminal would obey."""
-    return text.translate(_SHOWN)
+def escape_control(text: str) -> str:
+    """Escape everything in a generated text that a terminal would interpret."""
+    return text.translate(_ESCAPES)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from tiny_models import write_model
 
+from charrnn.log import configure_logging
 from charrnn.vocab import Vocab
 from infer import Engine
 
@@ -25,6 +26,7 @@ def pytest_configure() -> None:
 def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CHARRNN_DATA_MIRROR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+    configure_logging()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 

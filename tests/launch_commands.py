@@ -1,4 +1,4 @@
-"""The commands that launch/ and docs/launch.md show, taken apart as the programs that they call take them apart."""
+"""The commands shown in launch/ and docs/distributed.md, parsed as the programs they call parse them."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).parent.parent
-GUIDE = ROOT / "docs" / "launch.md"
+GUIDE = ROOT / "docs" / "distributed.md"
 SCRIPT = "train/main.py"
 _PROGRAMS = r"accelerate launch|torchrun|python|sbatch|launch/several-cpus\.sh|kubectl|sky|docker"
 _COMMAND = rf"(?:[A-Z_]+=\S+ )*(?:{_PROGRAMS}) \S.*"

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import zstandard
+from backports import zstd
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gz": lambda raw: gzip.compress(raw, mtime=0),
     "bz2": bz2.compress,
     "xz": lzma.compress,
     # With a checksum, which the format leaves to the writer.
-    "zst": lambda raw: zstandard.ZstdCompressor(write_checksum=True).compress(raw),
+    "zst": lambda raw: zstd.compress(raw, options={zstd.CompressionParameter.checksum_flag: 1}),
 }
 
 

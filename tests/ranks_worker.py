@@ -30,10 +30,10 @@ from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError
 from charrnn.windows import Batch
 from train.checkpoint.format import load_newest, step_folders
-from train.distributed.collectives import Notice, Ranks
+from train.distributed.collectives import Collectives, StepStatus
 from train.distributed.setup import check_processes, make_accelerator
 from train.distributed.signals import StopSignals
-from train.distributed.watchdog import Watchdog, shared_store
+from train.distributed.watchdog import Watchdog, connect_store
 from train.main import leave
 from train.run import find_start
 from train.trainer import Trainer
@@ -69,8 +69,8 @@ def make_rank(config: RunConfig, recorder: ListRecorder | None = None, **options
         return training.make_trainer(config, recorder, **options)
 
 
-def ranks() -> Ranks:
-    return Ranks(make_accelerator(RunConfig().train))
+def ranks() -> Collectives:
+    return Collectives(make_accelerator(RunConfig().train))
 
 
 def raised(action: Callable[[], Any]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def crc_of_named(tensors: dict[str, Tensor]) -> int:
 
 
 def moments(trainer: Trainer) -> int:
-    states = trainer.optimizer.optimizer.state.values()
+    states = trainer.update.optimizer.state.values()
     return crc([state[name] for state in states for name in ("exp_avg", "exp_avg_sq", "step")])
 
 
@@ -127,7 +127,7 @@ def fit_with_fault(config: RunConfig, inject: Callable[[Trainer], Any], recorder
     trainer = make_rank(config, recorder)
     inject(trainer)
     figures = raised(trainer.fit)
-    trainer.ranks.wait()  # the other rank came out of it too
+    trainer.control.collectives.barrier()  # the other rank came out of it too
     return figures | {"step": trainer.progress.step, "losses": losses(trainer), "saved": saved_steps(config)}
 
 
@@ -137,11 +137,11 @@ def fit_with_fault(config: RunConfig, inject: Callable[[Trainer], Any], recorder
 @scenario
 def exchange(folder: Path) -> dict[str, Any]:
     def agreed(stop: int = 0, fault: bool = False, batch: Sequence[int] = (1, 2)) -> dict[str, Any]:
-        return vars(here.exchange(Notice(stop, fault, 100.25 + RANK, np.array(batch))))
+        return vars(here.all_gather_status(StepStatus(stop, fault, 100.25 + RANK, np.array(batch))))
 
     here = ranks()
     return {
-        "count": here.count,
+        "count": here.world_size,
         "is_main": here.is_main,
         "nothing": agreed(),
         "stop on 1": agreed(stop=15 * RANK),
@@ -156,7 +156,7 @@ def exchange(folder: Path) -> dict[str, Any]:
 @scenario
 def gather(folder: Path) -> dict[str, Any]:
     here = ranks()
-    return {"values": here.gather({"rank": RANK, "nested": [RANK] * (RANK + 1)}), "none": here.gather(None)}
+    return {"values": here.all_gather({"rank": RANK, "nested": [RANK] * (RANK + 1)}), "none": here.all_gather(None)}
 
 
 @scenario
@@ -172,11 +172,11 @@ def together(folder: Path) -> dict[str, Any]:
         return action
 
     return {
-        "none": here.together(fail_on()),
-        "on 1": raised(lambda: here.together(fail_on(1))),
-        "on 0": raised(lambda: here.together(fail_on(0))),
-        "on both": raised(lambda: here.together(fail_on(0, 1))),
-        "after": here.gather(RANK),
+        "none": here.run_on_all(fail_on()),
+        "on 1": raised(lambda: here.run_on_all(fail_on(1))),
+        "on 0": raised(lambda: here.run_on_all(fail_on(0))),
+        "on both": raised(lambda: here.run_on_all(fail_on(0, 1))),
+        "after": here.all_gather(RANK),
     }
 
 
@@ -199,9 +199,9 @@ def locally_first(folder: Path) -> dict[str, Any]:
         return action
 
     return {
-        "result": here.locally_first(prepare_once),
-        "on 0": raised(lambda: here.locally_first(fail_on(0))),
-        "on 1": raised(lambda: here.locally_first(fail_on(1))),
+        "result": here.local_main_first(prepare_once),
+        "on 0": raised(lambda: here.local_main_first(fail_on(0))),
+        "on 1": raised(lambda: here.local_main_first(fail_on(1))),
         "ran": sorted(path.name for path in folder.glob("ran-on-*")),
     }
 
@@ -210,19 +210,19 @@ def locally_first(folder: Path) -> dict[str, Any]:
 def store(folder: Path) -> dict[str, Any]:
     """A watchdog on the launcher's own store."""
     here = ranks()
-    dog = Watchdog(shared_store(30.0, "dog"), RANK, 2, 30.0)
-    here.wait()
-    both = dog.look()
-    here.wait()
+    dog = Watchdog(connect_store(30.0, "dog"), RANK, 2, 30.0)
+    here.barrier()
+    both = dog.check_peers()
+    here.barrier()
     if RANK == 1:
         dog.sign_off()
-    here.wait()
-    return {"both": both, "one": dog.look(), "line of 1": dog._peers[1].line}
+    here.barrier()
+    return {"both": both, "one": dog.check_peers(), "line of 1": dog._peers[1].line}
 
 
 @scenario
 def processes(folder: Path) -> dict[str, Any]:
-    count = ranks().count
+    count = ranks().world_size
     config = config_of(folder, "none", "train.processes=3")
     return {
         "wrong": raised(lambda: check_processes(config, count)),
@@ -239,7 +239,6 @@ def different_steps(folder: Path) -> dict[str, Any]:
     name = f"apart-{RANK}"
     config = config_of(folder, name, "train.max_steps=3", "checkpoint.every=0", "eval.every=0")
     trainer = make_rank(config)
-    trainer.run_dir = trainer._figures._run_dir = folder / "runs" / "apart-0"
     trainer.fit()
     here, run_dir = ranks(), Path(config.train.run_dir)
     return raised(lambda: find_start(config, prepare(config.data), run_dir, here, resume=True))
@@ -278,7 +277,7 @@ def spoil_loss(value: float) -> Callable[[Trainer], None]:
             return output[0] * value, output[1]
 
         if RANK == 1:
-            trainer.accelerator.unwrap_model(trainer.loss_module).register_forward_hook(spoil)
+            trainer.accelerator.unwrap_model(trainer.update.loss_module).register_forward_hook(spoil)
 
     return inject
 
@@ -304,13 +303,13 @@ def change_batch(change: Callable[[Batch], Batch]) -> Callable[[Trainer], None]:
     """Changes the windows that process 1 takes update SPOILT to be made of."""
 
     def inject(trainer: Trainer) -> None:
-        batch = trainer.plan.batch
+        batch = trainer.data.plan.batch
 
         def changed(step: int) -> Batch:
             return change(batch(step)) if step == SPOILT - 1 else batch(step)
 
         if RANK == 1:
-            object.__setattr__(trainer.plan, "batch", changed)
+            object.__setattr__(trainer.data.plan, "batch", changed)
 
     return inject
 
@@ -318,7 +317,7 @@ def change_batch(change: Callable[[Batch], Batch]) -> Callable[[Trainer], None]:
 @scenario
 def index_outside_the_text(folder: Path) -> dict[str, Any]:
     config = config_of(folder, "outside", "checkpoint.every=2")
-    return fit_with_fault(config, change_batch(lambda b: Batch(b.starts + 10**9, b.fresh)))
+    return fit_with_fault(config, change_batch(lambda b: Batch(b.starts + 10**9, b.reset)))
 
 
 @scenario
@@ -326,7 +325,7 @@ def other_windows(folder: Path) -> dict[str, Any]:
     def other(batch: Batch) -> Batch:
         starts = batch.starts.copy()
         starts[0] += 1  # a window of process 0's, which process 1 never reads
-        return Batch(starts, batch.fresh)
+        return Batch(starts, batch.reset)
 
     return fit_with_fault(config_of(folder, "other", "checkpoint.every=2"), change_batch(other))
 
@@ -344,7 +343,7 @@ def disk_full_on_0(folder: Path) -> dict[str, Any]:
 
         def filling() -> None:
             if trainer.progress.step == SPOILT - 1:
-                trainer.saver.wait()
+                trainer.checkpoints.wait()
                 if RANK == 0:
                     os.fsync = refuse
             step()
@@ -376,7 +375,7 @@ def record_refused_on_0(folder: Path) -> dict[str, Any]:
 def signalled(trainer: Trainer, number: int) -> Iterator[None]:
     """Sends this process a signal ahead of update SPOILT, and goes on when it is noted."""
     noted, step = threading.Event(), trainer.train_step
-    trainer.signals = StopSignals(noted.set)
+    trainer.control.signals = StopSignals(noted.set)
 
     def stepping() -> None:
         step()
@@ -385,7 +384,7 @@ def signalled(trainer: Trainer, number: int) -> Iterator[None]:
             assert noted.wait(60)
 
     trainer.train_step = stepping  # type: ignore[method-assign]
-    with trainer.signals.watched():
+    with trainer.control.signals.handled():
         yield
 
 
@@ -396,8 +395,8 @@ def stop_on_1(folder: Path) -> dict[str, Any]:
     first = make_rank(config)
     with signalled(first, signal.SIGUSR1) if RANK == 1 else contextlib.nullcontext():
         first.fit()
-    figures = {"stopped_by": first.stopped_by, "step": first.progress.step, "saved": saved_steps(config)}
-    first.ranks.wait()
+    figures = {"stopped_by": first.control.stopped_by, "step": first.progress.step, "saved": saved_steps(config)}
+    first.control.collectives.barrier()
 
     second = make_rank(config)
     figures["resumed_at"] = second.progress.step
@@ -416,7 +415,7 @@ def stop_on_1(folder: Path) -> dict[str, Any]:
 
 
 def ddp_figures(trainer: Trainer) -> dict[str, Any]:
-    module = trainer.loss_module
+    module = trainer.update.loss_module
     return {
         "bucket_mib": module.bucket_bytes_cap / 2**20,
         "hooks": [hook.__name__ for hook, _ in module._comm_hooks],
@@ -437,7 +436,7 @@ def gradients(folder: Path) -> dict[str, Any]:
     def train(name: str) -> dict[str, Any]:
         trainer = make_rank(config_of(folder, f"gradients-{name}", *LARGE, *kinds[name]))
         trainer.fit()
-        trainer.ranks.wait()
+        trainer.control.collectives.barrier()
         return {
             **ddp_figures(trainer),
             "gradient_mib": trainer.model.num_parameters() * 4 / 2**20,

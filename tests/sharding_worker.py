@@ -145,7 +145,7 @@ class Seen:
 def watched(trainer: Trainer) -> Iterator[Seen]:
     """Notes what the trainer reads while the block runs."""
     seen = Seen()
-    read, step, nll_sum = trainer.train_ids.windows, trainer.train_step, train.evaluate.nll_sum
+    read, step, nll_sum = trainer.data.train.windows, trainer.train_step, train.evaluate.nll_sum
 
     def noting_read(starts: Any, length: int) -> Tensor:
         seen.starts.append(starts.tolist())
@@ -164,7 +164,7 @@ def watched(trainer: Trainer) -> Iterator[Seen]:
         seen.counted.append([position for batch in mine for position in counted_positions(batch)])
         return nll_sum(model, ids, mine, *rest)
 
-    trainer.train_ids.windows, trainer.train_step = noting_read, noting_step
+    trainer.data.train.windows, trainer.train_step = noting_read, noting_step
     train.evaluate.nll_sum = noting_counted
     hook = trainer.model.register_forward_pre_hook(noting_fed)
     try:
@@ -172,7 +172,7 @@ def watched(trainer: Trainer) -> Iterator[Seen]:
     finally:
         hook.remove()
         train.evaluate.nll_sum = nll_sum
-        del trainer.train_ids.windows, trainer.train_step
+        del trainer.data.train.windows, trainer.train_step
 
 
 def counted_positions(batch: EvalBatch) -> list[int]:
@@ -230,7 +230,7 @@ def train_segment(folder: Path, segment: Segment) -> dict[str, Any]:
         "processes": trainer.accelerator.num_processes,
         "first_step": trainer.progress.step + 1,
         "generator": zlib.crc32(torch.get_rng_state().numpy().tobytes()),
-        "state_before": as_lists(trainer.carried),
+        "state_before": as_lists(trainer.update.state),
     }
     with watched(trainer) as seen:
         trainer.fit()
@@ -241,7 +241,7 @@ def train_segment(folder: Path, segment: Segment) -> dict[str, Any]:
         "stream": [r["val/stream/loss"] for r in recorder.records if "val/stream/loss" in r],
         "windows": [r["val/windows/loss"] for r in recorder.records if "val/windows/loss" in r],
         "messages": recorder.messages,
-        "state_after": as_lists(trainer.carried),
+        "state_after": as_lists(trainer.update.state),
         "weights": zlib.crc32(b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())),
         **vars(seen),
     }
@@ -259,12 +259,12 @@ def count_traffic(folder: Path, name: str, world: int) -> dict[str, Any]:
     with Traffic(trainer) as traffic:
         trainer.fit()
     trainer.accelerator.wait_for_everyone()
-    rows = trainer.rows.stop - trainer.rows.start
+    rows = trainer.data.rows.stop - trainer.data.rows.start
     return {
         "messages": traffic.messages,
         "parameters": trainer.model.num_parameters(),
         "window_chars": rows * (config.data.seq_len + 1),
-        "state_bytes": sum(part.nbytes for part in trainer.carried),
+        "state_bytes": sum(part.nbytes for part in trainer.update.state),
     }
 
 

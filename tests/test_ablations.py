@@ -6,6 +6,7 @@ import pytest
 from training import some_text
 from typer.testing import CliRunner
 
+from benchmarks.common import cli
 from benchmarks.quality import ablations
 from charrnn.config import load_config
 
@@ -20,7 +21,7 @@ eval: {stream_lanes: 2, stream_warmup: 32}
 def base(tmp_path):
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     (tmp_path / "words.txt").write_text(some_text())
-    return ablations.Base(tmp_path / "tiny.yaml", str(tmp_path / "words.txt"), 3, 1, 1)
+    return ablations.Base(tmp_path / "tiny.yaml", str(tmp_path / "words.txt"), 1, 1)
 
 
 def test_a_variant_is_the_base_but_for_what_it_names(base):
@@ -36,20 +37,18 @@ def test_a_variant_is_the_base_but_for_what_it_names(base):
 
 
 def test_a_row_tells_the_differences_from_the_base():
-    def figures(windows, stream):
+    def metrics(windows, stream):
         return {"val/windows/loss": windows, "val/stream/loss": stream}
 
-    first = figures(1.5, 1.4)
-    row = ablations.row("wide", 1.25, figures(1.45, 1.41), first, figures(1.52, 1.4))
+    first = metrics(1.5, 1.4)
+    row = ablations.row("wide", 1.25, metrics(1.45, 1.41), first, metrics(1.52, 1.4))
     assert row == "| wide | 1.25 | 1.4500 (-0.0500) | 1.4100 (+0.0100) | 1.5200 (+0.0200) | 1.4000 (+0.0000) |"
 
 
 @pytest.mark.slow
 def test_the_table_has_a_row_for_each_and_a_second_run_where_a_step_costs_more(base):
-    app = ablations.typer.Typer()
-    app.command()(ablations.main)
     options = ["--config", str(base.config), "--data", base.data, "--steps", "6", "--threads", "1", "--rounds", "3"]
-    ran = CliRunner().invoke(app, [*options, "--vary", "large:model.hidden_dim=512 model.num_layers=2"])
+    ran = CliRunner().invoke(cli(ablations.main), [*options, "--vary", "large:model.hidden_dim=512 model.num_layers=2"])
     assert ran.exit_code == 0, ran.output
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \(.*\) \| .* \| ([\d.]+) \(.*\) \| .* \|$", ran.output, re.M)
     assert [name for name, *_ in rows] == ["base", "large"]

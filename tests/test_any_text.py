@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charrnn.data.ngram import ngram_loss
+from charrnn.data.stats import ngram_loss
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

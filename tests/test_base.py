@@ -49,11 +49,11 @@ def test_a_run_shrinks_to_half_precision_and_tells_nothing_of_its_machine(base, 
 
 def test_the_vocabulary_is_cut_to_the_text_and_new_characters_start_from_the_mean(base, tmp_path):
     trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
-    assert trainer.vocab == trainer.corpus.vocab
+    assert trainer.data.vocab == trainer.data.corpus.vocab
     old, new = load(base), trainer.model.state_dict()
     for name in ("embedding.weight", "head.weight", "head.bias"):
         rows = old.weights[name].float()
-        for i, symbol in enumerate(trainer.vocab.symbols):
+        for i, symbol in enumerate(trainer.data.vocab.symbols):
             known = symbol in old.vocab.symbols
             expected = rows[old.vocab.symbols.index(symbol)] if known else rows.mean(0)
             assert torch.allclose(new[name][i], expected, atol=1e-6), symbol
@@ -79,7 +79,7 @@ def test_the_plain_form_of_a_character(symbol, plain):
 
 def test_typographic_and_accented_characters_start_from_their_plain_forms(base, tmp_path):
     trainer = fine_tuned(tmp_path, "thé owl over a lázy dog ж\n" * 200)
-    old, new, symbols = load(base), trainer.model.state_dict(), trainer.vocab.symbols
+    old, new, symbols = load(base), trainer.model.state_dict(), trainer.data.vocab.symbols
     rows = old.weights["head.weight"].float()
     for symbol, plain in (("é", "e"), ("á", "a")):
         assert torch.equal(new["head.weight"][symbols.index(symbol)], rows[old.vocab.symbols.index(plain)])

@@ -236,21 +236,21 @@ def trained(tmp_path_factory):
     """A run of 12 steps, with checkpoints of steps 10 and 12."""
     trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("trained"), ["data.windows=carry"]))
     trainer.fit()
-    assert [folder.name for folder in step_folders(trainer.run_dir)] == ["step-00000012", "step-00000010"]
-    assert sorted(names_in(trainer.run_dir / "step-00000012")) == sorted(FILES)
+    assert [folder.name for folder in step_folders(trainer.checkpoints.run_dir)] == ["step-00000012", "step-00000010"]
+    assert sorted(names_in(trainer.checkpoints.run_dir / "step-00000012")) == sorted(FILES)
     return trainer
 
 
 @pytest.fixture
 def run_dir(trained, tmp_path):
     """A copy of that run's folder, to be spoilt."""
-    return shutil.copytree(trained.run_dir, tmp_path / "run")
+    return shutil.copytree(trained.checkpoints.run_dir, tmp_path / "run")
 
 
 def start_of(trained, run_dir):
     """Where the same command again goes on from, and what it says of the checkpoints that it passes over."""
     warnings = []
-    start = starting_point(trained.config, trained.corpus, run_dir, resume=True, warn=warnings.append)
+    start = starting_point(trained.config, trained.data.corpus, run_dir, resume=True, warn=warnings.append)
     return start, warnings
 
 
@@ -306,16 +306,16 @@ def test_whichever_file_is_damaged_the_run_goes_on_from_the_checkpoint_before(tr
 @given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
 def test_a_changed_byte_is_found_wherever_it_is(trained, name, where, mask):
     """In the manifest's white space it may change nothing, and then nothing is lost."""
-    path = trained.run_dir / "step-00000012" / name
+    path = trained.checkpoints.run_dir / "step-00000012" / name
     content = path.read_bytes()
     spoilt = bytearray(content)
     spoilt[int(where * len(content))] ^= mask
     path.write_bytes(spoilt)
     try:
         if name == MANIFEST and same_manifest(spoilt, content):
-            assert start_of(trained, trained.run_dir)[0].resumed.step == 12
+            assert start_of(trained, trained.checkpoints.run_dir)[0].resumed.step == 12
         else:
-            assert_passed_over(trained, trained.run_dir)
+            assert_passed_over(trained, trained.checkpoints.run_dir)
     finally:
         path.write_bytes(content)
 
@@ -330,11 +330,11 @@ def same_manifest(one, other):
 @settings(max_examples=30)
 @given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True))
 def test_a_file_that_was_cut_off_is_found_wherever_it_ends(trained, name, share):
-    path = trained.run_dir / "step-00000012" / name
+    path = trained.checkpoints.run_dir / "step-00000012" / name
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     try:
-        assert_passed_over(trained, trained.run_dir, name)
+        assert_passed_over(trained, trained.checkpoints.run_dir, name)
     finally:
         path.write_bytes(content)
 
@@ -395,7 +395,7 @@ def foreign(tmp_path_factory):
             config = tiny_config(tmp_path_factory.mktemp(kind), [*few, *OTHERS[kind][0]], text)
             trainer = make_trainer(config)
             trainer.fit()
-            made[kind] = trainer.run_dir / "step-00000014"
+            made[kind] = trainer.checkpoints.run_dir / "step-00000014"
         return made[kind]
 
     return foreign

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from launches import ROOT, prepare_small_run
 
+from charrnn.cli import ResilientStream
 from charrnn.errors import user_error
-from train.command_line import LastingStream
 
 
 class Full(io.StringIO):
@@ -24,20 +24,20 @@ class Full(io.StringIO):
 
 def test_after_a_failed_write_nothing_more_is_tried():
     full = Full()
-    stream = LastingStream(full)
+    stream = ResilientStream(full)
     for _ in range(3):
         assert stream.write("text") == 4
         stream.flush()
     assert full.writes == 1
     closed = io.StringIO()
     closed.close()
-    assert LastingStream(closed).write("text") == 4
-    assert LastingStream(None).write("text") == 4
+    assert ResilientStream(closed).write("text") == 4
+    assert ResilientStream(None).write("text") == 4
 
 
 def test_a_stream_that_works_is_written_to():
     inner = io.StringIO()
-    stream = LastingStream(inner)
+    stream = ResilientStream(inner)
     print("text", file=stream, flush=True)
     assert inner.getvalue() == "text\n"
     assert not stream.isatty()

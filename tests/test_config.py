@@ -206,9 +206,3 @@ def test_an_unknown_encoding_is_refused_with_the_nearest(name, nearest):
 def test_options_of_the_text_that_would_do_nothing_are_refused(options, told):
     with pytest.raises(ConfigError, match=told):
         load_config(None, {f"data.{key}": value for key, value in options.items()})
-
-
-def test_what_was_saved_with_local_sgd_off_is_still_read():
-    assert load_config(None, {"train.local_sgd_steps": 0}) == RunConfig()
-    with pytest.raises(ConfigError, match=r"unknown field train\.local_sgd_steps"):
-        load_config(None, {"train.local_sgd_steps": 4})

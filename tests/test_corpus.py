@@ -18,13 +18,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from charrnn.config import DataConfig
-from charrnn.data import alphabet, cache, segments
+from charrnn.data import cache, tasks, vocabulary
 from charrnn.data import corpus as module
 from charrnn.data.cache import Entry
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decoding import Rules
-from charrnn.data.parts import Part, plain_part
-from charrnn.data.sources import Source
+from charrnn.data.decode import Rules, Trace
+from charrnn.data.parts import Part, Source, plain_part
 from charrnn.errors import CorpusError
 from charrnn.io import Advance
 
@@ -215,19 +214,19 @@ def test_where_the_chunks_end_does_not_show(texts: list[str], chunk_bytes: int, 
         clean = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         expected += "\n" * bool(clean and expected and not expected.endswith("\n")) + clean
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "PIECE_BYTES", chunk_bytes)
-        task = next(segments.tasks(map(plain_part, paths), Rules(), lambda _: None))
+        patch.setattr(tasks, "PIECE_BYTES", chunk_bytes)
+        task = next(tasks.split_tasks(map(plain_part, paths), Rules(), lambda _: None, Trace()))
         ends = ["\n"]
-        for begins, piece in segments.read(task, Rules(), segments.Trace()):
+        for begins, piece in tasks.read_task(task, Rules(), Trace()):
             ends += ["\n"] * (begins and not ends[-1].endswith("\n")) + [piece.raw().decode()]
     assert "".join(ends) == "\n" + expected
-    assert segments.bytes_on_disk(task) == sum(path.stat().st_size for path in paths)
+    assert tasks.bytes_on_disk(task) == sum(path.stat().st_size for path in paths)
 
 
 @pytest.mark.usefixtures("here")
 def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "PIECE_BYTES", 1 << 16)
-    monkeypatch.setattr(segments, "TASK_BYTES", 1 << 18)
+    monkeypatch.setattr(tasks, "PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(tasks, "TASK_BYTES", 1 << 18)
     text = VERSE * 100_000  # 5.8 MB
     Path("novel.txt").write_text(text)
     tracemalloc.start()
@@ -251,7 +250,7 @@ def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPa
 def test_a_byte_that_is_not_utf8_is_named_with_its_place(
     raw: bytes, byte: str, offset: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "PIECE_BYTES", chunk_bytes)
+    monkeypatch.setattr(tasks, "PIECE_BYTES", chunk_bytes)
     with pytest.raises(CorpusError) as fault:
         prepared(raw)
     assert f"novel.txt is not UTF-8 text: byte {byte} at offset {offset};" in str(fault.value)
@@ -273,7 +272,7 @@ def test_more_symbols_than_a_vocabulary_holds_are_refused(monkeypatch: pytest.Mo
     corpus = prepared("".join(characters))
     assert corpus.ids.dtype == np.uint32
     assert corpus.ids.tolist() == list(range(65_537))
-    monkeypatch.setattr(alphabet, "MOST_SYMBOLS", 65_536)
+    monkeypatch.setattr(vocabulary, "MAX_SYMBOLS", 65_536)
     with pytest.raises(CorpusError, match=r"65537 different.*holds 65536; .*data.min_count.*--set data.vocab=bytes"):
         prepared("".join(characters))
 
@@ -389,7 +388,7 @@ def test_a_damaged_entry_is_made_again(damage: Any, capsys: pytest.CaptureFixtur
     damage(entry_of(corpus))
     again = prepare(DataConfig(source="novel.txt"), progress=True)
     assert text_of(again) == VERSE
-    assert f"{entry_of(corpus)} was damaged" in capsys.readouterr().err
+    assert f"{entry_of(corpus)} was damaged and is made again" in capsys.readouterr().err
     assert names_in("data/prepared") == [entry_of(corpus).name]
 
 

@@ -28,7 +28,7 @@ LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitli
 TRAINING = [line for line in LINES if "train/main.py" in line]
 # The table's options, what else the cell says left out.
 ROWS = [span for row in re.findall(r"^\|[^|]*\|(.*)\|$", TEXT, re.M) for span in re.findall(r"`(--data [^`]+)`", row)]
-NEEDS_NETWORK = ("hf:roneneldan", "https://", "shakespeare", "novels")
+NEEDS_NETWORK = ("hf:roneneldan", "https://", "s3://", "shakespeare", "novels")
 FIELDS = {"title": ["a", "b"], "body": [f"{some_text(3000)}\n", some_text(3000, seed=1)]}
 
 
@@ -124,7 +124,7 @@ def test_every_kind_of_source_has_its_row() -> None:
         "hf:",
         "https://",
         "--data -",
-        "markov:",
+        "s3://",
         "--init-from",
         "--include",
         "document_end",

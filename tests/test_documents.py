@@ -16,9 +16,10 @@ from charrnn.errors import CheckpointError, ConfigError
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer.cli import app
-from infer.engine import Engine, _Writer
+from infer.engine import Engine
 from infer.model_file.graph_forms import FORMS
 from infer.scoring import read_text, score
+from infer.text_writer import TextWriter
 from train.evaluate import sample_text
 from train.export.exporter import export
 from train.trainer import Trainer
@@ -47,7 +48,7 @@ def test_the_trainers_losses_are_those_of_its_exported_file(windows: str, rnn: s
     joined = END.join(f"{words}\n" for words in WORDS) + END
     part = read_text(engine, joined.encode(), "val", "error")
     assert part.is_corpus
-    assert part.ids.tolist() == trainer.corpus.val.tolist()
+    assert part.ids.tolist() == trainer.data.corpus.val.tolist()
     assert (part.ids == engine.vocab.document_end_id).sum() > 2
     for protocol, found in score(engine, part.ids).items():
         assert found.nats_per_char == pytest.approx(engine.metrics[f"val/{protocol}/loss"], rel=1e-5)
@@ -55,7 +56,7 @@ def test_the_trainers_losses_are_those_of_its_exported_file(windows: str, rnn: s
 
 def test_each_document_is_scored_as_it_would_be_alone(tmp_path: Path) -> None:
     trainer = documents_run(tmp_path)
-    model, vocab = trainer.model.eval(), trainer.vocab
+    model, vocab = trainer.model.eval(), trainer.data.vocab
     texts = WORDS[:3]
     ids = torch.from_numpy(vocab.encode(END + END.join(texts)).astype(np.int64))[None]
     with torch.no_grad():
@@ -72,9 +73,9 @@ def test_a_carried_state_ends_with_the_document_also_between_windows(tmp_path: P
     seen: list[tuple[Any, Any]] = []
     original = trainer.model._run_rnn
     trainer.model._run_rnn = lambda x, state: seen.append((x, state)) or original(x, state)  # type: ignore[method-assign]
-    window = torch.full((8, 17), trainer.vocab.document_end_id)
+    window = torch.full((8, 17), trainer.data.vocab.document_end_id)
     state = tuple(torch.ones_like(part) for part in trainer.model.zero_state(8))
-    trainer.loss_module(window, state)
+    trainer.update.loss_module(window, state)
     assert len(seen) == 16
     assert all(not part.any() for _, state in seen for part in state)
 
@@ -98,9 +99,9 @@ def test_runs_with_and_without_an_end_go_on_from_each_others_weights(tmp_path: P
     trainer.fit()
     run = Path(trainer.config.train.run_dir)
     plain = documents_run(tmp_path, "data.document_end=", f"train.run_dir={tmp_path / 'b'}", init_from=run)
-    assert plain.vocab.document_end is None
+    assert plain.data.vocab.document_end is None
     assert plain.model.document_end is None
-    assert plain.vocab.symbols == trainer.vocab.symbols
+    assert plain.data.vocab.symbols == trainer.data.vocab.symbols
     marked = documents_run(tmp_path, f"train.run_dir={tmp_path / 'c'}", init_from=run)
     assert marked.model.document_end == trainer.model.document_end is not None
 
@@ -110,7 +111,7 @@ def test_samples_of_the_trainer_begin_a_document_and_go_on_past_its_end(tmp_path
 
     def sample(prompt: str) -> str:
         config = trainer.config.sample.model_copy(update={"prompt": prompt})
-        return sample_text(trainer.model, trainer.vocab, config, torch.device("cpu"))
+        return sample_text(trainer.model, trainer.data.vocab, config, torch.device("cpu"))
 
     assert sample("\n") == sample(END) == sample(f"the fox {END}")  # what stands before the end makes no difference
     assert sample("the") == sample(f"{END}the")
@@ -212,7 +213,7 @@ def test_a_prompt_is_the_beginning_of_a_document(engine: Engine) -> None:
 @pytest.mark.parametrize("cut", range(1, 6))
 def test_where_the_pieces_end_does_not_show(cut: int) -> None:
     def written(stop: str | None, pieces: list[str]) -> str:
-        writer = _Writer(VOCAB, stop)
+        writer = TextWriter(VOCAB, [stop] if stop else [])
         return "".join([*(writer.feed(VOCAB.encode(piece).tolist()) for piece in pieces), writer.end()])
 
     for stop in (None, "c|d", "bc", "cj", "ij"):

@@ -51,7 +51,7 @@ def here(shared, monkeypatch):
     monkeypatch.chdir(shared)
     monkeypatch.setenv("HOME", str(shared))
     monkeypatch.setattr("charrnn.data.download.urllib.request.urlopen", refuse)
-    monkeypatch.setattr("charrnn.data.originals._run_package_client", without_network)
+    monkeypatch.setattr("charrnn.data.published.run_pip", without_network)
     fresh_accelerator()
     return shared
 

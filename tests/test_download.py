@@ -47,7 +47,7 @@ def test_a_transfer_that_breaks_off_goes_on_from_where_it_was(site: Site, tmp_pa
 
 def test_a_later_call_goes_on_from_what_an_earlier_one_kept(site: Site, tmp_path: Path) -> None:
     site.cuts = [1000] * module.ATTEMPTS
-    with pytest.raises(DownloadError, match="broke off 3 times: 3000 of 256000 bytes came"):
+    with pytest.raises(DownloadError, match="interrupted 3 times: received 3000 of 256000 bytes"):
         brought(site, tmp_path / "a.txt")
     assert not (tmp_path / "a.txt").exists()
     assert brought(site, tmp_path / "a.txt") == CONTENT
@@ -133,7 +133,7 @@ def test_a_part_past_the_end_of_the_servers_file_is_thrown_away(site: Site, tmp_
 def test_a_body_shorter_than_its_content_length_is_refused(site: Site, tmp_path: Path) -> None:
     site.tags = False
     site.cuts = [1000] * module.ATTEMPTS
-    with pytest.raises(DownloadError, match="1000 of 256000 bytes came"):
+    with pytest.raises(DownloadError, match="received 1000 of 256000 bytes"):
         download(f"{site.url}/a.txt", tmp_path / "a.txt")
     assert not (tmp_path / "a.txt").exists()
 

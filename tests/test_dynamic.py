@@ -24,25 +24,25 @@ CPU = torch.device("cpu")
 def trained(tmp_path_factory):
     trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
     trainer.fit()
-    trainer.saver.wait()
+    trainer.checkpoints.wait()
     return trainer
 
 
 def fresh_model(trained):
-    best = load_for_inference(trained.run_dir)
+    best = load_for_inference(trained.checkpoints.run_dir)
     model = CharRNN(best.config.model, len(best.vocab))
     model.load_state_dict(best.weights)
     return model
 
 
 def losses_of(trained, ids, **options):
-    train = IdSource(trained.corpus.train, CPU)
+    train = IdSource(trained.data.corpus.train, CPU)
     return dynamic_loss(fresh_model(trained), IdSource(ids, CPU), train, DynamicOptions(**options))
 
 
 def test_without_moves_it_is_the_plain_stream(trained):
-    figures = losses_of(trained, trained.corpus.val, lr=0.0, segment=7)
-    val = torch.from_numpy(trained.corpus.val.astype("int64"))[None]
+    figures = losses_of(trained, trained.data.corpus.val, lr=0.0, segment=7)
+    val = torch.from_numpy(trained.data.corpus.val.astype("int64"))[None]
     model = fresh_model(trained).eval()
     with torch.no_grad():
         logits, _ = model(val[:, :-1], model.zero_state(1))
@@ -52,7 +52,7 @@ def test_without_moves_it_is_the_plain_stream(trained):
 
 
 def test_learning_from_a_text_that_repeats_itself_helps(trained):
-    repeated = trained.corpus.val[:40].tolist() * 20
+    repeated = trained.data.corpus.val[:40].tolist() * 20
     ids = torch.tensor(repeated, dtype=torch.uint8).numpy()
     still = losses_of(trained, ids, lr=0.0)["dynamic/stream/loss"]
     assert losses_of(trained, ids, lr=1e-3)["dynamic/stream/loss"] < still - 0.05
@@ -60,13 +60,17 @@ def test_learning_from_a_text_that_repeats_itself_helps(trained):
 
 def test_a_segment_is_predicted_before_it_is_learnt_from(trained):
     segment = 16
-    ids = trained.corpus.val[: segment + 1]  # one segment: nothing has been learnt when it is predicted
+    ids = trained.data.corpus.val[: segment + 1]  # one segment: nothing has been learnt when it is predicted
     still = losses_of(trained, ids, lr=0.0, segment=segment)
     assert losses_of(trained, ids, lr=1.0, segment=segment) == still
 
 
 def test_a_strong_pull_keeps_the_weights_where_they_were(trained):
-    model, val, train = fresh_model(trained), IdSource(trained.corpus.val, CPU), IdSource(trained.corpus.train, CPU)
+    model, val, train = (
+        fresh_model(trained),
+        IdSource(trained.data.corpus.val, CPU),
+        IdSource(trained.data.corpus.train, CPU),
+    )
     before = [p.detach().clone() for p in model.parameters()]
     moved = {}
     for decay in (0.0, 1e6):
@@ -77,7 +81,7 @@ def test_a_strong_pull_keeps_the_weights_where_they_were(trained):
 
 
 def test_mean_squares_are_those_of_the_segments_gradients(trained):
-    train = IdSource(trained.corpus.train, CPU)
+    train = IdSource(trained.data.corpus.train, CPU)
     options = DynamicOptions(segment=10, statistics=1)
     model = fresh_model(trained)
     squares = mean_squares(model, train, options)
@@ -86,31 +90,33 @@ def test_mean_squares_are_those_of_the_segments_gradients(trained):
 
 
 def test_a_checkpoints_figures_are_those_of_its_training(trained):
-    figures = evaluate_checkpoint(trained.run_dir, GivenText(), "val")
-    best = load_for_inference(trained.run_dir).trainer["metrics"]
+    figures = evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "val")
+    best = load_for_inference(trained.checkpoints.run_dir).trainer["metrics"]
     for protocol in ("stream", "windows"):
         assert figures[f"val/{protocol}/loss"] == pytest.approx(best[f"val/{protocol}/loss"], rel=1e-6)
     assert not any("dynamic" in name for name in figures)
 
 
 def test_another_part_of_another_cut_is_named_after_it(trained):
-    figures = evaluate_checkpoint(trained.run_dir, GivenText(), "test", "0.5,0.25,0.25", DynamicOptions(segment=50))
+    figures = evaluate_checkpoint(
+        trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.25,0.25", DynamicOptions(segment=50)
+    )
     assert {"test/stream/loss", "test/windows/bpc", "dynamic/stream/loss"} <= figures.keys()
     assert not any(name.startswith("val/") for name in figures)
 
 
 def test_a_part_that_is_empty_or_a_cut_that_does_not_add_up_is_refused(trained):
     with pytest.raises(CorpusError, match="--shares"):
-        evaluate_checkpoint(trained.run_dir, GivenText(), "test")
+        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test")
     with pytest.raises(ConfigError, match="add up to 1"):
-        evaluate_checkpoint(trained.run_dir, GivenText(), "test", "0.5,0.1,0.1")
+        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.1,0.1")
     with pytest.raises(ConfigError, match="split"):
-        evaluate_checkpoint(trained.run_dir, GivenText(), "test", "half,0.1,0.1")
+        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "half,0.1,0.1")
 
 
 def test_the_command_prints_one_json_object(trained):
     app = evaluation.typer.Typer()
     app.command()(evaluation.command)
-    ran = CliRunner().invoke(app, [str(trained.run_dir), "--json", "--dynamic"])
+    ran = CliRunner().invoke(app, [str(trained.checkpoints.run_dir), "--json", "--dynamic"])
     assert ran.exit_code == 0
     assert "dynamic/stream/loss" in json.loads(ran.stdout)

@@ -13,7 +13,7 @@ from charrnn.errors import ConfigError, SamplingError, VocabError
 from charrnn.sampling import probabilities
 from charrnn.vocab import Vocab
 from infer import Engine
-from infer.engine import _Writer
+from infer.text_writer import TextWriter
 
 PROMPT = "ROMEO:\n"
 
@@ -191,7 +191,7 @@ def test_a_stop_text_that_never_comes_leaves_the_text_whole(gru):
 
 
 def written(vocab, ids, stop):
-    writer = _Writer(vocab, stop)
+    writer = TextWriter(vocab, [stop] if stop else [])
     return [writer.feed([i]) for i in ids] + [writer.end()]
 
 

@@ -33,7 +33,7 @@ def plain_nll(model, ids, state):
 
 
 def test_one_lane_of_stream_is_the_whole_split_read_once(trained):
-    model, val = trained.model, trained.corpus.val
+    model, val = trained.model, trained.data.corpus.val
     config = trained.config.eval.model_copy(update={"stream_lanes": 1})
     figures = evaluate(model, IdSource(val, torch.device("cpu")), config, fresh_accelerator())
     expected = plain_nll(model, val, model.zero_state(1)) / (len(val) - 1)
@@ -42,7 +42,7 @@ def test_one_lane_of_stream_is_the_whole_split_read_once(trained):
 
 
 def test_windows_start_from_a_zero_state(trained):
-    model, val, window = trained.model, trained.corpus.val, 64
+    model, val, window = trained.model, trained.data.corpus.val, 64
     config = trained.config.eval.model_copy(update={"window": window})
     figures = evaluate(model, IdSource(val, torch.device("cpu")), config, fresh_accelerator())
     total = sum(plain_nll(model, val[i : i + window + 1], model.zero_state(1)) for i in range(0, len(val) - 1, window))
@@ -50,7 +50,7 @@ def test_windows_start_from_a_zero_state(trained):
 
 
 def test_lanes_with_a_warm_up_come_close_to_the_single_stream(trained):
-    model, val = trained.model, IdSource(trained.corpus.val, torch.device("cpu"))
+    model, val = trained.model, IdSource(trained.data.corpus.val, torch.device("cpu"))
     one, count = nll_sum(model.eval(), val, [stream_batch(len(val), 1, 32)]).tolist()
     four, same = nll_sum(model.eval(), val, [stream_batch(len(val), 4, 32)]).tolist()
     assert count == same == len(val) - 1
@@ -59,7 +59,7 @@ def test_lanes_with_a_warm_up_come_close_to_the_single_stream(trained):
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_the_ranks_sums_add_up_to_the_whole(trained, world_size):
-    model, val = trained.model.eval(), IdSource(trained.corpus.val, torch.device("cpu"))
+    model, val = trained.model.eval(), IdSource(trained.data.corpus.val, torch.device("cpu"))
     batches = [stream_batch(len(val), 4, 32), *window_batches(len(val), 50, 4)]
     whole = nll_sum(model, val, batches)
     parts = [
@@ -70,15 +70,15 @@ def test_the_ranks_sums_add_up_to_the_whole(trained, world_size):
 
 
 def test_the_exported_file_scores_as_the_trainer_does(trained, tmp_path):
-    export_checkpoint(load_for_inference(trained.run_dir), tmp_path / "m.onnx")
+    export_checkpoint(load_for_inference(trained.checkpoints.run_dir), tmp_path / "m.onnx")
     engine = Engine(tmp_path / "m.onnx")
-    best = load_for_inference(trained.run_dir)
+    best = load_for_inference(trained.checkpoints.run_dir)
     model = CharRNN(best.config.model, len(best.vocab)).eval()
     model.load_state_dict(best.weights)
-    val = IdSource(trained.corpus.val, torch.device("cpu"))
+    val = IdSource(trained.data.corpus.val, torch.device("cpu"))
     for batches in ([stream_batch(len(val), 4, 32)], list(window_batches(len(val), 50, 4))):
         ours, count = nll_sum(model, val, batches).tolist()
-        theirs, same = numpy_evaluate(engine.step, engine.zero_state, trained.corpus.val, batches, 64)
+        theirs, same = numpy_evaluate(engine.step, engine.zero_state, trained.data.corpus.val, batches, 64)
         assert count == same
         assert theirs / same == pytest.approx(ours / count, rel=1e-5)
 
@@ -86,20 +86,22 @@ def test_the_exported_file_scores_as_the_trainer_does(trained, tmp_path):
 def test_evaluating_changes_nothing_in_the_model_or_the_random_generators(trained):
     trained.model.train()
     before = torch.get_rng_state()
-    evaluate(trained.model, trained.val_ids, trained.config.eval, fresh_accelerator())
-    sample_text(trained.model, trained.vocab, trained.config.sample, torch.device("cpu"))
+    evaluate(trained.model, trained.data.val, trained.config.eval, fresh_accelerator())
+    sample_text(trained.model, trained.data.vocab, trained.config.sample, torch.device("cpu"))
     assert trained.model.training
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_sample_is_the_same_for_the_same_weights(trained):
-    texts = {sample_text(trained.model, trained.vocab, trained.config.sample, torch.device("cpu")) for _ in range(2)}
+    texts = {
+        sample_text(trained.model, trained.data.vocab, trained.config.sample, torch.device("cpu")) for _ in range(2)
+    }
     assert len(texts) == 1
     assert len(texts.pop()) == trained.config.sample.length
 
 
 def test_an_estimate_of_all_characters_is_the_loss_of_the_protocol_that_decides(trained):
-    ids = IdSource(trained.corpus.val, torch.device("cpu"))
+    ids = IdSource(trained.data.corpus.val, torch.device("cpu"))
     accelerator = fresh_accelerator()
     for best_by in ("stream", "windows"):
         config = trained.config.eval.model_copy(update={"best_by": best_by})
@@ -117,11 +119,11 @@ def test_a_run_of_estimates_ends_with_its_best_checkpoint_on_the_complete_split(
     estimates = [r for r in records if "val/stream/loss" in r and "val/windows/loss" not in r]
     assert [r["step"] for r in estimates] == [2, 4, 6, 8, 10, 12]
     assert [r["step"] for r in records if "sample" in r] == [8, 12]
-    best = load_for_inference(trainer.run_dir)
+    best = load_for_inference(trainer.checkpoints.run_dir)
     assert best.step == min(estimates, key=lambda r: r["val/stream/loss"])["step"]
     model = CharRNN(best.config.model, len(best.vocab))
     model.load_state_dict(best.weights)
-    exact = evaluate(model, trainer.val_ids, best.config.eval, fresh_accelerator())
+    exact = evaluate(model, trainer.data.val, best.config.eval, fresh_accelerator())
     for name, value in exact.items():
         assert best.trainer["metrics"][name] == value
         assert records[-1][name] == value
@@ -150,7 +152,7 @@ def test_a_stop_cuts_an_evaluation_off_and_the_resumed_run_makes_up_for_it(tmp_p
     signals = StoppedAfter(6)  # five times between updates, then in the evaluation
     trainer = make_trainer(config, signals=signals)
     trainer.fit()
-    assert (trainer.stopped_by, trainer.progress.step) == (15, 4)
+    assert (trainer.control.stopped_by, trainer.progress.step) == (15, 4)
     assert signals.count > -20
     assert not any("val/stream/loss" in r for r in trainer.recorder.records)
 

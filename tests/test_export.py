@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def run_dir(tmp_path_factory):
     trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
     trainer.fit()
-    return trainer.run_dir
+    return trainer.checkpoints.run_dir
 
 
 def test_metadata_tells_vocabulary_config_metrics_and_corpus(run_dir):

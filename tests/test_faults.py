@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from training import make_trainer, tiny_config
 
 from charrnn.config import RunConfig
-from charrnn.errors import EXIT_USER_FAULT, TrainingError
+from charrnn.errors import EXIT_USER_ERROR, TrainingError
 from charrnn.windows import Batch
 from train.dataloader import check_inside
 from train.errors import check_finite, memory_explained, out_of_memory
@@ -69,7 +69,7 @@ def test_a_window_that_leaves_the_text_is_refused_and_no_other(starts, length, n
 @pytest.mark.parametrize(("start", "span"), [(-1, "-1 to 4971"), (2**40, f"0 to {2**40 + 17}")])
 def test_a_corrupted_index_ends_training_before_the_update_and_the_checkpoint_before_is_kept(tmp_path, start, span):
     trainer = make_trainer(tiny_config(tmp_path, ["eval.every=0", "sample.length=0"]))
-    batch = trainer.plan.batch
+    batch = trainer.data.plan.batch
 
     def corrupted(step):
         whole = batch(step)
@@ -78,13 +78,13 @@ def test_a_corrupted_index_ends_training_before_the_update_and_the_checkpoint_be
         starts = np.minimum(whole.starts, 4954)
         starts[:2] = 4954, 0
         starts[3] = start
-        return Batch(starts, whole.fresh)
+        return Batch(starts, whole.reset)
 
-    object.__setattr__(trainer.plan, "batch", corrupted)
+    object.__setattr__(trainer.data.plan, "batch", corrupted)
     with pytest.raises(TrainingError, match=f"the batch of step 7 wants characters {span} of 5400: an index is"):
         trainer.fit()
     assert list(trainer.recorder.losses()) == list(range(1, 7))
-    assert [p.name for p in trainer.run_dir.iterdir()] == ["step-00000005"]
+    assert [p.name for p in trainer.checkpoints.run_dir.iterdir()] == ["step-00000005"]
 
 
 def test_a_lack_of_memory_names_what_to_lower_and_is_one_line():
@@ -94,7 +94,7 @@ def test_a_lack_of_memory_names_what_to_lower_and_is_one_line():
         "the device ran out of memory (tried to allocate 2.00 GiB); lower data.batch_size (now 64), data.seq_len "
         "(now 128) or model.hidden_dim (now 256), or raise train.accumulation_steps (now 2), which keeps the batch"
     )
-    assert error.exit_code == EXIT_USER_FAULT
+    assert error.exit_code == EXIT_USER_ERROR
 
 
 @pytest.mark.parametrize("size", [1 << 45, 1 << 62])

@@ -54,7 +54,7 @@ def test_figures_follow_from_the_speed(tmp_path):
     records = [r for r in trainer.recorder.records if "train/loss" in r]
     assert len(records) == 12
     for record in records:
-        flops = record["train/chars_per_s"] * flops_per_char(trainer.config.model, len(trainer.vocab))
+        flops = record["train/chars_per_s"] * flops_per_char(trainer.config.model, len(trainer.data.vocab))
         assert record["train/gflops"] == pytest.approx(flops / 1e9)
         assert record["train/mfu"] == pytest.approx(flops / 1e12)
     assert "of the peak" in "\n".join(trainer.recorder.messages)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import find
 from packed import json_lines, write, write_parquet
 
 from charrnn.config import DataConfig
 from charrnn.data.corpus import prepare
-from charrnn.data.sources import Source, find_source
+from charrnn.data.parts import Source
 from charrnn.errors import CorpusError
 
 TEXTS = [f"text number {number}\n" for number in range(2300)]
@@ -24,10 +25,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def find(source: str, text_field: str = "") -> Source:
-    return find_source(source, Path("data"), text_field=text_field)
 
 
 def records(source: Source) -> list[str]:
@@ -77,7 +74,7 @@ def test_splits_that_leave_a_choice_are_named() -> None:
 
 def test_a_folder_of_data_files_is_a_dataset() -> None:
     write_parquet("books/train.parquet", {"body": ["one", "two"], "id": [1, 2]})
-    assert records(find("hf:books", "body")) == ["one", "two"]
+    assert records(find("hf:books", text_field="body")) == ["one", "two"]
     write("lines/train.jsonl", json_lines({"text": "one"}, {"text": "two"}, {"text": "three"}))
     assert records(find("hf:lines:train[:2]")) == ["one", "two"]
 
@@ -85,9 +82,9 @@ def test_a_folder_of_data_files_is_a_dataset() -> None:
 def test_a_column_that_is_missing_or_no_text_is_refused() -> None:
     save("books")
     with pytest.raises(CorpusError, match=r"hf:books: no field 'body' \(--text-field\); it has text, id"):
-        find("hf:books", "body")
+        find("hf:books", text_field="body")
     with pytest.raises(CorpusError, match=r"hf:books: the field 'id' holds int64, not a text; fields with text: text"):
-        find("hf:books", "id")
+        find("hf:books", text_field="id")
     save("holes", {"train": {"text": ["a", None]}})
     with pytest.raises(CorpusError, match=r"hf:holes, row 2: the field 'text' holds null"):
         prepare(DataConfig(source="hf:holes"))
@@ -95,7 +92,7 @@ def test_a_column_that_is_missing_or_no_text_is_refused() -> None:
 
 def test_a_folder_that_is_no_dataset_is_refused() -> None:
     write("books/state.json", "{")
-    with pytest.raises(CorpusError, match=r"hf:books cannot be read: .*; look at the folder"):
+    with pytest.raises(CorpusError, match=r"hf:books cannot be loaded: .*; check the folder"):
         find("hf:books")
     with pytest.raises(CorpusError, match="write hf:NAME"):
         find("hf:")
@@ -105,8 +102,8 @@ def test_a_folder_that_is_no_dataset_is_refused() -> None:
 def test_without_a_hub_it_ends_soon_and_says_what_to_do(offline: bool, tmp_path: Path) -> None:
     code = (
         "from charrnn.data.sources import find_source; from charrnn.errors import CorpusError\n"
-        "from pathlib import Path\n"
-        "try: find_source('hf:nobody/nothing', Path('data'), progress=True)\n"
+        "from charrnn.config import DataConfig\n"
+        "try: find_source(DataConfig(source='hf:nobody/nothing'), progress=True)\n"
         "except CorpusError as error: print(error)"
     )
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
@@ -115,7 +112,7 @@ def test_without_a_hub_it_ends_soon_and_says_what_to_do(offline: bool, tmp_path:
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
     )
-    assert "--data hf:nobody/nothing cannot be read" in ran.stdout
-    assert "without a network, bring it on another machine with datasets' save_to_disk" in ran.stdout
-    assert ("http://127.0.0.1:9 cannot be reached" in ran.stderr) is not offline
+    assert "--data hf:nobody/nothing cannot be loaded" in ran.stdout
+    assert "without a network, save it elsewhere with save_to_disk" in ran.stdout
+    assert ("http://127.0.0.1:9 is unreachable" in ran.stderr) is not offline
     assert "Retrying" not in ran.stderr

@@ -1,11 +1,12 @@
 """Any arguments of an `infer` command, any request to the page: the property of tests/doors.py holds."""
 
+import contextlib
 import http.client
 import json
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import pytest
 from doors import bounded, check_command, generator
@@ -158,21 +159,21 @@ FILES = {"path": "http://192.0.2.1/x", "url": "http://192.0.2.1/x", "meta": {"_t
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page's address."""
+    """The page, with a model that takes half a minute for the longest text beside a small one."""
     pytest.importorskip("gradio", reason="the extra ui is not installed")
-    from infer.ui.app import build_page, launch_options
+    from page_server import page_server
+
     from infer.ui.models import Models
 
-    path = write_model(tmp_path_factory.mktemp("page") / "small.onnx")
-    blocks = build_page(Models(path, path.parent))
-    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(blocks))
-    yield SimpleNamespace(address=urlsplit(url).netloc, blocks=blocks)
-    blocks.close()
+    folder = tmp_path_factory.mktemp("page")
+    write_model(folder / "slow.onnx", hidden_dim=768, num_layers=3)
+    with page_server(Models(write_model(folder / "small.onnx"), folder)) as served:
+        yield served
 
 
-def ask(page, method, path, body=b"", **headers) -> int:
+def ask(page, method, path, body=b"", client="127.0.0.1", **headers) -> int:
     """The status of the answer; 0 when the connection is closed without one."""
-    connection = http.client.HTTPConnection(page.address, timeout=20)
+    connection = http.client.HTTPConnection(page.netloc, timeout=20, source_address=(client, 0))
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
         answer = connection.getresponse()
@@ -186,7 +187,7 @@ def ask(page, method, path, body=b"", **headers) -> int:
 
 
 def call(page, data, **fields) -> bytes:
-    number = next(number for number, function in page.blocks.fns.items() if function.name == "write")
+    number = next(number for number, function in page.blocks.fns.items() if function.name == "generate")
     return json.dumps({"data": data, "fn_index": number, "session_hash": "x"} | fields).encode()
 
 
@@ -219,6 +220,71 @@ def test_only_what_the_page_itself_asks_for_is_answered(page, method, path, body
     answer = ask(page, method, path, body, **headers)
     # 0: the server closed the connection before all of a large body was sent.
     assert answer == status or (status == 413 and answer == 0)
+
+
+def test_a_clients_share_of_the_queue_is_limited(page):
+    from infer.ui.app import MAX_QUEUE
+    from infer.ui.guard import MAX_WAITING_PER_CLIENT
+
+    queued = []
+
+    def join(client):
+        body = call(page, ["slow.onnx", "a", 5000, 0.8, 0, 1, "1"], session_hash=f"s{len(queued)}")
+        queued.append(body)
+        return ask(page, "POST", "/gradio_api/queue/join", body, client)
+
+    def join_until_refused(client):
+        return next((status, n) for n in range(2 * MAX_QUEUE) if (status := join(client)) != 200)
+
+    try:
+        status, joined = join_until_refused("127.0.0.1")
+        assert status == 429
+        assert joined in (MAX_WAITING_PER_CLIENT, MAX_WAITING_PER_CLIENT + 1)  # the one that runs does not wait
+        status, joined = join_until_refused("127.0.0.2")
+        assert joined >= 1
+        assert status in (429, 503)
+    finally:
+        for event in list(page.blocks._queue.event_ids_to_events.values()):
+            fields = {"event_id": event._id, "session_hash": event.session_hash, "fn_index": event.fn._id}
+            ask(page, "POST", "/gradio_api/cancel", json.dumps(fields).encode())
+
+
+def test_headers_that_do_not_arrive_close_the_connection(page, monkeypatch):
+    monkeypatch.setattr("infer.http_limits.HEADER_TIMEOUT_S", 0.2)
+    host, port = page.netloc.split(":")
+    for sent in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: "):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(sent)
+            assert closed(connection)
+    # So it does after a request that was answered.
+    with contextlib.closing(http.client.HTTPConnection(page.netloc, timeout=20)) as connection:
+        connection.request("GET", "/gradio_api/app_id")
+        assert connection.getresponse().read()
+        connection.sock.sendall(b"GET")
+        assert closed(connection.sock)
+
+
+def closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1000) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_clients_open_connections_are_limited(page, monkeypatch):
+    monkeypatch.setattr("infer.http_limits.MAX_CONNECTIONS_PER_CLIENT", 3)
+    host, port = page.netloc.split(":")
+    client, other = ("127.0.0.3", 0), ("127.0.0.4", 0)
+    with contextlib.ExitStack() as stack:
+
+        def connect(source):
+            return stack.enter_context(socket.create_connection((host, int(port)), 20, source))
+
+        kept = [connect(client) for _ in range(3)]
+        assert closed(connect(client))
+        for connection in (*kept, connect(other)):
+            connection.sendall(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"404" in connection.recv(1000)
 
 
 def try_requests(count, seed, page, capfd):

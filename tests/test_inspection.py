@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from charrnn.data import lines
-from charrnn.data import stats as entropy
+from charrnn.data import stats
 from charrnn.data.inspect import app
 
 ROOT = Path(__file__).parent.parent
@@ -34,21 +33,21 @@ def plain_entropy(text, order):
 def test_entropies_are_those_of_plain_counting_wherever_chunks_end(text, chunk):
     ids = np.frombuffer(text.encode(), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entropy, "_CHUNK", chunk)
-        found = entropy.entropies(ids, 256)
+        patch.setattr(stats, "_CHUNK", chunk)
+        found = stats.entropies(ids, 256)
     assert found.counted == len(text)
     assert found.bits == pytest.approx([plain_entropy(text, k) for k in range(min(4, len(text)))], abs=1e-9)
 
 
 def test_wide_ids_and_the_caps(monkeypatch):
     ids = np.random.default_rng(0).integers(0, 200_000, 5000).astype(np.uint32)
-    assert len(entropy.entropies(ids, 200_000).bits) == 3  # 4 x 18 bits would not fit into 64
+    assert len(stats.entropies(ids, 200_000).bits) == 3  # 4 x 18 bits would not fit into 64
     with monkeypatch.context() as patch:
-        patch.setattr(entropy, "MOST_GRAMS", 100)
-        patch.setattr(entropy, "_CHUNK", 1000)
-        assert entropy.entropies(ids, 200_000).counted < 2000
-    monkeypatch.setattr(entropy, "GLANCE_CHARS", 800)
-    glanced = entropy.glance(ids, 200_000)
+        patch.setattr(stats, "MAX_GRAMS", 100)
+        patch.setattr(stats, "_CHUNK", 1000)
+        assert stats.entropies(ids, 200_000).counted < 2000
+    monkeypatch.setattr(stats, "SAMPLE_CHARS", 800)
+    glanced = stats.sampled_entropies(ids, 200_000)
     assert glanced.counted == 800
     assert "counted on 800 of 5,000" in glanced.line()
 
@@ -57,17 +56,17 @@ def test_wide_ids_and_the_caps(monkeypatch):
 @settings(max_examples=100)
 def test_lines_are_those_of_plain_counting_wherever_blocks_end(text, chunk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "_CHUNK", chunk)
-        found = lines.count_lines(np.frombuffer(text.encode(), np.uint8), ord("\n"))
+        patch.setattr(stats, "_CHUNK", chunk)
+        found = stats.count_lines(np.frombuffer(text.encode(), np.uint8), ord("\n"))
     expected = text.removesuffix("\n").split("\n")
     assert found.count == found.compared == len(expected)
     assert found.longest == max(map(len, expected))
     assert not found.longest or len(expected[found.longest_at - 1]) == found.longest
-    if chunk > found.longest:  # a longer line is told by its beginning and length
-        some = Counter(line for line in expected if line)
-        assert found.repeated == sum(n - 1 for n in some.values())
-        assert found.repeated_chars == sum(len(line) * (n - 1) for line, n in some.items())
-    assert found.histogram.sum() == len(expected)
+    some = Counter(line for line in expected if line)
+    assert found.repeated == sum(n - 1 for n in some.values())
+    assert found.repeated_chars == sum(len(line) * (n - 1) for line, n in some.items())
+    assert found.histogram[:3] == [sum(len(line) in sizes for line in expected) for sizes in ([0], [1], [2, 3])]
+    assert sum(found.histogram) == len(expected)
 
 
 def test_the_page_tells_what_the_json_does(tmp_path, monkeypatch):
@@ -87,11 +86,9 @@ def test_the_page_tells_what_the_json_does(tmp_path, monkeypatch):
         assert part in page
 
 
-def test_a_random_sources_limit_is_told_and_a_fault_is_one_line(tmp_path):
+def test_a_user_error_is_one_line(tmp_path):
     command = [sys.executable, "-m", "charrnn.data", "inspect"]
     options = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": ""}, "capture_output": True, "text": True}
-    done = subprocess.run([*command, "markov:1:1:5000"], check=True, **options)
-    assert "the source's exact entropy rate" in done.stdout
     done = subprocess.run([*command, "absent.txt"], check=False, **options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "no file, folder or corpus 'absent.txt'" in done.stderr

@@ -443,7 +443,7 @@ def test_several_cpu_processes_of_which_one_is_killed_are_started_anew_and_go_on
     code, output = job.ended()
     assert code == 0, output
     assert "2 process(es)" in output
-    assert victim == 0 or "process 1 (on " in output
+    assert victim == 0 or "rank 1 (on " in output
     assert re.search(r"resumed at step \d+0\b", output)
     assert step_of(folder / "run") == 120
 

@@ -153,7 +153,7 @@ def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_
         with pytest.raises(error, match=stopped) as caught:
             run(config, config_name="small", resume=True)
     assert caught.value.exit_code == exit_code
-    assert f"{number}: stopping once this step is done and saved" in capsys.readouterr().err
+    assert f"{number} received: stopping after this step and its checkpoint" in capsys.readouterr().err
     run_dir = folder / "checkpoints" / "small-words"
     assert load_newest(run_dir, pytest.fail).step == 7
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -165,7 +165,7 @@ def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_
 def test_the_batch_must_divide_among_processes_and_accumulation_steps():
     config = RunConfig.model_validate({"data": {"batch_size": 12}, "train": {"accumulation_steps": 2}})
     check_processes(config, 3)
-    with pytest.raises(Exception, match="12 does not divide by 4 process"):
+    with pytest.raises(Exception, match="12 is not divisible by 4 process"):
         check_processes(config, 4)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from training import some_text
 
-from charrnn.data.ngram import ngram_loss
+from charrnn.data.stats import ngram_loss
 
 DISCOUNT = 0.85
 

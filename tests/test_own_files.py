@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from folders import find
 from training import fresh_accelerator, some_text, tiny_config
 
 from charrnn.config import load_config
 from charrnn.data.corpus import prepare
-from charrnn.data.sources import find_source
 from charrnn.errors import ConfigError, CorpusError
 from train.checkpoint.run_lock import only_run_in
 from train.run import run
@@ -45,7 +45,7 @@ def test_caches_and_run_folders_are_left_out_with_one_note(pattern):
         Path("data/run/metrics.jsonl").write_text("{}\n")
         Path("data/sub").mkdir()
         Path("data/sub/more.txt").write_text("text\n")
-        found = find_source(pattern, Path("cache"))
+        found = find(pattern, cache_dir="cache")
     assert {part.path.name for part in found.parts} <= {"mine.txt", "more.txt"}
     [note] = found.notes
     assert "caches and run folders of charrnn" in note
@@ -55,9 +55,9 @@ def test_caches_and_run_folders_are_left_out_with_one_note(pattern):
 def test_a_cache_itself_is_refused():
     prepare(load_config(None, {"data.source": "data/mine.txt", "data.cache_dir": "data"}).data)
     with pytest.raises(CorpusError, match="data/prepared is a cache or run folder"):
-        find_source("data/prepared", Path("data"))
-    with pytest.raises(CorpusError, match="holds no file with text"):
-        find_source("data/prepared/*/*", Path("data"))
+        find("data/prepared")
+    with pytest.raises(CorpusError, match="holds no text file"):
+        find("data/prepared/*/*")
 
 
 @pytest.mark.usefixtures("here")
@@ -72,9 +72,9 @@ def test_links_to_folders_are_reported():
     Path("other").mkdir()
     Path("other/a.txt").write_text("text\n")
     Path("data/link").symlink_to("../other", target_is_directory=True)
-    found = find_source("data", Path("cache"))
+    found = find("data", cache_dir="cache")
     assert [part.path.name for part in found.parts] == ["mine.txt"]
-    assert found.notes == ("left out of data: 1 links to folders (link)",)
+    assert found.notes == ("skipped in data: 1 links to folders (link)",)
 
 
 @pytest.mark.usefixtures("here")

@@ -1,10 +1,14 @@
 """Include and exclude patterns over relative paths."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packed import write
 
-from charrnn.data.patterns import Choice, matches
+from charrnn.config import DataConfig
+from charrnn.data.collect import Collector, matches
 from charrnn.errors import CorpusError
 
 
@@ -48,17 +52,15 @@ def test_any_pattern_is_one_or_is_refused(pattern: str, path: str) -> None:
         assert not pattern.replace("\\", "/").removeprefix("./").strip("/")
 
 
-def test_what_is_left_out_is_kept_apart_and_exclude_wins() -> None:
-    choice = Choice(include=["*.txt"], exclude=["old", "b.*"])
-    assert [path for path in ("a.txt", "old/a.txt", "b.txt", "c.md") if choice.takes(path)] == ["a.txt"]
-    assert choice.excluded == ["old/a.txt", "b.txt"]
-    assert choice.not_included == ["c.md"]
-
-
-def test_an_archive_may_be_looked_into_unless_it_is_excluded() -> None:
-    assert Choice(include=["*.txt"]).may_take("a.zip")
-    assert not Choice(exclude=["*.zip"]).may_take("a.zip")
-    assert not Choice(include=["*.txt"]).may_take("a.md")
+def test_exclude_wins_and_what_is_skipped_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(include=("*.txt",), exclude=("old", "b.*"))
+    collector = Collector(data, binary=False)
+    for name in ("a.txt", "old/a.txt", "b.txt", "c.md"):
+        collector.add(write(name, "text"), name)
+    parts, [note] = collector.result(tmp_path)
+    assert [part.name for part in parts] == ["a.txt"]
+    assert "2 excluded (old/a.txt, b.txt); 1 not included (c.md)" in note
 
 
 @pytest.mark.parametrize("pattern", ["", "/", "./", "//"])

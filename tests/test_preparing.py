@@ -1,9 +1,9 @@
 """Large texts: cut and shared among workers, the ids are still those of `Vocab.encode`; found again; vocabularies."""
 
 import hashlib
-import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -19,20 +19,19 @@ from folders import names_in
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from charrnn import turns
+from charrnn import io as storage
 from charrnn.config import DataConfig
-from charrnn.data import cache, segments
+from charrnn.data import cache, tasks
 from charrnn.data import corpus as module
-from charrnn.data.alphabet import RARE
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decoding import Rules
+from charrnn.data.decode import Rules
 from charrnn.data.encode import IdTable, encode, num_ids
-from charrnn.data.parts import Part, plain_part
-from charrnn.data.scanning import scan
-from charrnn.data.sources import Source
+from charrnn.data.parts import Part, Source, plain_part
+from charrnn.data.scan import scan
+from charrnn.data.vocabulary import RARE
 from charrnn.data.workers import Workers
 from charrnn.errors import CharRNNError, CorpusError, VocabError
-from charrnn.io import Advance, forget_pages
+from charrnn.io import Advance, release_pages
 from charrnn.vocab import Vocab
 
 CHARACTERS = "ab \r\n\ufeffé\u0301\u0327가\u1100\u1161漢😀\0"
@@ -57,8 +56,8 @@ def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every corpus is large: cut into small tasks, given to two workers, recorded."""
     monkeypatch.setattr(module, "PARALLEL_BYTES", 1)
     monkeypatch.setattr(module, "cores", lambda: 2)
-    monkeypatch.setattr(segments, "TASK_BYTES", 1000)
-    monkeypatch.setattr(segments, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(tasks, "TASK_BYTES", 1000)
+    monkeypatch.setattr(tasks, "WINDOW_BYTES", 100)
     monkeypatch.setattr(cache, "_RACY_NS", -(10**12))
 
 
@@ -110,9 +109,9 @@ def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
     paths = [tmp_path / str(number) for number in range(len(texts))]
     parts = [streamed_part(path, chunk) if chunk else plain_part(path) for path in paths]
     with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
-        patch.setattr(segments, "TASK_BYTES", task_bytes)
-        patch.setattr(segments, "WINDOW_BYTES", window)
-        patch.setattr(segments, "PIECE_BYTES", 3)
+        patch.setattr(tasks, "TASK_BYTES", task_bytes)
+        patch.setattr(tasks, "WINDOW_BYTES", window)
+        patch.setattr(tasks, "PIECE_BYTES", 3)
         found, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
     text = normalized(texts, rules)
     assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -135,7 +134,7 @@ def test_large_texts_in_other_encodings_are_the_same(
         paths = [tmp_path / str(number) for number in range(len(texts))]
         parts = [streamed_part(path, chunk) if chunk else plain_part(path) for path in paths]
         with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
-            patch.setattr(segments, "TASK_BYTES", task_bytes)
+            patch.setattr(tasks, "TASK_BYTES", task_bytes)
             _, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
         marked = ["\ufeff" + text if codec == "utf-16" else text for text in texts]
         assert vocab.decode(ids) == normalized(marked, rules)
@@ -146,8 +145,8 @@ def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     (tmp_path / "novel").write_text(text, newline="")
     parts = [plain_part(tmp_path / "novel"), streamed_part(tmp_path / "novel", 777)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "TASK_BYTES", 1000)
-        patch.setattr(segments, "WINDOW_BYTES", 100)
+        patch.setattr(tasks, "TASK_BYTES", 1000)
+        patch.setattr(tasks, "WINDOW_BYTES", 100)
         with Workers(0) as none, Workers(2) as two:
             alone, together = (
                 prepared_ids(parts, Rules(normalize="NFC"), tmp_path, workers) for workers in (none, two)
@@ -161,13 +160,13 @@ def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
 def test_the_first_fault_in_the_text_is_told_by_whichever_worker_meets_it(tmp_path: Path) -> None:
     (tmp_path / "novel").write_bytes(b"a line\n" * 400 + b"\xff" + b"a line\n" * 400 + b"\xfe")
     with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
-        patch.setattr(segments, "TASK_BYTES", 100)
+        patch.setattr(tasks, "TASK_BYTES", 100)
         with pytest.raises(CorpusError, match=r"novel is not UTF-8 text: byte 0xff at offset 2800;"):
             scan(Source("novel", (plain_part(tmp_path / "novel"),)), Rules(), workers, lambda _: None)
 
 
 def test_a_worker_that_is_killed_is_told_of() -> None:
-    with pytest.raises(CorpusError, match=r"was ended \(exit code 7\); run again"), Workers(1) as workers:
+    with pytest.raises(CorpusError, match=r"was killed \(exit code 7\); run again"), Workers(1) as workers:
         list(workers.map(os._exit, [7]))
 
 
@@ -181,9 +180,9 @@ def test_workers_keep_the_order_and_pass_errors_on() -> None:
 def test_a_script_without_a_guard_may_prepare_a_large_text(here: Path) -> None:
     Path("novel.txt").write_text("a line\n" * 1000)
     Path("script.py").write_text(
-        "from charrnn.data import corpus, segments\n"
+        "from charrnn.data import corpus, tasks\n"
         "from charrnn.config import DataConfig\n"
-        "corpus.PARALLEL_BYTES, segments.TASK_BYTES = 1, 1000\n"
+        "corpus.PARALLEL_BYTES, tasks.TASK_BYTES = 1, 1000\n"
         "print(corpus.prepare(DataConfig(source='novel.txt')).num_chars)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
@@ -194,14 +193,18 @@ def test_a_script_without_a_guard_may_prepare_a_large_text(here: Path) -> None:
 # ---- memory and space
 
 
-def test_a_text_that_can_be_cut_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_WIDEST_WINDOW_BYTES", 64)
-    monkeypatch.setattr(segments, "WINDOW_BYTES", 16)
-    monkeypatch.setattr(segments, "TASK_BYTES", 100)
-    (tmp_path / "marks").write_text("\u0301" * 1000)
+@pytest.mark.parametrize(("raw", "normalize"), [("\u0301".encode() * 1000, "NFC"), (b"\x80" * 2000, "none")])
+def test_a_text_that_cannot_be_split_is_refused(
+    raw: bytes, normalize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_MAX_WINDOW_BYTES", 64)
+    monkeypatch.setattr(tasks, "WINDOW_BYTES", 16)
+    monkeypatch.setattr(tasks, "TASK_BYTES", 100)
+    (tmp_path / "marks").write_bytes(raw)
+    rules = Rules(normalize=normalize, invalid="replace")
     for part in (plain_part(tmp_path / "marks"), streamed_part(tmp_path / "marks", 50)):
         with pytest.raises(CorpusError, match=r"marks has no line end, .* in 64 bytes near"), Workers(0) as workers:
-            scan(Source("marks", (part,)), Rules(), workers, lambda _: None)
+            scan(Source("marks", (part,)), rules, workers, lambda _: None)
 
 
 @pytest.mark.usefixtures("here")
@@ -229,7 +232,7 @@ def test_a_disk_that_fills_up_is_told_of_and_left_as_it_was(
     here: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("novel.txt").write_text("ab\n" * 700_000)
-    monkeypatch.setattr(segments, "TASK_BYTES", 100_000)
+    monkeypatch.setattr(tasks, "TASK_BYTES", 100_000)
     monkeypatch.setattr(cache, "_refuse_full", lambda *_: None)  # as if others filled it meanwhile
     with pytest.raises(CorpusError, match=r"cannot write to .*disk/data/prepared: No space left.*; free some space"):
         prepare(DataConfig(source="novel.txt", cache_dir=str(small_disk / "data")))
@@ -245,11 +248,11 @@ def test_memory_of_pages_that_were_read_can_be_given_back(tmp_path: Path) -> Non
     before = resident()
     assert ids.sum() == 0
     full = resident()
-    forget_pages(ids)
+    release_pages(ids)
     assert full - before > 1000
     assert resident() - before < 100
     assert ids[-1] == 0
-    forget_pages(np.zeros(3))
+    release_pages(np.zeros(3))
 
 
 # ---- found again
@@ -346,44 +349,43 @@ def test_what_a_killed_process_left_is_removed_when_nobody_writes_it_any_more() 
 # ---- one makes, others wait
 
 
-def _hold(target: str, started: Any, release: Any) -> None:
-    with turns.turn(Path(target), 200, shown=False) as tell:
-        tell(50)
-        Path(target).with_name(f".{Path(target).name}.turn.json").write_text(
-            json.dumps({"process": 4242, "machine": "here", "total": 200, "done": 50})
-        )
+def _hold(record: str, started: Any, release: Any) -> None:
+    with cache.exclusive(Path(record), 200, progress=False) as advance:
+        cache._WRITE_S = 0.0
+        advance(50)
         started.set()
         release.wait(20)
 
 
-def test_who_waits_is_told_for_whom_and_how_far_that_one_is(
+def test_a_waiting_process_reports_the_holder_and_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(turns, "_LOOK_S", 0.01)
+    monkeypatch.setattr(storage, "LOG_WAIT_S", 0.05)
     context = multiprocessing.get_context("spawn")
     started, release = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(str(tmp_path / "it"), started, release))
     holder.start()
     assert started.wait(20)
-    monkeypatch.setattr(turns, "say", lambda text, shown: (print(text, file=sys.stderr), release.set()))
-    with turns.turn(tmp_path / "it", 10, shown=True):
+    monkeypatch.setattr(cache, "log", lambda text, _: (print(text, file=sys.stderr), release.set()))
+    with cache.exclusive(tmp_path / "it", 10, progress=True):
         assert release.is_set()
     holder.join()
-    told = capsys.readouterr().err
-    assert told == "waiting for process 4242 on here, which prepares the same corpus: 25%\n"
-    assert names_in(tmp_path) == [".it.lock"]
+    lines = set(capsys.readouterr().err.splitlines())
+    message = f"process {holder.pid} on {socket.gethostname()}, which is preparing the same corpus: 25% done"
+    assert f"waiting for {message}" in lines
+    assert names_in(tmp_path) in ([".it.lock"], [])
 
 
 @pytest.mark.usefixtures("here", "all_large")
 def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared("one\ntwo\n" * 1000)
-    recalled, asked = module._Preparation.recalled, []
+    find, asked = module._Preparation.find, []
 
     def at_first_not(self: Any) -> Any:
         asked.append(self)
-        return recalled(self) if len(asked) > 1 else None
+        return find(self) if len(asked) > 1 else None
 
-    monkeypatch.setattr(module._Preparation, "recalled", at_first_not)
+    monkeypatch.setattr(module._Preparation, "find", at_first_not)
     monkeypatch.setattr(module, "scan", None)
     prepare(DataConfig(source="novel.txt"))
     assert len(asked) == 2
@@ -408,7 +410,9 @@ def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
     vocab = Vocab("chars", tuple("cab\n?"), "?") if as_json else Vocab.of_chars("abc\n?")
     Path("vocabulary").write_text(vocab.to_json() if as_json else "abcabc\n?")
     assert prepared("abc\n", vocab="vocabulary").vocab == vocab
-    with pytest.raises(CorpusError, match=r"2 character\(s\) that the vocabulary vocabulary lacks, 3 of 7 .*'x' .*'z'"):
+    with pytest.raises(
+        CorpusError, match=r"2 character\(s\) missing from the vocabulary vocabulary, 3 of 7 .*'x'.*'z'"
+    ):
         prepared("abxxz\nb", vocab="vocabulary")
     skipped = prepared("abxxz\nb", vocab="vocabulary", unknown="skip")
     assert skipped.vocab.decode(skipped.ids) == "ab\nb"
@@ -432,7 +436,7 @@ def test_skipping_leaves_out_what_the_vocabulary_lacks_wherever_it_is_cut(
             (tmp_path / str(number)).write_text(text)
         source = Source("s", tuple(plain_part(tmp_path / str(number)) for number in range(len(texts))))
         with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
-            patch.setattr(segments, "TASK_BYTES", task_bytes)
+            patch.setattr(tasks, "TASK_BYTES", task_bytes)
             found = scan(source, Rules(), workers, lambda _: None, vocab)
             table = IdTable.of(vocab, skip=True)
             encode(source, Rules(), workers, lambda _: None, found, table, tmp_path / "ids.bin")

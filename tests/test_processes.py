@@ -5,7 +5,7 @@ from training import fresh_accelerator
 
 from charrnn.config import load_config
 from charrnn.errors import ConfigError
-from train.distributed.setup import check_joined, check_same_config, comparable, make_accelerator
+from train.distributed.setup import check_joined, check_same_config, make_accelerator, shared_fields
 
 
 def test_processes_that_accelerate_did_not_join_are_refused():
@@ -17,15 +17,13 @@ def test_processes_that_accelerate_did_not_join_are_refused():
 def test_configs_that_differ_are_named_by_field_and_rank():
     ours = load_config(None, {"data.source": "a.txt", "train.threads": 2})
     theirs = load_config(None, {"data.source": "b.txt", "optim.lr": 0.1, "train.max_steps": 7})
-    check_same_config([comparable(ours, "no")] * 2)
-    check_same_config([comparable(ours, "no"), comparable(load_config(None, {"train.run_dir": "x"}), "no")])
-    both = (
-        r"^process 2 .*optim\.lr is 0\.1 there and 0\.002 in process 0, train\.max_steps is 7 there and 0 in process 0"
-    )
+    check_same_config([shared_fields(ours, "no")] * 2)
+    check_same_config([shared_fields(ours, "no"), shared_fields(load_config(None, {"train.run_dir": "x"}), "no")])
+    both = r"^rank 2 .*optim\.lr is 0\.1 there and 0\.002 on rank 0, train\.max_steps is 7 there and 0 on rank 0"
     with pytest.raises(ConfigError, match=both):
-        check_same_config([comparable(ours, "no"), comparable(ours, "no"), comparable(theirs, "no")])
+        check_same_config([shared_fields(ours, "no"), shared_fields(ours, "no"), shared_fields(theirs, "no")])
     with pytest.raises(ConfigError, match=r"train\.mixed_precision is 'bf16' there"):
-        check_same_config([comparable(ours, "no"), comparable(ours, "bf16")])
+        check_same_config([shared_fields(ours, "no"), shared_fields(ours, "bf16")])
 
 
 def test_accumulation_in_the_environment_does_not_divide_gradients(monkeypatch):

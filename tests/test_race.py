@@ -68,10 +68,10 @@ def test_evaluation_drops_nothing_out_and_predicts_every_character_once(tmp_path
 
 def test_a_target_out_of_reach_is_said_to_be_not_reached(tmp_path):
     lines = run_race(tiny_config(tmp_path), Limits(0.001, 60, 60, steps=3), TINY, SHORT)
-    assert len(lines) == 3
-    assert lines[1].startswith("GRU 2 x 16")
-    assert lines[2].startswith("transformer 2 x 16")
-    assert all("not reached in" in line and "3 updates; best" in line for line in lines[1:])
+    assert len(lines) == 4
+    assert lines[2].startswith("GRU 2 x 16")
+    assert lines[3].startswith("transformer 2 x 16")
+    assert all("not reached in" in line and "3 steps; best" in line for line in lines[2:])
 
 
 def test_a_side_stops_at_its_target_and_its_clock_stands_still_meanwhile(tmp_path):

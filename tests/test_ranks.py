@@ -1,4 +1,4 @@
-"""Ranks agree before every update: an error, a stop or other windows on one of them is known to all, at the same step.
+"""Ranks agree before every step: an error, a stop signal or a batch mismatch on one is known to all, at the same step.
 
 The slow tests look at what two processes of ranks_worker.py wrote, in one launch.
 """
@@ -17,7 +17,7 @@ from training import fresh_accelerator
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError, ConfigError, CorpusError, TrainingError
 from train.checkpoint.resume import check_same_start
-from train.distributed.collectives import Agreed, Notice, Ranks, check_same_batch
+from train.distributed.collectives import Collectives, GlobalStatus, StepStatus, check_same_batch
 from train.distributed.setup import check_processes
 
 KINDS = [CheckpointError, ConfigError, CorpusError, TrainingError]
@@ -25,32 +25,32 @@ KINDS = [CheckpointError, ConfigError, CorpusError, TrainingError]
 
 @pytest.fixture
 def alone():
-    return Ranks(fresh_accelerator())
+    return Collectives(fresh_accelerator())
 
 
 def test_a_single_process_agrees_with_itself(alone):
-    agreed = alone.exchange(Notice(15, True, 12.3456789, np.array([3, 1])))
-    assert agreed == Agreed(stop=15, elapsed_s=12.345679, faulty=(0,), odd_batch=())
-    assert alone.gather("x") == ["x"]
-    assert alone.together(lambda: 3) == alone.locally_first(lambda: 3) == 3
-    alone.wait()
-    alone.raise_together(None)
-    for way in (alone.together, alone.locally_first):
+    agreed = alone.all_gather_status(StepStatus(15, True, 12.3456789, np.array([3, 1])))
+    assert agreed == GlobalStatus(stop_signal=15, elapsed_s=12.345679, failed_ranks=(0,), mismatched_ranks=())
+    assert alone.all_gather("x") == ["x"]
+    assert alone.run_on_all(lambda: 3) == alone.local_main_first(lambda: 3) == 3
+    alone.barrier()
+    alone.raise_if_any(None)
+    for way in (alone.run_on_all, alone.local_main_first):
         with pytest.raises(ConfigError, match=r"^wrong$"):
             way(lambda: (_ for _ in ()).throw(ConfigError("wrong")))
 
 
-def test_a_defect_is_not_taken_for_a_fault_that_all_share(alone):
+def test_a_defect_is_raised_as_it_is(alone):
     with pytest.raises(ZeroDivisionError):
-        alone.together(lambda: 1 / 0)
+        alone.run_on_all(lambda: 1 / 0)
 
 
 @given(
     starts=st.lists(st.integers(0, 2**40), min_size=1, max_size=9), other=st.lists(st.integers(0, 2**40), min_size=1)
 )
-def test_a_notice_tells_batches_apart_and_carries_a_clock_of_years(starts, other):
+def test_a_status_distinguishes_batches_and_holds_a_clock_of_years(starts, other):
     def packed(batch):
-        return Notice(0, False, 1e9 + 0.000001, np.array(batch, np.int64)).packed().tolist()
+        return StepStatus(0, False, 1e9 + 0.000001, np.array(batch, np.int64)).pack().tolist()
 
     assert packed(starts)[2] == 10**15 + 1
     for batch in (other, starts[::-1], [*starts, 0]):
@@ -58,25 +58,25 @@ def test_a_notice_tells_batches_apart_and_carries_a_clock_of_years(starts, other
 
 
 @given(st.dictionaries(st.integers(0, 9), st.sampled_from(KINDS), min_size=1))
-def test_all_ranks_raise_the_same_words_which_name_up_to_four_ranks_unless_it_is_the_first(failing):
+def test_all_ranks_raise_the_same_message_with_up_to_four_ranks(failing):
     """failing: rank -> kind of its error."""
-    ranks = Ranks(fresh_accelerator())
+    ranks = Collectives(fresh_accelerator())
     errors = [failing[rank](f"fault {rank}") if rank in failing else None for rank in range(10)]
-    ranks.gather = lambda mine: errors
+    ranks.all_gather = lambda mine: errors
     with pytest.raises(CharRNNError) as caught:
-        ranks.raise_together(errors[3])
+        ranks.raise_if_any(errors[3])
     first = min(failing)
     assert type(caught.value) is failing[first]
-    told = [f"process {rank}: fault {rank}" for rank in sorted(failing)[:4]]
+    told = [f"rank {rank}: fault {rank}" for rank in sorted(failing)[:4]]
     assert str(caught.value) == ("fault 0" if first == 0 else "; ".join(told))
 
 
-def test_other_windows_than_process_0_has_are_refused_with_the_ranks_and_the_step():
-    check_same_batch(Agreed(0, 0.0, (), ()), 7)
+def test_a_batch_mismatch_is_refused_with_ranks_and_step():
+    check_same_batch(GlobalStatus(0, 0.0, (), ()), 7)
     with pytest.raises(
-        TrainingError, match=r"^process\(es\) 1, 3 would train on other windows .* at step 7; give every"
+        TrainingError, match=r"^batch mismatch at step 7: rank\(s\) 1, 3 and rank 0 .*; use the same charrnn"
     ):
-        check_same_batch(Agreed(0, 0.0, (), (1, 3)), 7)
+        check_same_batch(GlobalStatus(0, 0.0, (), (1, 3)), 7)
 
 
 def test_ranks_that_would_not_start_alike_are_refused():
@@ -98,7 +98,7 @@ def test_another_number_of_processes_than_the_run_must_have_is_refused_with_both
     check_processes(config, 4)
     check_processes(RunConfig(), 3 + 1)
     with pytest.raises(
-        ConfigError, match=r"^train\.processes is 4, and the launcher started 1; .*torchrun --nproc_per_node 4"
+        ConfigError, match=r"^train\.processes is 4, but the launcher started 1; .*torchrun --nproc_per_node 4"
     ):
         check_processes(config, 1)
 
@@ -135,11 +135,11 @@ def test_after_an_exchange_all_ranks_know_the_same(seen):
         assert found["count"] == 2
         assert found["is_main"] == (rank == 0)
         assert found["nothing"] == agreed()
-        assert found["stop on 1"] == agreed(stop=15)
-        assert found["stops on both"] == agreed(stop=10)
-        assert found["fault on 1"] == agreed(faulty=[1])
-        assert found["faults on both"] == agreed(faulty=[0, 1])
-        assert found["odd batch"] == found["same windows, other order"] == agreed(odd_batch=[1])
+        assert found["stop on 1"] == agreed(stop_signal=15)
+        assert found["stops on both"] == agreed(stop_signal=10)
+        assert found["fault on 1"] == agreed(failed_ranks=[1])
+        assert found["faults on both"] == agreed(failed_ranks=[0, 1])
+        assert found["odd batch"] == found["same windows, other order"] == agreed(mismatched_ranks=[1])
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_values_are_gathered_in_rank_order(seen):
 def test_an_action_together_fails_on_all_ranks_when_it_fails_on_one(seen):
     for rank, found in enumerate(seen("together")):
         assert found["none"] == 10 + rank
-        assert found["on 1"] == {"error": "CheckpointError", "text": "process 1: of 1"}
+        assert found["on 1"] == {"error": "CheckpointError", "text": "rank 1: of 1"}
         assert found["on 0"] == found["on both"] == {"error": "ConfigError", "text": "of 0"}
         assert found["after"] == [0, 1]
 
@@ -164,7 +164,7 @@ def test_what_one_process_of_a_machine_does_first_the_others_find_done(seen):
     assert (first["result"], second["result"]) == ("made", "found")
     for found in (first, second):
         assert found["on 0"] == {"error": "CorpusError", "text": "of 0"}
-        assert found["on 1"] == {"error": "CorpusError", "text": "process 1: of 1"}
+        assert found["on 1"] == {"error": "CorpusError", "text": "rank 1: of 1"}
         assert found["ran"] == ["ran-on-0-beside-1"]  # after a fault of the first, nothing ran on the second
 
 
@@ -180,7 +180,7 @@ def test_watchdogs_meet_in_the_launchers_store(seen):
 def test_each_process_refuses_another_number_of_them(seen):
     for found in seen("processes"):
         assert found["wrong"]["error"] == "ConfigError"
-        assert "train.processes is 3, and the launcher started 2" in found["wrong"]["text"]
+        assert "train.processes is 3, but the launcher started 2" in found["wrong"]["text"]
         assert found["right"]["error"] is None
 
 
@@ -190,7 +190,7 @@ def test_each_process_refuses_another_number_of_them(seen):
     [
         ("different_steps", "CheckpointError", "process 1 finds step 0 in "),
         ("different_texts", "CorpusError", "process 1 has another text than process 0"),
-        ("damaged_on_one", "CheckpointError", "process 1: none of the 1 checkpoint(s) in "),
+        ("damaged_on_one", "CheckpointError", "rank 1: none of the 1 checkpoint(s) in "),
     ],
 )
 def test_ranks_that_would_start_apart_are_all_refused(launched, name, kind, text):
@@ -207,11 +207,16 @@ FAULTS = {
     "nan_loss_seen_late": ("TrainingError", "training diverged at step 4: loss nan, ", 5, []),
     "index_outside_the_text": (
         "TrainingError",
-        "process 1: the batch of step 4 wants characters 0 to 1000",
+        "rank 1: the batch of step 4 wants characters 0 to 1000",
         AT_SPOILT,
         [2],
     ),
-    "other_windows": ("TrainingError", "process(es) 1 would train on other windows than process 0 at step 4", 3, [2]),
+    "other_windows": (
+        "TrainingError",
+        "batch mismatch at step 4: rank(s) 1 and rank 0 ",
+        3,
+        [2],
+    ),
     "record_refused_on_0": ("CheckpointError", "cannot write metrics.jsonl", 4, [4, 2]),
 }
 

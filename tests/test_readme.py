@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
     trainer.fit()
     run = folder / "checkpoints" / "shakespeare"
     run.parent.mkdir()
-    trainer.run_dir.rename(run)
+    trainer.checkpoints.run_dir.rename(run)
     shutil.copy(SHIPPED, run / "model.onnx")
     shutil.copytree(run, run.parent / "novel")
     shutil.copy(SHIPPED, folder / "checkpoints" / "shakespeare.onnx")

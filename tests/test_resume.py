@@ -76,5 +76,5 @@ def test_the_first_best_comes_with_a_step_checkpoint(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["eval.every=4", "checkpoint.every=100"]), ListRecorder(stop_at=6))
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
-    assert [folder.name for folder in step_folders(trainer.run_dir)] == ["step-00000004"]
+    assert [folder.name for folder in step_folders(trainer.checkpoints.run_dir)] == ["step-00000004"]
     assert make_trainer(tiny_config(tmp_path)).progress.step == 4

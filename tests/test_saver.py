@@ -14,10 +14,9 @@ from training import ListRecorder, fresh_accelerator, make_trainer, tiny_config
 from charrnn.errors import CheckpointError, TrainingError
 from train import main as command
 from train.checkpoint import format as checkpoints
-from train.checkpoint.async_writer import Saver
+from train.checkpoint.async_writer import AsyncWriter
 from train.checkpoint.format import load, load_for_inference, load_newest, step_folders
 from train.run import run
-from train.state import capture
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
@@ -54,7 +53,7 @@ def state(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry"]))
     trainer.train_step()
     trainer.train_step()
-    return capture(trainer, whole=True)
+    return trainer.state_dict()
 
 
 class DiskFull:
@@ -92,7 +91,7 @@ def ahead_of(monkeypatch):
         def patched(trainer):
             if trainer.progress.step == step - 1 and not called:
                 called.append(step)
-                trainer.saver.wait()
+                trainer.checkpoints.wait()
                 action()
             train_step(trainer)
 
@@ -148,7 +147,7 @@ def test_the_end_of_training_waits_until_all_is_on_the_disk(tmp_path, gate):
     opener.start()
     trainer.fit()
     assert gate.events == ["begin 12", "end 12"]
-    assert load_newest(trainer.run_dir, pytest.fail).step == 12
+    assert load_newest(trainer.checkpoints.run_dir, pytest.fail).step == 12
 
 
 def test_at_most_one_write_is_in_flight_and_the_next_save_waits_for_it(tmp_path, gate, state, monkeypatch):
@@ -159,7 +158,7 @@ def test_at_most_one_write_is_in_flight_and_the_next_save_waits_for_it(tmp_path,
         return snapshot(checkpoint)
 
     monkeypatch.setattr(checkpoints, "snapshot", noted)
-    saver = Saver(tmp_path / "saved", keep=2)
+    saver = AsyncWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=False, step=True)
     assert gate.began.wait(ENDLESS)
     opener = threading.Timer(0.1, gate.set)
@@ -176,24 +175,24 @@ def test_what_training_changes_in_place_after_the_snapshot_is_not_in_the_checkpo
     trainer = make_trainer(tiny_config(tmp_path, settings))
     trainer.train_step()
     trainer.train_step()
-    expected = {name: tensor.clone() for name, tensor in tensors_of(capture(trainer, whole=True)).items()}
+    expected = {name: tensor.clone() for name, tensor in tensors_of(trainer.state_dict()).items()}
     trainer.save(step=True)
     assert gate.began.wait(ENDLESS)
 
-    changed = list(trainer.carried)
+    changed = list(trainer.update.state)
     trainer.train_step()
-    optimizer = trainer.optimizer.optimizer
+    optimizer = trainer.update.optimizer
     with torch.no_grad():
-        changed += [*trainer.model.parameters(), *trainer.carried]
+        changed += [*trainer.model.parameters(), *trainer.update.state]
         changed += [entry for entries in optimizer.state.values() for entry in entries.values()]
         for tensor in changed:
             tensor.fill_(7)
-    trainer.metrics["train/loss"] = 7.0
+    trainer.metrics.latest["train/loss"] = 7.0
     trainer.progress.step = 99
     gate.set()
-    trainer.saver.wait()
+    trainer.checkpoints.wait()
 
-    saved = load(step_folders(trainer.run_dir)[0])
+    saved = load(step_folders(trainer.checkpoints.run_dir)[0])
     assert saved.step == 2
     assert saved.trainer["metrics"]["step"] == 2
     assert saved.trainer["metrics"].get("train/loss") != 7.0
@@ -205,7 +204,7 @@ def test_best_and_step_are_written_from_one_snapshot(tmp_path, state, monkeypatc
     taken = []
     snapshot = checkpoints.snapshot
     monkeypatch.setattr(checkpoints, "snapshot", lambda c: taken.append(snapshot(c)) or taken[-1])
-    saver = Saver(tmp_path / "saved", keep=2)
+    saver = AsyncWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=True, step=True)
     saver.wait()
     assert len(taken) == 1
@@ -218,7 +217,7 @@ def test_best_and_step_are_written_from_one_snapshot(tmp_path, state, monkeypatc
 
 @pytest.mark.parametrize(("due", "names"), [("best", ["best"]), ("step", ["step-00000002"])])
 def test_only_what_is_due_is_written(tmp_path, state, due, names):
-    saver = Saver(tmp_path / "saved", keep=2)
+    saver = AsyncWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=due == "best", step=due == "step")
     saver.wait()
     assert names_in(tmp_path / "saved") == names
@@ -228,13 +227,13 @@ def test_a_run_evaluated_and_saved_at_the_same_step_has_both(tmp_path):
     config = tiny_config(tmp_path, ["eval.every=5", "checkpoint.every=5", "train.max_steps=5", "checkpoint.keep=1"])
     trainer = make_trainer(config)
     trainer.fit()
-    assert names_in(trainer.run_dir) == ["best", "step-00000005"]
-    assert load_for_inference(trainer.run_dir).step == 5
+    assert names_in(trainer.checkpoints.run_dir) == ["best", "step-00000005"]
+    assert load_for_inference(trainer.checkpoints.run_dir).step == 5
 
 
 def failed(saver):
     """What `failure` says once the write in flight has ended."""
-    while (error := saver.failure()) is None:
+    while (error := saver.error()) is None:
         pass
     return error
 
@@ -244,14 +243,14 @@ NAMES_THE_DISK = "No space left on device; free space or permissions on the disk
 
 @pytest.mark.parametrize("notice", ["failure", "wait", "next save"])
 def test_a_write_that_failed_is_told_by_failure_by_wait_and_by_the_next_save(tmp_path, state, disk, notice):
-    saver = Saver(tmp_path / "saved", keep=2)
-    assert saver.failure() is None
+    saver = AsyncWriter(tmp_path / "saved", keep=2)
+    assert saver.error() is None
     saver.wait()
     disk.full = True
     saver.save(state, best=False, step=True)
     if notice == "failure":
         error = failed(saver)
-        assert saver.failure() is error  # until it is raised
+        assert saver.error() is error  # until it is raised
         disk.full = False
     with pytest.raises(CheckpointError) as caught:
         saver.save(state, best=False, step=True) if notice == "next save" else saver.wait()
@@ -261,7 +260,7 @@ def test_a_write_that_failed_is_told_by_failure_by_wait_and_by_the_next_save(tmp
     assert names_in(tmp_path / "saved") == []
 
     disk.full = False
-    assert saver.failure() is None
+    assert saver.error() is None
     saver.save(state, best=False, step=True)
     saver.wait()
     assert names_in(tmp_path / "saved") == ["step-00000002"]
@@ -269,7 +268,7 @@ def test_a_write_that_failed_is_told_by_failure_by_wait_and_by_the_next_save(tmp
 
 def test_a_defect_in_the_writer_is_not_taken_for_a_full_disk(tmp_path, state, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_step", lambda *_: 1 / 0)
-    saver = Saver(tmp_path / "saved", keep=2)
+    saver = AsyncWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=False, step=True)
     with pytest.raises(ZeroDivisionError):
         failed(saver)
@@ -287,17 +286,17 @@ def test_a_disk_that_fills_up_during_a_save_ends_training_and_leaves_the_checkpo
     trainer = make_trainer(tiny_config(tmp_path, ["eval.every=0", "sample.length=0"]))
     with pytest.raises(CheckpointError) as caught:
         trainer.fit()
-    assert NAMES_THE_DISK.format(folder=trainer.run_dir) in str(caught.value)
+    assert NAMES_THE_DISK.format(folder=trainer.checkpoints.run_dir) in str(caught.value)
     assert "the checkpoint before this one is untouched" in str(caught.value)
     assert 10 <= trainer.progress.step <= 12
     whole = [5, 10] if allowed == 8 else [5]  # the ninth is the run folder, after the rename
-    assert names_in(trainer.run_dir) == [f"step-{step:08d}" for step in whole]
-    assert load_newest(trainer.run_dir, pytest.fail).step == whole[-1]
+    assert names_in(trainer.checkpoints.run_dir) == [f"step-{step:08d}" for step in whole]
+    assert load_newest(trainer.checkpoints.run_dir, pytest.fail).step == whole[-1]
 
 
 def test_a_write_that_failed_ends_training_before_the_next_update_not_at_the_next_save(tmp_path, disk):
     config = tiny_config(tmp_path, ["eval.every=0", "sample.length=0", "train.max_steps=100", "checkpoint.every=50"])
-    trainer = make_trainer(config, Calling(57, lambda: failed(trainer.saver)))
+    trainer = make_trainer(config, Calling(57, lambda: failed(trainer.checkpoints)))
     disk.fill()  # once the text is prepared
     with pytest.raises(CheckpointError, match="step-00000050: No space left on device"):
         trainer.fit()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.common import cli
 from benchmarks.scaling import __main__ as scaling
-from benchmarks.scaling import estimates as figures
-from benchmarks.scaling import runs
+from benchmarks.scaling import estimates
+from benchmarks.scaling.workers import workers
 from charrnn.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
@@ -46,20 +47,20 @@ def simulated_ring(size, processes):
 def test_the_ring_formula_counts_what_a_simulated_ring_sends(processes):
     size = processes * 8 * 5
     sent, stages = simulated_ring(size, processes)
-    assert sent == pytest.approx(figures.ring_bytes(size, processes))
-    only_latency = figures.Network(bandwidth=float("inf"), latency=1.0)
-    assert figures.ring_seconds(size, processes, only_latency) == stages
+    assert sent == pytest.approx(estimates.ring_bytes(size, processes))
+    only_latency = estimates.Network(bandwidth=float("inf"), latency=1.0)
+    assert estimates.ring_seconds(size, processes, only_latency) == stages
 
 
 def test_ring_time_is_traffic_over_bandwidth_plus_latency():
-    network = figures.Network(bandwidth=1e6, latency=0.001)
-    assert figures.ring_seconds(8_000_000, 2, network) == pytest.approx(8 + 2 * 0.001)
-    assert figures.ring_seconds(8_000_000, 4, network) == pytest.approx(12 + 6 * 0.001)
-    assert figures.ring_seconds(8_000_000, 1, network) == 0
+    network = estimates.Network(bandwidth=1e6, latency=0.001)
+    assert estimates.ring_seconds(8_000_000, 2, network) == pytest.approx(8 + 2 * 0.001)
+    assert estimates.ring_seconds(8_000_000, 4, network) == pytest.approx(12 + 6 * 0.001)
+    assert estimates.ring_seconds(8_000_000, 1, network) == 0
 
 
 # With 2 processes and 1 byte a second, an all-reduce takes as many seconds as it has bytes.
-SLOW = figures.Network(bandwidth=1.0, latency=0.0)
+SLOW = estimates.Network(bandwidth=1.0, latency=0.0)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +73,13 @@ SLOW = figures.Network(bandwidth=1.0, latency=0.0)
     ],
 )
 def test_what_outlasts_the_backward_pass_is_exposed(buckets, sizes, ready, exposed):
-    message = figures.Message(sizes, buckets)
-    assert figures.exposed_seconds(message, ready, 2, SLOW) == pytest.approx(exposed)
+    message = estimates.Message(sizes, buckets)
+    assert estimates.exposed_seconds(message, ready, 2, SLOW) == pytest.approx(exposed)
 
 
 def test_projection_adds_the_network_to_a_step():
-    message = figures.Message([5, 3], [[0], [1]])
-    row = figures.projection(10.0, message, [1.0, 4.0], 2, SLOW)
+    message = estimates.Message([5, 3], [[0], [1]])
+    row = estimates.projection(10.0, message, [1.0, 4.0], 2, SLOW)
     assert row == pytest.approx(
         {
             "processes": 2,
@@ -91,9 +92,9 @@ def test_projection_adds_the_network_to_a_step():
 
 
 def test_a_case_is_the_mean_over_steps_and_processes_and_its_skew_what_the_slowest_adds():
-    first = figures.Answer([{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}], 1.0, 9.0, [])
-    second = figures.Answer([{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}], 0.5, 9.0, [])
-    assert figures.case_figures("apart", [first, second]) == pytest.approx(
+    first = estimates.Turn([{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}], 1.0, 9.0, [])
+    second = estimates.Turn([{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}], 0.5, 9.0, [])
+    assert estimates.case_metrics("apart", [first, second]) == pytest.approx(
         {"apart.step": 1.75, "apart.input": 0.2, "apart.skew": 2.5 - 1.75, "apart.cpu": 0.75}
     )
 
@@ -105,7 +106,7 @@ ROUND = {
 
 
 def test_the_parts_of_a_step_add_up_and_the_ratios_multiply():
-    made = figures.derived(ROUND)
+    made = estimates.derived(ROUND)
     assert made["efficiency"] == pytest.approx(0.8)
     assert made["hardware"] * made["communication"] == pytest.approx(made["efficiency"])
     assert made["hardware"] == pytest.approx(1 / 1.1)
@@ -115,46 +116,46 @@ def test_the_parts_of_a_step_add_up_and_the_ratios_multiply():
 
 def test_summary_takes_quartiles_of_what_each_round_says():
     rounds = [{**ROUND, "together.step": 1.25 * factor} for factor in (1, 2, 4, 5, 10)]
-    quartiles = figures.summary(rounds)["efficiency"]
+    quartiles = estimates.summary(rounds)["efficiency"]
     assert (quartiles.q1, quartiles.median, quartiles.q3) == pytest.approx((0.16, 0.2, 0.4))
 
 
-class IdleCrew:
+class IdleWorkers:
     def turn(self, case, steps):
         return []
 
     def message(self):
-        return figures.Message([4], [[0]])
+        return estimates.Message([4], [[0]])
 
 
 def measured_while_others_take(monkeypatch, shares, rounds):
     """Runs `measure` on rounds in which other programs take `shares` of a core; gives the orders of the cases too."""
     coming, orders = iter(shares), []
 
-    def measure_round(crew, cases, steps):
+    def measure_round(started, cases, steps):
         orders.append(cases)
-        return figures.Round({**ROUND, "others": next(coming)}, [1.0])
+        return estimates.Round({**ROUND, "others": next(coming)}, [1.0])
 
     monkeypatch.setattr(scaling, "measure_round", measure_round)
-    return scaling.measure(IdleCrew(), 1, rounds, most_others=0.05, patience_s=0.0), orders
+    return scaling.measure(IdleWorkers(), 1, rounds, most_others=0.05, patience_s=0.0), orders
 
 
-def test_disturbed_rounds_are_set_aside_and_measured_again(monkeypatch):
+def test_disturbed_rounds_are_discarded_and_measured_again(monkeypatch):
     measured, _ = measured_while_others_take(monkeypatch, [0.01, 0.9, 0.05, 0.06, 0.0], 3)
-    assert [r.figures["others"] for r in measured.rounds] == [0.01, 0.05, 0.0]
-    assert [r.figures["others"] for r in measured.aside] == [0.9, 0.06]
+    assert [r.metrics["others"] for r in measured.rounds] == [0.01, 0.05, 0.0]
+    assert [r.metrics["others"] for r in measured.discarded] == [0.9, 0.06]
 
 
 def test_on_a_machine_that_is_never_quiet_every_round_counts(monkeypatch):
     measured, _ = measured_while_others_take(monkeypatch, [0.01, *[0.5] * 6], 3)
-    assert sorted(r.figures["others"] for r in measured.rounds) == [0.01, *[0.5] * 6]
-    assert not measured.aside
+    assert sorted(r.metrics["others"] for r in measured.rounds) == [0.01, *[0.5] * 6]
+    assert not measured.discarded
 
 
 def test_every_case_comes_in_every_place_of_a_round(monkeypatch):
     _, orders = measured_while_others_take(monkeypatch, [0.0] * 5, 5)
     for place in zip(*orders, strict=True):
-        assert sorted(place) == sorted(figures.CASES)
+        assert sorted(place) == sorted(estimates.CASES)
 
 
 @pytest.mark.parametrize(("deadline", "slept"), [(100.0, 3), (3.0, 2), (0.0, 0)])
@@ -168,30 +169,30 @@ def test_a_round_waits_for_others_to_rest_but_not_for_ever(monkeypatch, deadline
     monkeypatch.setattr(scaling.time, "sleep", sleep)
     monkeypatch.setattr(scaling.time, "perf_counter", lambda: seconds[0])
     monkeypatch.setattr(scaling, "busy_seconds", lambda: busy[0])
-    scaling.wait_for_quiet(0.05, deadline)
-    assert seconds[0] == slept * scaling._QUIET_S
+    scaling.wait_until_idle(0.05, deadline)
+    assert seconds[0] == slept * scaling._IDLE_S
 
 
 def test_one_round_adds_up_what_others_took_and_what_crossed(monkeypatch):
-    class Crew:
+    class OneSecond:
         def turn(self, case, steps):
             wall[0] += 1.0
             busy[0] += 1.5
             sent[0] += 600
-            return [figures.Answer([{"step": 1.0}], 1.0, 0.5, [7.0])] * 2
+            return [estimates.Turn([{"step": 1.0}], 1.0, 0.5, [7.0])] * 2
 
     wall, busy, sent = [0.0], [0.0], [0]
     monkeypatch.setattr(scaling.time, "perf_counter", lambda: wall[0])
     monkeypatch.setattr(scaling, "busy_seconds", lambda: busy[0])
     monkeypatch.setattr(scaling, "loopback_bytes", lambda: sent[0])
-    done = scaling.measure_round(Crew(), figures.CASES, 1)
-    assert done.figures["others"] == pytest.approx(0.5)  # 1.5 worked in each second, 2 x 0.5 of that its own
-    assert done.figures["wire"] == 600 / 2 / 3  # 2 processes, a timed step between two untimed ones
+    done = scaling.measure_round(OneSecond(), estimates.CASES, 1)
+    assert done.metrics["others"] == pytest.approx(0.5)  # 1.5 worked in each second, 2 x 0.5 of that its own
+    assert done.metrics["wire"] == 600 / 2 / 3  # 2 processes, a timed step between two untimed ones
     assert done.ready == [7.0]
 
 
 def test_one_process_is_not_compared_with_itself():
-    result = CliRunner().invoke(scaling.app, ["--processes", "1"])
+    result = CliRunner().invoke(cli(scaling.scaling), ["--processes", "1"])
     assert result.exit_code == 2
     assert "processes" in result.output
 
@@ -199,12 +200,12 @@ def test_one_process_is_not_compared_with_itself():
 @pytest.mark.slow
 def test_a_worker_that_ends_early_ends_the_program(tmp_path):
     options = {"data.source": str(tmp_path / "absent.txt"), "data.batch_size": 2}
-    with pytest.raises(RuntimeError, match="a worker ended before it was ready"), runs.hired(options, 2):
+    with pytest.raises(RuntimeError, match="a worker ended before it was ready"), workers(options, 2):
         pass
 
 
 @pytest.mark.slow
-def test_the_program_measures_every_case_and_its_figures_agree():
+def test_the_program_measures_every_case_and_its_numbers_agree():
     size = ["--rnn", "GRU", "--hidden-dim", "24", "--num-layers", "1", "--seq-len", "8", "--rows", "4"]
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *size, "--steps", "2", "--rounds", "3", "--others", "100", "--json"],
@@ -216,7 +217,7 @@ def test_the_program_measures_every_case_and_its_figures_agree():
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
-    assert set(report) == {"machine", "settings", "figures", "message", "projection", "rounds", "aside"}
+    assert set(report) == {"machine", "settings", "metrics", "message", "projection", "rounds", "discarded"}
     check_rounds(report)
     check_message(report)
     check_projection(report)
@@ -232,16 +233,16 @@ def check_rounds(report):
         for case in ("one", "apart", "silent", "together"):
             parts = sum(taken[f"{case}.{part}"] for part in ("forward", "backward", "update"))
             assert 0 < parts < taken[f"{case}.step"]
-    for name, quartiles in report["figures"].items():
+    for name, quartiles in report["metrics"].items():
         assert quartiles["q1"] <= quartiles["median"] <= quartiles["q3"], name
     efficiency = sorted(r["one.step"] / r["together.step"] for r in report["rounds"])
-    assert report["figures"]["efficiency"]["median"] == pytest.approx(efficiency[1])
+    assert report["metrics"]["efficiency"]["median"] == pytest.approx(efficiency[1])
 
 
 def check_message(report):
     from charrnn.model.rnn import CharRNN
 
-    message, measured = report["message"], report["figures"]
+    message, measured = report["message"], report["metrics"]
     model = CharRNN(ModelConfig(rnn="GRU", hidden_dim=24, num_layers=1), 95)  # the printable ASCII characters
     assert message["bytes"] == 4 * model.num_parameters() == sum(message["bucket_bytes"])
     assert message["ring_bytes"] == message["bytes"]  # of 2 processes
@@ -265,6 +266,6 @@ def check_projection(report):
 
 def check_table(report):
     text = scaling.table(report)
-    assert f"efficiency     {report['figures']['efficiency']['median']:.3f}" in text
+    assert f"efficiency     {report['metrics']['efficiency']['median']:.3f}" in text
     assert f"{report['message']['bytes']:,} bytes of gradients" in text
     assert max(map(len, text.splitlines())) <= 120

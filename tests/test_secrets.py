@@ -33,7 +33,7 @@ def test_a_token_is_written_nowhere_and_a_finished_run_opens_no_tracker(tmp_path
     fresh_accelerator()
     opened = []
     monkeypatch.setattr(recorder, "open_tracker", lambda t, *rest: opened.append((t.tracker, rest)))
-    monkeypatch.setattr("charrnn.data.sources.download", lambda url, target, **_: target.write_text(some_text()))
+    monkeypatch.setattr("charrnn.data.remote.download", lambda url, target, **_: target.write_text(some_text()))
     address = "https://user:secret@host/words.txt?token=secret"
     settings = ["train.max_steps=2", "sample.length=0", f"data.source={address}", "tracking.tracker=wandb"]
     config = tiny_config(tmp_path, settings)

@@ -63,7 +63,7 @@ def test_ranks_and_their_micro_batches_cut_a_batch_as_a_single_process_with_more
 @given(sharings())
 def test_a_ranks_lane_stays_its_own_within_an_epoch(sharing):
     plan, step, world, _ = sharing
-    if plan.windows == "sliding" or plan.batch(step + 1).fresh.any():
+    if plan.windows == "sliding" or plan.batch(step + 1).reset.any():
         return
     for rank in range(world):
         rows = rank_slice(plan.batch_size, rank, world)
@@ -234,11 +234,11 @@ def test_only_gradients_flags_and_sums_cross_between_ranks(launched, world, name
             assert sum(m.bytes for m in gradients) == gradient_bytes
             small = sum(m.bytes for m in ahead if m.bytes < SMALL)
             assert small < SMALL < min(figures["window_chars"], figures["state_bytes"])
-        # The loss and gradient norm of an update, float32; nats, count and stop signal, float64, a protocol.
+        # The loss and gradient norm of an update, float32; nats, count, stop, shortage, float64, a protocol.
         reduced, last = "allreduce_.default", worker.TRAFFIC_STEPS
         logs = [(step + 1, reduced, "torch.float32", 8) for step in range(last)]
         assert [m[1:] for m in messages if m.phase == "log"] == logs
-        evaluations = [(step, reduced, "torch.float64", 24) for step in (last - 1, last - 1, last, last)]
+        evaluations = [(step, reduced, "torch.float64", 32) for step in (last - 1, last - 1, last, last)]
         assert [m[1:] for m in messages if m.phase == "evaluate"] == evaluations
         # A step checkpoint, with the first best and at the end, is of the whole run: carried state and generators too.
         assert {m.updates for m in messages if m.phase == "save"} == {last - 1, last}

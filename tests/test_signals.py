@@ -1,5 +1,6 @@
 """Stop signals: noted once, without an exception in anybody's code, and the second Ctrl-C ends the process at once."""
 
+import logging
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, PreemptedError, RunStoppedError
+from charrnn.log import configure_logging
 from train.distributed.signals import StopSignals, stop_error
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +28,7 @@ libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 locked = threading.Lock()
 locked.acquire()
 libc.pthread_mutex_lock(mutex)
-with StopSignals(lambda: print("noted", flush=True)).watched():
+with StopSignals(lambda: print("noted", flush=True)).handled():
     print("ready", flush=True)
     {wait}
 """
@@ -55,7 +57,7 @@ def noted():
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stop_signal_is_noted_and_raises_nothing(noted, capsys, number):
     signals = StopSignals(noted)
-    with signals.watched():
+    with signals.handled():
         assert signals.received == 0
         try:
             signal.raise_signal(number)
@@ -64,14 +66,15 @@ def test_a_stop_signal_is_noted_and_raises_nothing(noted, capsys, number):
         assert noted.wait(30)
         assert signals.received == number
     assert noted.count == 1
-    again = " (Ctrl-C again stops at once)" if number == signal.SIGINT else ""
-    assert capsys.readouterr().err == f"{number.name}: stopping once this step is done and saved{again}\n"
+    again = " (Ctrl-C again exits immediately)" if number == signal.SIGINT else ""
+    expected = f"warning: {number.name} received: stopping after this step and its checkpoint{again}\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGUSR1, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
 def test_the_first_signal_decides_and_later_ones_change_nothing(noted, capsys, first, second):
     signals = StopSignals(noted)
-    with signals.watched():
+    with signals.handled():
         for number in (first, second, second):
             os.kill(os.getpid(), number)
     assert (signals.received, noted.count) == (first, 1)
@@ -80,7 +83,7 @@ def test_the_first_signal_decides_and_later_ones_change_nothing(noted, capsys, f
 
 def test_what_was_sent_just_before_the_end_is_noted_too(noted):
     signals = StopSignals(noted)
-    with signals.watched():
+    with signals.handled():
         signal.raise_signal(signal.SIGTERM)
     assert signals.received == signal.SIGTERM
 
@@ -97,7 +100,7 @@ def test_what_was_sent_while_the_handlers_are_being_installed_is_noted_too(noted
 
     monkeypatch.setattr(signal, "signal", installing)
     signals = StopSignals(noted)
-    with signals.watched():
+    with signals.handled():
         pass
     assert signals.received == signal.SIGTERM
 
@@ -107,7 +110,7 @@ def test_other_signals_go_their_own_way(noted):
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     signals = StopSignals(noted)
     try:
-        with signals.watched():
+        with signals.handled():
             signal.raise_signal(signal.SIGUSR2)
     finally:
         signal.signal(signal.SIGUSR2, before)
@@ -130,7 +133,7 @@ def test_handlers_and_wakeup_descriptor_are_as_before_and_no_thread_or_descripto
     descriptor = signal.set_wakeup_fd(near.fileno())
     threads, descriptors = threading.active_count(), open_descriptors()
     try:
-        with suppress(ZeroDivisionError), StopSignals().watched():
+        with suppress(ZeroDivisionError), StopSignals().handled():
             assert {signal.getsignal(number) for number in STOPS}.isdisjoint({handler})
             assert threading.active_count() == threads + 1
             if error:
@@ -148,7 +151,7 @@ def test_handlers_and_wakeup_descriptor_are_as_before_and_no_thread_or_descripto
 
 
 def test_after_the_block_ctrl_c_is_ctrl_c_again():
-    with StopSignals().watched():
+    with StopSignals().handled():
         pass
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
@@ -159,7 +162,7 @@ def test_in_a_thread_that_cannot_take_signals_the_block_just_runs(noted):
     seen = []
 
     def watch():
-        with StopSignals(noted).watched():
+        with StopSignals(noted).handled():
             seen.append([signal.getsignal(number) for number in STOPS])
 
     thread = threading.Thread(target=watch)
@@ -168,9 +171,9 @@ def test_in_a_thread_that_cannot_take_signals_the_block_just_runs(noted):
     assert seen == [handlers]
 
 
-def test_only_the_first_process_of_a_machine_says_so(noted, capsys, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with StopSignals(noted).watched():
+def test_ranks_other_than_the_main_log_errors_only(noted, capsys):
+    configure_logging(logging.ERROR)
+    with StopSignals(noted).handled():
         signal.raise_signal(signal.SIGTERM)
     assert noted.count == 1
     assert capsys.readouterr().err == ""
@@ -207,7 +210,8 @@ def test_a_second_ctrl_c_ends_the_process_at_once_wherever_its_main_thread_is(wa
     finally:
         waiting.process.kill()
     assert code == EXIT_INTERRUPTED
-    assert errors == "SIGINT: stopping once this step is done and saved (Ctrl-C again stops at once)\n"
+    assert "SIGINT received: stopping after this step and its checkpoint (Ctrl-C again exits immediately)" in errors
+    assert errors.count("\n") == 1
 
 
 def test_ctrl_c_twice_ends_a_process_that_was_sent_sigterm_before():
@@ -234,7 +238,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
     """As nohup has it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopSignals().watched():
+        with StopSignals().handled():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from folders import names_in
+from folders import find, names_in
 from loopback import Site, closed_port, serve
 
-from charrnn.data import sources
 from charrnn.data.named import DATASETS
-from charrnn.data.sources import Source, find_source
+from charrnn.data.parts import Source
 from charrnn.errors import CorpusError
+from charrnn.io import safe_name
 
 
 @pytest.fixture
@@ -36,10 +36,6 @@ def write(*names: str, content: bytes = b"text\n") -> None:
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(content)
-
-
-def find(source: str, **options: bool) -> Source:
-    return find_source(source, Path("data"), **options)
 
 
 def names(source: Source) -> list[str]:
@@ -101,11 +97,11 @@ def test_a_folder_around_the_data_folder_does_not_eat_what_is_prepared_in_it() -
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("files", "why"), [([], "it is empty"), (["books/.a"], r"left out of books: 1 hidden")])
+@pytest.mark.parametrize(("files", "why"), [([], "it is empty"), (["books/.a"], r"skipped in books: 1 hidden")])
 def test_a_folder_without_text_is_refused(files: list[str], why: str) -> None:
     Path("books").mkdir()
     write(*files)
-    with pytest.raises(CorpusError, match=f"the folder books holds no file with text; {why}"):
+    with pytest.raises(CorpusError, match=f"the folder books holds no text file; {why}"):
         find("books")
 
 
@@ -130,7 +126,7 @@ def test_a_folder_that_a_glob_matches_is_left_out_and_said() -> None:
     write("books/a.txt", "books/sub/b.txt")
     found = find("books/*")
     assert names(found) == ["books/a.txt"]
-    assert "left out of books/*: 1 not regular files (sub)" in found.notes[0]
+    assert "skipped in books/*: 1 not regular files (sub)" in found.notes[0]
 
 
 @pytest.mark.usefixtures("here")
@@ -197,7 +193,7 @@ def test_something_unlike_any_name_has_no_nearest() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_other_schemes_than_the_webs_are_refused() -> None:
-    with pytest.raises(CorpusError, match="s3://bucket/x: only http and https"):
+    with pytest.raises(CorpusError, match="s3://bucket/x: reading s3:// needs the package s3fs: pip install s3fs"):
         find("s3://bucket/x")
 
 
@@ -280,4 +276,4 @@ def test_finding_and_preparing_a_corpus_needs_no_torch() -> None:
 
 
 def test_names_are_short_enough_for_a_file_name() -> None:
-    assert len(sources.safe_name("x" * 300)) <= 60
+    assert len(safe_name("x" * 300)) <= 60

@@ -7,15 +7,12 @@ import sys
 import time
 
 import pytest
-import wandb
 from launches import ROOT, logged, prepare_small_run, train_small
 from training import fresh_accelerator, stopping_after, tiny_config
 from wandb_log import nobody_logged_in, read_run
 
-from charrnn.config import TrackingConfig
 from charrnn.errors import PreemptedError
 from train.run import run
-from train.tracking.metrics_log import open_tracker
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +72,7 @@ def killed_at(step, config, folder):
         "step = Trainer.train_step\n"
         "def killed(trainer):\n"
         "    if trainer.progress.step == int(sys.argv[2]):\n"
-        "        trainer.saver.wait()\n"
+        "        trainer.checkpoints.wait()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    step(trainer)\n"
         "Trainer.train_step = killed\n"
@@ -152,28 +149,11 @@ def test_training_ends_normally_when_wandb_breaks_on_the_way(tmp_path, monkeypat
     assert capfd.readouterr().err.count("training goes on without it") == 1
 
 
-def test_a_rank_that_is_asked_to_has_a_run_of_its_own_in_the_same_group(tmp_path):
-    fresh_accelerator()
-    names = []
-    for rank in (0, 1):
-        tracker = open_tracker(TrackingConfig(tracker="wandb", name="owl"), tmp_path, {"rank": rank}, 0, rank)
-        tracker.log({"train/loss": 1.0}, 1)
-        tracker.finish({}, None, 1)
-        wandb.teardown()
-    for folder in (tmp_path / "wandb").glob("offline-run-*"):
-        told = read_run(folder)
-        assert told["run"]["run_group"] == "owl"
-        assert told["rows"] == [1]
-        names.append(told["run"]["display_name"])
-    assert sorted(names) == ["owl", "owl-rank1"]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("every_rank", "runs"), [("false", 1), ("true", 2)])
-def test_other_ranks_create_a_run_only_when_asked(tmp_path, every_rank, runs):
+def test_only_the_main_process_creates_a_tracker_run(tmp_path):
     prepare_small_run(tmp_path)
-    train_small(tmp_path, 2, "--run-dir", "r", "--tracker", "wandb", "--set", f"tracking.every_rank={every_rank}")
-    told = [read_run(f) for f in (tmp_path / "r" / "wandb").glob("offline-run-*")]
-    assert len(told) == runs
-    assert all(sorted(losses(t)) == list(range(1, 13)) for t in told)
-    assert all(t["exit_code"] == 0 for t in told)
+    train_small(tmp_path, 2, "--run-dir", "r", "--tracker", "wandb")
+    (folder,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
+    run = read_run(folder)
+    assert sorted(losses(run)) == list(range(1, 13))
+    assert run["exit_code"] == 0

@@ -43,7 +43,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, rnn, windows):
     assert same_weights(whole.model, resumed.model)
     tail = {s: loss for s, loss in whole.recorder.losses().items() if s > 5}
     assert resumed.recorder.losses() == tail
-    best, resumed_best = (load_for_inference(t.run_dir) for t in (whole, resumed))
+    best, resumed_best = (load_for_inference(t.checkpoints.run_dir) for t in (whole, resumed))
     assert best.step == resumed_best.step
     assert all(torch.equal(best.weights[k], resumed_best.weights[k]) for k in best.weights)
 
@@ -77,24 +77,24 @@ def test_accumulation_does_not_change_the_losses(tmp_path, rnn, windows):
 def test_the_first_loss_is_the_mean_negative_log_likelihood_of_the_batch(tmp_path):
     config = tiny_config(tmp_path, ["train.max_steps=1"])
     trainer = make_trainer(config)
-    untrained = CharRNN(config.model, len(trainer.vocab))
+    untrained = CharRNN(config.model, len(trainer.data.vocab))
     untrained.load_state_dict(trainer.model.state_dict())
     trainer.train_step()
     trainer.log()
-    plan = WindowPlan(len(trainer.corpus.train), 16, 8, "sliding", 0, config.train.seed)
+    plan = WindowPlan(len(trainer.data.corpus.train), 16, 8, "sliding", 0, config.train.seed)
     total = 0.0
     for start in plan.batch(0).starts:
-        ids = torch.from_numpy(trainer.corpus.train[start : start + 17].astype("int64"))[None]
+        ids = torch.from_numpy(trainer.data.corpus.train[start : start + 17].astype("int64"))[None]
         logits, _ = untrained(ids[:, :-1], untrained.zero_state(1))
         total -= torch.log_softmax(logits.double(), -1).gather(2, ids[:, 1:, None]).sum().item()
     assert trainer.recorder.losses()[1] == pytest.approx(total / (8 * 16), rel=1e-5)
-    assert trainer.recorder.losses()[1] == pytest.approx(math.log(len(trainer.vocab)), rel=0.1)
+    assert trainer.recorder.losses()[1] == pytest.approx(math.log(len(trainer.data.vocab)), rel=0.1)
 
 
 def test_carried_state_makes_a_difference_within_an_epoch_and_none_at_its_start(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry"]))
     trainer.train_step()
-    carried = trainer.carried[0]
+    carried = trainer.update.state[0]
     assert carried.shape == (2, 8, 16)
     assert carried.abs().sum() > 0
     assert not carried.requires_grad
@@ -103,12 +103,12 @@ def test_carried_state_makes_a_difference_within_an_epoch_and_none_at_its_start(
 def test_lanes_that_begin_afresh_forget_and_the_others_go_on(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry", "data.reset=0.5", "model.rnn=LSTM"]))
     trainer.train_step()
-    batch = trainer.plan.batch(1)
-    assert 0 < batch.fresh.sum() < len(batch.fresh)
-    for part, carried in zip(trainer._state_before(batch), trainer.carried, strict=True):
+    batch = trainer.data.plan.batch(1)
+    assert 0 < batch.reset.sum() < len(batch.reset)
+    for part, carried in zip(trainer.update.state_before(batch.reset), trainer.update.state, strict=True):
         assert carried.abs().sum(dim=(0, 2)).all()
-        assert not part[:, batch.fresh].any()
-        assert torch.equal(part[:, ~batch.fresh], carried[:, ~batch.fresh])
+        assert not part[:, batch.reset].any()
+        assert torch.equal(part[:, ~batch.reset], carried[:, ~batch.reset])
 
 
 @pytest.mark.parametrize("rnn", CELLS)
@@ -116,22 +116,22 @@ def test_a_model_learns_a_repetitive_text_by_heart(tmp_path, rnn):
     settings = [f"model.rnn={rnn}", "optim.lr=0.02", "train.max_steps=150", "log.every=10", "eval.every=0"]
     trainer = make_trainer(tiny_config(tmp_path, settings, text="abcdefgh" * 400))
     trainer.fit()
-    assert trainer.metrics["train/loss"] < 0.15
-    assert trainer.metrics["val/stream/loss"] < 0.05
+    assert trainer.metrics.latest["train/loss"] < 0.15
+    assert trainer.metrics.latest["val/stream/loss"] < 0.05
 
 
 def test_gradients_are_clipped_to_the_global_norm(tmp_path):
     for clip in (0.01, 0.0):
         trainer = make_trainer(tiny_config(tmp_path, [f"optim.grad_clip={clip}"]))
         seen = []
-        step = trainer.optimizer.step
-        trainer.optimizer.step = lambda s=step, t=trainer, n=seen: (
+        step = trainer.update.optimizer.step
+        trainer.update.optimizer.step = lambda s=step, t=trainer, n=seen: (
             n.append(math.sqrt(sum(p.grad.square().sum().item() for p in t.model.parameters()))),
             s(),
         )
         trainer.train_step()
         trainer.log()
-        told = trainer.metrics["train/grad_norm"]
+        told = trainer.metrics.latest["train/grad_norm"]
         assert told > 0.01
         assert seen[0] == pytest.approx(clip or told, rel=1e-3)
 
@@ -150,7 +150,7 @@ def test_divergence_stops_the_run_with_the_figures_and_keeps_the_last_good_check
     trainer.train_step = poisoned
     with pytest.raises(TrainingError, match=r"diverged at step 8: loss nan, learning rate .*gradient norm nan"):
         trainer.fit()
-    saved = load_newest(trainer.run_dir, pytest.fail)
+    saved = load_newest(trainer.checkpoints.run_dir, pytest.fail)
     assert saved.step == 5
     assert all(torch.isfinite(t).all() for t in saved.weights.values())
 
@@ -172,8 +172,8 @@ def test_out_of_memory_names_the_settings_to_lower(tmp_path):
 def test_only_the_last_two_step_checkpoints_and_the_best_are_kept(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["checkpoint.every=2"]))
     trainer.fit()
-    assert [p.name for p in step_folders(trainer.run_dir)] == ["step-00000012", "step-00000010"]
-    best = load_for_inference(trainer.run_dir)
+    assert [p.name for p in step_folders(trainer.checkpoints.run_dir)] == ["step-00000012", "step-00000010"]
+    best = load_for_inference(trainer.checkpoints.run_dir)
     losses = {r["step"]: r["val/stream/loss"] for r in trainer.recorder.records if "val/stream/loss" in r}
     assert best.step == min(losses, key=losses.get)
     assert best.trainer["metrics"]["val/stream/loss"] == losses[best.step]
@@ -244,12 +244,12 @@ def test_init_from_starts_with_the_weights_and_vocabulary_of_another_run(tmp_pat
     config = tiny_config(tmp_path, [f"train.run_dir={tmp_path / 'second'}"])
     second = make_trainer(config, init_from=tmp_path / "run")
     assert second.progress.step == 0
-    assert second.vocab == first.vocab
-    assert len(second.corpus.vocab) < len(second.vocab)
+    assert second.data.vocab == first.data.vocab
+    assert len(second.data.corpus.vocab) < len(second.data.vocab)
     best = load_for_inference(tmp_path / "run")
     assert all(torch.equal(second.model.state_dict()[k], best.weights[k]) for k in best.weights)
-    window = second.train_ids.windows(second.plan.batch(0).starts[:1], 9)
-    assert second.vocab.decode(window[0].tolist()) in "the owl over the fox\n" * 3
+    window = second.data.train.windows(second.data.plan.batch(0).starts[:1], 9)
+    assert second.data.vocab.decode(window[0].tolist()) in "the owl over the fox\n" * 3
     second.fit()
 
 
@@ -263,7 +263,7 @@ def test_vocab_keep_refuses_characters_the_model_does_not_know(tmp_path):
     make_trainer(tiny_config(tmp_path)).fit()
     with pytest.raises(CheckpointError, match=r"2 character\(s\) that the model .* '&', 'Z'.*leave out --vocab keep"):
         fine_tuned(tmp_path, "Zebra & quagga\n" * 200, ["data.vocab=keep"], init_from=tmp_path / "run")
-    assert fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=keep"], init_from=tmp_path / "run").vocab
+    assert fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=keep"], init_from=tmp_path / "run").data.vocab
     with pytest.raises(CheckpointError, match="name it with --init-from"):
         fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=keep"])
 
@@ -272,15 +272,15 @@ def test_fine_tuning_keeps_what_is_known_and_starts_new_characters_from_the_mean
     first = make_trainer(tiny_config(tmp_path))
     first.fit()
     second = fine_tuned(tmp_path, "Zebra & quagga\n" * 200, init_from=tmp_path / "run")
-    assert second.vocab.symbols == (*first.vocab.symbols, "&", "Z")
+    assert second.data.vocab.symbols == (*first.data.vocab.symbols, "&", "Z")
     old, new = load_for_inference(tmp_path / "run").weights, second.model.state_dict()
     for name in old:
         assert torch.equal(new[name][: len(old[name])], old[name])
     for name in ("embedding.weight", "head.weight", "head.bias"):
         assert torch.allclose(new[name][-2:], old[name].mean(0, keepdim=True).expand_as(new[name][-2:]), atol=1e-6)
-    window = second.train_ids.windows(second.plan.batch(0).starts[:1], 9)
-    assert second.vocab.decode(window[0].tolist()) in "Zebra & quagga\n" * 3
-    [line] = new_lines(StartingPoint(second.vocab, new=("&", "Z")))
+    window = second.data.train.windows(second.data.plan.batch(0).starts[:1], 9)
+    assert second.data.vocab.decode(window[0].tolist()) in "Zebra & quagga\n" * 3
+    [line] = new_lines(StartingPoint(second.data.vocab, new=("&", "Z")))
     assert "2 character(s)" in line
     assert "'&', 'Z'" in line
 
@@ -312,13 +312,13 @@ def test_a_fine_tuned_run_resumes_bit_for_bit_and_exports(tmp_path):
         fine_tuned(tmp_path, text, again, recorder=ListRecorder(stop_at=8), init_from=tmp_path / "run").fit()
     resumed = fine_tuned(tmp_path, text, again)
     assert resumed.progress.step == 5
-    assert resumed.vocab == whole.vocab
+    assert resumed.data.vocab == whole.data.vocab
     resumed.fit()
     ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     export_checkpoint(load_for_inference(tmp_path / "third"), tmp_path / "model.onnx")
     engine = Engine(tmp_path / "model.onnx")
-    assert engine.vocab == whole.vocab
+    assert engine.vocab == whole.data.vocab
     assert len("".join(engine.generate("Zebra &", length=20))) == 20
 
 
@@ -340,5 +340,5 @@ def test_init_from_refuses_another_shape(tmp_path):
 def test_without_a_validation_split_the_newest_model_is_the_best(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["data.split=[1.0,0.0,0.0]"]))
     trainer.fit()
-    assert load_for_inference(trainer.run_dir).step == 12
+    assert load_for_inference(trainer.checkpoints.run_dir).step == 12
     assert not any("val/stream/loss" in r for r in trainer.recorder.records)

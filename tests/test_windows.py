@@ -94,22 +94,22 @@ def test_carry_lanes_continue_one_another_until_the_epoch_ends():
     p = plan(num_chars=5000, windows="carry")
     for step in range(1, 2 * p.steps_per_epoch):
         before, now = p.batch(step - 1), p.batch(step)
-        assert (now.fresh == (step % p.steps_per_epoch == 0)).all()
-        if not now.fresh.any():
+        assert (now.reset == (step % p.steps_per_epoch == 0)).all()
+        if not now.reset.any():
             np.testing.assert_array_equal(now.starts, before.starts + p.seq_len)
-    assert p.batch(0).fresh.all()
+    assert p.batch(0).reset.all()
 
 
 def test_lanes_begin_afresh_as_often_as_reset_says_and_each_by_itself():
     p = WindowPlan(200_000, 16, 40, "carry", 0, seed=3, reset=0.1)
-    fresh = np.stack([p.batch(k).fresh for k in range(1, p.steps_per_epoch)])  # (windows, B)
+    fresh = np.stack([p.batch(k).reset for k in range(1, p.steps_per_epoch)])  # (windows, B)
     assert abs(fresh.mean() - 0.1) < 0.01
     assert fresh.any(0).all()
     assert 0 < fresh.any(1).mean() < 1
-    assert (p.batch(7).fresh == WindowPlan(200_000, 16, 40, "carry", 0, seed=3, reset=0.1).batch(7).fresh).all()
-    assert p.batch(0).fresh.all()
+    assert (p.batch(7).reset == WindowPlan(200_000, 16, 40, "carry", 0, seed=3, reset=0.1).batch(7).reset).all()
+    assert p.batch(0).reset.all()
     plain = plan(num_chars=5000, windows="carry")
-    assert not any(plain.batch(k).fresh.any() for k in range(1, plain.steps_per_epoch))
+    assert not any(plain.batch(k).reset.any() for k in range(1, plain.steps_per_epoch))
 
 
 def test_carry_lanes_do_not_overlap():

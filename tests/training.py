@@ -88,7 +88,7 @@ def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> N
         original(trainer)
         if trainer.progress.step == step:
             signal.raise_signal(number)
-            while not trainer.signals.received:  # a thread notes it
+            while not trainer.control.signals.received:  # a thread notes it
                 time.sleep(0.001)
 
     monkeypatch.setattr(Trainer, "train_step", stopped)

@@ -10,8 +10,8 @@ from typing import Annotated
 import torch
 import typer
 
+from charrnn.cli import run_command
 from charrnn.errors import CheckpointError
-from train import command_line
 from train.checkpoint.format import load_for_inference, save_for_inference
 from train.export.exporter import without_paths
 
@@ -54,7 +54,7 @@ def command(
 
 def main() -> None:
     """Entry of `python -m train.base`."""
-    command_line.run(command)
+    run_command(lambda: typer.run(command))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """A run's batches: how many there are, and from window starts to tensors where the model is."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,21 +10,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.config import RunConfig
-from charrnn.data.corpus import check_ids
+from charrnn.data.corpus import Corpus, check_ids
 from charrnn.errors import TrainingError
-from charrnn.io import forget_pages
-from charrnn.vocab import Ids
-from charrnn.windows import WindowPlan
+from charrnn.io import release_pages
+from charrnn.vocab import Ids, Vocab
+from charrnn.windows import Batch, WindowPlan
 
 _MOST_RESIDENT = 64 << 20  # bytes of a memory-mapped file
 _FAULT_AROUND = 64 << 10  # bytes that Linux maps around each place that is read
+_COPIED_AT_ONCE = 16 << 20  # ids that cross to a device at once
 
 
 class IdSource:
     """One split's ids, and the windows read from it.
 
     On a CPU the ids stay memory-mapped, and the memory that reading them takes is given back every few MB. On an
-    accelerator they are copied there once, and the gather runs there: no worker processes, no copy a step.
+    accelerator they are copied there once, and the gather runs there: no worker processes, and only the windows' starts
+    cross at each step. Ids that would take more than half of a GPU's free memory stay on the host.
+
+    Attributes:
+        device: Where `windows` returns tensors.
+        is_resident: Whether the ids lie on the accelerator.
     """
 
     def __init__(
@@ -32,38 +40,116 @@ class IdSource:
         table: NDArray[np.int64] | None = None,
         num_symbols: int = 1 << 32,
     ) -> None:
-        """ids: (N,), each below num_symbols. table: (V_corpus,) the model's id for each, when its vocabulary differs.
+        """Copy the ids to an accelerator where they fit.
 
-        Raises: CorpusError where an id is not below num_symbols, here or when it is read.
+        Args:
+            ids: (N,), each below num_symbols.
+            device: Where the model is.
+            table: (V_corpus,), the model's id for each of the corpus's, when its vocabulary differs.
+            num_symbols: V_corpus where there is no table.
+
+        Raises:
+            CorpusError: An id is not below num_symbols, here or when it is read.
         """
         self._num_symbols = num_symbols if table is None else len(table)
         self.device = device
         self._host = ids
         self._touched = 0
         self._table = table
-        self._resident: Tensor | None = None
-        if device.type != "cpu":
-            # torch indexes 8-bit ids as they are; its wider unsigned types lack kernels.
-            check_ids(ids, self._num_symbols)
-            mapped = ids if table is None else table[ids]
-            compact = mapped.astype(np.uint8 if mapped.dtype == np.uint8 else np.int32)
-            self._resident = torch.from_numpy(compact).to(device)
+        self._ids: Tensor | None = None
+        narrow = _narrowest(ids.dtype, table)
+        if device.type != "cpu" and _fits(len(ids) * narrow.itemsize, device):
+            self._ids = self._copied(narrow)
 
     def __len__(self) -> int:
         return len(self._host)
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether the ids lie on the accelerator."""
+        return self._ids is not None
+
     def windows(self, starts: NDArray[np.int64], length: int) -> Tensor:
-        """(R, length) int64: `length` characters from each of `starts` (R,). Past the end the last one repeats."""
+        """Windows of `length` ids from each of `starts` (R,): (R, length) int64. Past the end the last id repeats."""
+        if self._ids is not None:
+            return self.gather(to_device(starts, self.device), length)
         index = np.minimum(starts[:, None] + np.arange(length), len(self) - 1)  # (R, length)
-        if self._resident is not None:
-            return self._resident[torch.from_numpy(index).to(self.device, non_blocking=True)].long()
         ids = self._host[index].astype(np.int64)
         check_ids(ids, self._num_symbols, self._host)
         self._touched += len(starts) * (length * self._host.itemsize + _FAULT_AROUND)
         if self._touched > _MOST_RESIDENT:
-            forget_pages(self._host)
+            release_pages(self._host)
             self._touched = 0
-        return torch.from_numpy(ids if self._table is None else self._table[ids])
+        return to_device(ids if self._table is None else self._table[ids], self.device)
+
+    def gather(self, starts: Tensor, length: int) -> Tensor:
+        """`windows` for starts (R,) on the accelerator that holds the ids, without a word from the host."""
+        assert self._ids is not None
+        offsets = torch.arange(length, device=self.device)
+        index = (starts[:, None] + offsets).clamp_(max=len(self) - 1)  # (R, length)
+        window = self._ids[index].long()
+        return window.bitwise_and_(0xFFFF) if self._ids.dtype == torch.int16 else window
+
+    def _copied(self, narrow: np.dtype) -> Tensor:
+        """The ids on the device, (N,), in `narrow`, a block at a time: the host never holds them all."""
+        # torch gathers 8-bit ids as they are; its wider unsigned types lack kernels, and their bits travel as signed.
+        signed = {1: np.uint8, 2: np.int16, 4: np.int32}[narrow.itemsize]
+        copied = torch.empty(len(self), dtype=torch.from_numpy(np.empty(0, signed)).dtype, device=self.device)
+        for begin in range(0, len(self), _COPIED_AT_ONCE):
+            part = self._host[begin : begin + _COPIED_AT_ONCE]
+            check_ids(part, self._num_symbols, self._host)
+            compact = (part if self._table is None else self._table[part]).astype(narrow)  # a copy, which torch may own
+            copied[begin : begin + len(part)].copy_(torch.from_numpy(compact.view(signed)))
+            release_pages(self._host)
+        return copied
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array on `device`; on a GPU by pinned memory, so that the host need not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def _narrowest(ids: np.dtype, table: NDArray[np.int64] | None) -> np.dtype:
+    """The smallest unsigned type for the ids that the model reads."""
+    return ids if table is None else np.min_scalar_type(int(table.max(initial=0)))
+
+
+def _fits(num_bytes: int, device: torch.device) -> bool:
+    """Whether so much of a split may lie on the device: at most half of what is free, for the model comes after it."""
+    return device.type != "cuda" or num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A run's splits, and this rank's part of each batch.
+
+    Attributes:
+        corpus: Where the splits come from.
+        vocab: The model's, which the corpus's may differ from.
+        train: Training split.
+        val: Validation split.
+        plan: Batches of the training split.
+        rows: This rank's rows of a batch.
+    """
+
+    corpus: Corpus
+    vocab: Vocab
+    train: IdSource
+    val: IdSource
+    plan: WindowPlan
+    rows: slice
+
+    def read(self, step: int) -> tuple[Batch, Tensor]:
+        """The global batch of step number `step` (from 0), and this rank's windows of it, (B / world, T + 1).
+
+        Raises:
+            TrainingError: A window leaves the text.
+        """
+        batch = self.plan.batch(step)
+        starts = batch.starts[self.rows]  # (B / world,)
+        check_inside(starts, self.plan.seq_len + 1, len(self.train), step)
+        return batch, self.train.windows(starts, self.plan.seq_len + 1)
 
 
 def check_inside(starts: NDArray[np.int64], length: int, num_chars: int, step: int) -> None:

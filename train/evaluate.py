@@ -9,10 +9,10 @@ from a zero state: comparable with fixed-context models. The two are never mixed
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import typer
 from accelerate import Accelerator
 from torch.nn import functional as F
 
+from charrnn.cli import run_command
 from charrnn.config import EvalConfig, SampleConfig
 from charrnn.data.corpus import LEAST_EVALUATED, prepare
 from charrnn.errors import CorpusError
@@ -34,11 +35,11 @@ from charrnn.windows import (
     stream_batch,
     window_batches,
 )
-from train import command_line
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.resume import table_between
-from train.dataloader import IdSource
+from train.dataloader import IdSource, to_device
 from train.dynamic import DynamicOptions, dynamic_loss
+from train.errors import evaluation_out_of_memory, is_out_of_memory
 from train.export.exporter import model_of
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
@@ -56,15 +57,23 @@ def evaluate(
     sample: int = 0,
     stopped: Callable[[], object] = lambda: False,
 ) -> dict[str, float]:
-    """`val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc` of `ids`; nothing when a rank was `stopped`.
-
-    The rows are shared among the ranks; the sums, not the means, are reduced.
+    """Evaluate a model by both protocols; the rows are shared among the ranks, and their sums reduced.
 
     Args:
+        model: Where `ids` are.
+        ids: A split.
+        config: The protocols' settings.
+        accelerator: The ranks.
         beat: Called as the evaluation proceeds.
         sample: Characters from which the loss of `config.best_by` alone is estimated, in training precision; 0 reads
-            all characters by both protocols, in fp32.
+            all characters by both protocols, in fp32 without TF32.
         stopped: Asked as the evaluation proceeds whether to end it.
+
+    Returns:
+        `val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc`; nothing when a rank was `stopped`.
+
+    Raises:
+        TrainingError: A rank has run out of memory; raised on all ranks.
     """
     rows, warmup = config.batch_rows, config.stream_warmup
     protocols: dict[str, Iterable[EvalBatch]] = {
@@ -85,12 +94,20 @@ def evaluate(
         mine = (
             b.rows(rank_slice(len(b.starts), accelerator.process_index, accelerator.num_processes)) for b in batches
         )
-        with accelerator.autocast() if sample else contextlib.nullcontext():
-            totals = nll_sum(model, ids, mine, beat, stopped)  # (2,)
-        totals = torch.cat([totals, totals.new_tensor([bool(stopped())])])  # (3,)
+        shortage = ""
+        try:
+            with accelerator.autocast() if sample else full_fp32():
+                totals = nll_sum(model, ids, mine, beat, stopped)  # (2,)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage, totals = str(error), torch.zeros(2, dtype=torch.float64)
+        totals = torch.cat([totals, totals.new_tensor([bool(stopped()), bool(shortage)])])  # (4,)
         if accelerator.num_processes > 1:
             totals = accelerator.reduce(totals.to(accelerator.device), "sum")
-        nll, count, stops = totals.tolist()
+        nll, count, stops, shortages = totals.tolist()
+        if shortages:
+            raise evaluation_out_of_memory(config, shortage)
         if stops:
             figures = {}
             break
@@ -98,6 +115,17 @@ def evaluate(
         figures[f"val/{name}/bpc"] = nll / count / math.log(2)
     model.train(was_training)
     return figures
+
+
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """Switch TF32 off in cuDNN's recurrent layers, whose default it is; products outside them are fp32 by default."""
+    rnn: Any = torch.backends.cudnn.rnn
+    before, rnn.fp32_precision = rnn.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        rnn.fp32_precision = before
 
 
 @torch.no_grad()
@@ -124,7 +152,7 @@ def nll_sum(
                 break
             length = min(_CHUNK, batch.length - begin)
             window = ids.windows(batch.starts + begin, length + 1)  # (R, T + 1)
-            counted = torch.from_numpy(batch.counted[:, begin : begin + length]).to(ids.device)  # (R, T)
+            counted = to_device(batch.counted[:, begin : begin + length], ids.device)  # (R, T)
             logits, state = model(window[:, :-1], state)  # (R, T, V)
             nll = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")  # (R, T)
             sums.append((nll * counted).sum())
@@ -224,7 +252,7 @@ def evaluate_checkpoint(
 
 def main() -> None:
     """Entry of `python -m train.evaluate`."""
-    command_line.run(command)
+    run_command(lambda: typer.run(command))
 
 
 if __name__ == "__main__":

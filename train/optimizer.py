@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from charrnn.config import OptimConfig
+from charrnn.config import OptimConfig, RunConfig
 from charrnn.model.rnn import CharRNN
 
 
@@ -24,6 +24,19 @@ def lr_at(step: int, optim: OptimConfig, progress: float) -> float:
     progress = min(1.0, progress)
     shape = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return optim.lr * (optim.final_lr + (1.0 - optim.final_lr) * shape)
+
+
+def lr_factor(config: RunConfig) -> float:
+    """What `train.lr_scaling` multiplies every learning rate by, for a batch k times that which optim.lr is meant for.
+
+    sqrt is LEGW (You et al., arXiv 1901.08256), whose warm-up grows k-fold in epochs: here it is counted in steps, so
+    that it does so by itself. linear is Goyal et al., arXiv 1706.02677.
+    """
+    scaling, reference = config.train.lr_scaling, config.train.lr_batch_size
+    if scaling == "none":
+        return 1.0
+    k = config.data.batch_size / reference
+    return k if scaling == "linear" else math.sqrt(k)
 
 
 def make_optimizer(model: CharRNN, config: OptimConfig) -> torch.optim.Optimizer:

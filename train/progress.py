@@ -2,10 +2,14 @@
 
 import math
 import statistics
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from charrnn.config import RunConfig
+from charrnn.config import RunConfig, seconds
+from train.dataloader import total_steps
+from train.optimizer import lr_at, lr_factor
 
 
 @dataclass
@@ -118,3 +122,101 @@ class Pace:
     def step_s(self) -> float:
         """Seconds of an update, the median of the latest; 0 before the first is known."""
         return statistics.median(self._latest) if self._latest else 0.0
+
+
+class Schedule:
+    """A run's clock, limits and learning rate: when what is due.
+
+    Attributes:
+        progress: Where the run stands.
+        total_steps: Steps of the complete run; 0 when only time limits it.
+    """
+
+    def __init__(self, config: RunConfig, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: seconds."""
+        self.progress, self.total_steps = Progress(), total_steps(config, steps_per_epoch)
+        self._config, self._clock, self._pace = config, clock, Pace()
+        self._decay = 1.0
+        self.start()
+
+    def start(self) -> None:
+        """Start this segment's clock, which goes on from the progress of earlier ones."""
+        self._started, self._earlier_s = self._clock(), self.progress.elapsed_s
+        self._logged_s = self._saved_s = self._earlier_s
+
+    def now(self) -> float:
+        """Seconds of training and evaluation, over all segments, by this process's clock."""
+        return self._earlier_s + self._clock() - self._started
+
+    def begin_step(self, elapsed_s: float) -> None:
+        """elapsed_s: the run's time now, by rank 0's clock."""
+        progress = self.progress
+        progress.elapsed_s = elapsed_s
+        self._pace.update_begins(elapsed_s, evaluated=progress.evaluated_step == progress.step)
+
+    def next_lr(self) -> float:
+        """The learning rate of the next step."""
+        self._decay = self.progress.decay(self._config, self.total_steps, self._pace.step_s)
+        return lr_at(self.progress.step, self._config.optim, self._decay) * lr_factor(self._config)
+
+    def done(self) -> bool:
+        """Whether the run has reached its end."""
+        return self.progress.done(self._config, self.total_steps, decayed=self._decay >= 1)
+
+    def remaining_s(self, chars_per_s: float) -> float:
+        """Seconds to the nearer limit at that speed; infinite without one."""
+        left = math.inf
+        if self.total_steps:
+            chars = self._config.data.batch_size * self._config.data.seq_len
+            left = (self.total_steps - self.progress.step) * chars / chars_per_s
+        limit = self._config.train.time_limit
+        return min(left, limit - self.progress.elapsed_s) if limit else left
+
+    def log_due(self) -> bool:
+        """Whether a record of the training metrics is due."""
+        due = self._is_due(self._config.log.every, self._logged_s)
+        if due:
+            self._logged_s = self.progress.elapsed_s
+        return due
+
+    def checkpoint_due(self) -> bool:
+        """Whether a step checkpoint is due; the one of the run's end comes after the last evaluation."""
+        due = self._is_due(self._config.checkpoint.every, self._saved_s) and not self.done()
+        if due:
+            self._saved_s = self.progress.elapsed_s
+        return due
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation is due, by its steps or its share of the run."""
+        every = self._is_due(self._config.eval.every, 0.0)
+        return every or self.progress.evaluation_due(self._config, self.total_steps)
+
+    def noise_scale_due(self) -> bool:
+        """Whether the next step's gradient is to be compared with that of fewer windows."""
+        every = self._config.train.noise_scale_every
+        return bool(every) and (self.progress.step + 1) % every == 0
+
+    def evaluation_missing(self) -> bool:
+        """Whether the step that the run resumes from has yet to be evaluated: a stop cut that off, or best/ is lost."""
+        progress = self.progress
+        lost = progress.evaluations > 0 and progress.best_step < 0
+        return lost or (progress.step > 0 and self._is_due(self._config.eval.every, 0.0))
+
+    def sample_due(self) -> bool:
+        """Whether the evaluation that comes next writes a sample: every `sample.every`-th does, and the last."""
+        config = self._config.sample
+        return bool(config.length) and (self.done() or (self.progress.evaluations + 1) % config.every == 0)
+
+    def evaluated(self, loss: float) -> bool:
+        """Note an evaluation's loss; True when it is the best so far."""
+        return self.progress.evaluated(loss, self.progress.share(self._config, self.total_steps))
+
+    def stop_early(self) -> bool:
+        """Begin the cool-down if `eval.patience` is used up; True when it begins now."""
+        return self.progress.stop_early(self._config.eval.patience, self._decay)
+
+    def _is_due(self, every: int | str, last_s: float) -> bool:
+        """every: steps, or a duration as text. last_s: the run's time when it was due last."""
+        if isinstance(every, str):
+            return self.progress.elapsed_s - last_s >= seconds(every)
+        return bool(every) and self.progress.step % every == 0

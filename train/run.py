@@ -1,28 +1,29 @@
 """A run from its config to its model file: processes, corpus, starting point, training, export, closing words."""
 
 import contextlib
+import logging
 import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from charrnn.config import RunConfig, dump_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
-from charrnn.io import expanded
+from charrnn.io import expand_user
+from charrnn.log import configure_logging
 from train.checkpoint.format import BEST, load_for_inference, remove_unfinished
 from train.checkpoint.resume import StartingPoint, check_same_start, identity_fields, starting_point
 from train.checkpoint.run_lock import only_run_in
 from train.dataloader import total_steps, window_plan
-from train.distributed.collectives import Ranks
-from train.distributed.setup import check_processes, check_same_config, comparable, make_accelerator, set_threads
+from train.distributed.collectives import Collectives
+from train.distributed.setup import check_processes, check_same_config, make_accelerator, set_threads, shared_fields
 from train.distributed.signals import StopSignals, stop_error
-from train.distributed.watchdog import Watchdog, is_of_a_collective, shared_store
+from train.distributed.watchdog import Watchdog, connect_store, is_collective_error
 from train.errors import memory_explained
 from train.export.exporter import export_checkpoint
 from train.flops import peak_flops
@@ -44,35 +45,36 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
     peers are lost does not return: the watchdog ends it.
     """
     accelerator = make_accelerator(config.train)
+    configure_logging(logging.INFO if accelerator.is_main_process else logging.ERROR)
     set_threads(config.train.threads)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    ranks = Ranks(accelerator)
-    compare_configs(config, ranks, accelerator)
+    collectives = Collectives(accelerator)
+    compare_configs(config, collectives, accelerator)
     if chosen is None:
         check_processes(config, accelerator.num_processes)
-    with watched(config, ranks) as watchdog, contextlib.ExitStack() as held:
-        corpus = ranks.locally_first(lambda: prepare(config.data, progress=ranks.is_local_main))
+    with watched(config, collectives) as watchdog, contextlib.ExitStack() as held:
+        corpus = collectives.local_main_first(lambda: prepare(config.data, progress=collectives.is_local_main))
         name = f"{config_name}-{corpus.name}" if config_name else corpus.name
-        run_dir = expanded(config.train.run_dir or Path("checkpoints") / name)
-        if expanded(config.data.source).resolve() == run_dir.resolve():
+        run_dir = expand_user(config.train.run_dir or Path("checkpoints") / name)
+        if expand_user(config.data.source).resolve() == run_dir.resolve():
             raise ConfigError(f"--data {config.data.source} is the run folder too; choose another --run-dir")
         explanation: list[str] = []
         if chosen is not None:
-            config, explanation = sized(chosen, config, corpus, run_dir, accelerator, ranks)
+            config, explanation = sized(chosen, config, corpus, run_dir, accelerator, collectives)
             corpus = replace(corpus, split=config.data.split)
-            compare_configs(config, ranks, accelerator)
+            compare_configs(config, collectives, accelerator)
             check_processes(config, accelerator.num_processes)
         config, corpus = without_secrets(config, corpus)
         held.enter_context(memory_explained(config))
         window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
         watchdog.advice = lambda: goes_on(run_dir)
-        ranks.together(lambda: held.enter_context(only_run_in(run_dir)) if ranks.is_main else None)
-        start = find_start(config, corpus, run_dir, ranks, resume=resume)
-        recorder = ranks.together(lambda: open_recorder(config, corpus, run_dir, start, accelerator))
+        collectives.run_on_all(lambda: held.enter_context(only_run_in(run_dir)) if collectives.is_main else None)
+        start = find_start(config, corpus, run_dir, collectives, resume=resume)
+        recorder = collectives.run_on_all(lambda: open_recorder(config, corpus, run_dir, start, accelerator))
         held.callback(recorder.close)
-        signals = StopSignals(watchdog.hurry)
-        peak = peak_flops(accelerator.device, accelerator.mixed_precision) if ranks.is_main else None
+        signals = StopSignals(watchdog.shorten_timeout)
+        peak = peak_flops(accelerator.device, accelerator.mixed_precision) if collectives.is_main else None
         trainer = Trainer(
             config,
             corpus,
@@ -80,33 +82,42 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
             accelerator,
             run_dir,
             recorder,
-            ranks=ranks,
+            collectives=collectives,
             signals=signals,
-            beat=watchdog.beat,
-            peak_flops=peak and peak * ranks.count,
+            heartbeat=watchdog.heartbeat,
+            peak_flops=peak and peak * collectives.world_size,
         )
-        recorder.lines([*opening_lines(trainer, torch.get_num_threads(), start), *explanation])
-        with signals.watched():
+        opening = opening_lines(
+            config,
+            trainer.data,
+            start,
+            accelerator,
+            run_dir,
+            num_parameters=trainer.model.num_parameters(),
+            total_steps=trainer.schedule.total_steps,
+        )
+        recorder.lines([*opening, *explanation])
+        with signals.handled():
             return train_and_export(trainer, watchdog)
 
 
 def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
     """The run proper. Returns the model file on the main process. Raises: CharRNNError, as `run` does."""
-    ranks, recorder, p = trainer.ranks, trainer.recorder, trainer.progress
+    collectives, recorder, p = trainer.control.collectives, trainer.recorder, trainer.progress
     try:
-        display = recorder.display(p.step, p.elapsed_s, trainer.total_steps, trainer.plan.steps_per_epoch)
+        display = recorder.display(p.step, p.elapsed_s, trainer.schedule.total_steps, trainer.data.plan.steps_per_epoch)
         with display, watchdog.training():
             trainer.fit()
         # Together: a launcher takes the first rank to leave for a failure, and ends the others.
-        model_file = ranks.together(lambda: finish(trainer))
+        model_file = collectives.run_on_all(lambda: finish(trainer))
     except RuntimeError as error:
-        loss = watchdog.cause() if is_of_a_collective(error) else None
-        if loss is None:
+        failure = watchdog.find_failure() if is_collective_error(error) else None
+        if failure is None:
             raise
         recorder.close()
-        watchdog.leave(loss)
-    if trainer.stopped_by:
-        raise stop_error(trainer.stopped_by, stopped_line(trainer))
+        watchdog.exit(failure)
+    if stopped_by := trainer.control.stopped_by:
+        raise stop_error(stopped_by, stopped_line(stopped_by, trainer.progress.step, trainer.checkpoints.run_dir))
     trainer.accelerator.end_training()
     return model_file
 
@@ -118,34 +129,37 @@ def without_secrets(config: RunConfig, corpus: Corpus) -> tuple[RunConfig, Corpu
     return config.model_copy(update={"data": data}), replace(corpus, source=data.source)
 
 
-def compare_configs(config: RunConfig, ranks: Ranks, accelerator: Accelerator) -> None:
+def compare_configs(config: RunConfig, collectives: Collectives, accelerator: Accelerator) -> None:
     """Raises: ConfigError on every rank when their configs differ."""
-    check_same_config(ranks.gather(comparable(config, accelerator.mixed_precision)))
+    check_same_config(collectives.all_gather(shared_fields(config, accelerator.mixed_precision)))
 
 
 @contextlib.contextmanager
-def watched(config: RunConfig, ranks: Ranks) -> Iterator[Watchdog]:
+def watched(config: RunConfig, collectives: Collectives) -> Iterator[Watchdog]:
     """The watch over the other processes, when there are any and `train.peer_timeout` is not 0."""
     timeout_s = config.train.peer_timeout
-    if ranks.count == 1 or not timeout_s:
+    if collectives.world_size == 1 or not timeout_s:
         yield Watchdog(None, 0, 1, timeout_s)
         return
-    watchdog = Watchdog(shared_store(timeout_s, ranks.gather(uuid.uuid4().hex)[0]), ranks.rank, ranks.count, timeout_s)
-    ranks.wait()
-    with watchdog.watching():
+    store = connect_store(timeout_s, collectives.all_gather(uuid.uuid4().hex)[0])
+    watchdog = Watchdog(store, collectives.rank, collectives.world_size, timeout_s)
+    collectives.barrier()
+    with watchdog.running():
         yield watchdog
 
 
-def find_start(config: RunConfig, corpus: Corpus, run_dir: Path, ranks: Ranks, *, resume: bool) -> StartingPoint:
+def find_start(
+    config: RunConfig, corpus: Corpus, run_dir: Path, collectives: Collectives, *, resume: bool
+) -> StartingPoint:
     """Where the run starts, the same on every rank. Raises: CheckpointError, as `starting_point` does."""
-    ranks.together(lambda: remove_unfinished(run_dir) if ranks.is_main else None)
+    collectives.run_on_all(lambda: remove_unfinished(run_dir) if collectives.is_main else None)
 
     def warn(text: str) -> None:
-        if ranks.is_main:
+        if collectives.is_main:
             print(f"warning: {text}", file=sys.stderr)
 
-    start = ranks.together(lambda: starting_point(config, corpus, run_dir, resume=resume, warn=warn))
-    check_same_start(ranks.gather((start.resumed.step if start.resumed else 0, corpus.sha256)), run_dir)
+    start = collectives.run_on_all(lambda: starting_point(config, corpus, run_dir, resume=resume, warn=warn))
+    check_same_start(collectives.all_gather((start.resumed.step if start.resumed else 0, corpus.sha256)), run_dir)
     return start
 
 
@@ -160,8 +174,6 @@ def open_recorder(
         if is_finished(config, corpus, start):  # the tracker has it all
             config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tracker": "none"})})
         return Recorder.open(config, run_dir, extra, resumed_step)
-    if config.tracking.every_rank and not is_finished(config, corpus, start):
-        return Recorder.of_rank(accelerator.process_index, config, run_dir, extra, resumed_step)
     return Recorder.null()
 
 
@@ -186,13 +198,14 @@ def write_run_config(config: RunConfig, run_dir: Path) -> None:
 
 def finish(trainer: Trainer) -> Path | None:
     """Ends the tracker's run; on the main process of a run that was not stopped, exports the best checkpoint first."""
-    step = trainer.progress.step
-    if trainer.stopped_by or not trainer.accelerator.is_main_process:
-        trainer.recorder.lines(trainer.recorder.finish({}, None, step))
+    run_dir = trainer.checkpoints.run_dir
+    if trainer.control.stopped_by or not trainer.accelerator.is_main_process:
+        trainer.recorder.lines(trainer.recorder.finish({}, None, trainer.progress.step))
         return None
-    best = load_for_inference(trainer.run_dir / BEST)
-    model_file = trainer.run_dir / "model.onnx"
+    best = load_for_inference(run_dir / BEST)
+    model_file = run_dir / "model.onnx"
     difference = export_checkpoint(best, model_file)
     tracker_lines = trainer.recorder.finish(best.trainer["metrics"], model_file, best.step)
-    trainer.recorder.lines(closing_lines(trainer, best, model_file, difference) + tracker_lines)
+    closing = closing_lines(trainer.data, trainer.progress, best, run_dir, model_file, difference)
+    trainer.recorder.lines(closing + tracker_lines)
     return model_file

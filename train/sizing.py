@@ -18,7 +18,7 @@ from train.base import base_folder
 from train.checkpoint.format import Checkpoint, load_for_inference, step_folders
 from train.checkpoint.resume import fine_tuning_start, origin_folder
 from train.dataloader import IdSource
-from train.distributed.collectives import Ranks
+from train.distributed.collectives import Collectives
 from train.evaluate import nll_sum
 from train.probe import UNDISTURBED, Speed, training_speed
 from train.recipe import Facts, Recipe, choose
@@ -60,7 +60,7 @@ def initial_config(chosen: Chosen) -> RunConfig:
 
 
 def sized(
-    chosen: Chosen, config: RunConfig, corpus: Corpus, run_dir: Path, accelerator: Accelerator, ranks: Ranks
+    chosen: Chosen, config: RunConfig, corpus: Corpus, run_dir: Path, accelerator: Accelerator, collectives: Collectives
 ) -> tuple[RunConfig, list[str]]:
     """The run's config, the same on every rank, and lines that explain it.
 
@@ -68,27 +68,27 @@ def sized(
     thread trains if that is faster, unless the user set their number. Raises: CharRNNError.
     """
     # Rank 0's, so that all take the same way where they do not share the run folder.
-    before = ranks.gather(ranks.together(lambda: _config_before(chosen, run_dir)))[0]
+    before = collectives.all_gather(collectives.run_on_all(lambda: _config_before(chosen, run_dir)))[0]
     if before:
         _, lines = _measured(training_speed(before.model, len(corpus.vocab), accelerator), config)
         return before, lines
-    init_from, origin = ranks.together(lambda: _origin(chosen, config, corpus))
+    init_from, origin = collectives.run_on_all(lambda: _origin(chosen, config, corpus))
     probed = origin.config.model if origin else _PROBED
     speed, lines = _measured(training_speed(probed, len(corpus.vocab), accelerator), config)
     facts = Facts(
         characters=corpus.num_chars,
         symbols=len(corpus.vocab),
-        flops=sum(ranks.gather(speed)),
+        flops=sum(collectives.all_gather(speed)),
         budget_s=config.train.time_limit,
         epochs=config.train.epochs if chosen.sets("train.epochs") else 0.0,
         origin=origin.config.model if origin else None,
         init_from=init_from,
-        origin_loss=ranks.together(lambda: _loss(origin, init_from, config, corpus)) if origin else 0.0,
+        origin_loss=collectives.run_on_all(lambda: _loss(origin, init_from, config, corpus)) if origin else 0.0,
         on_gpu=accelerator.device.type == "cuda",
-        share=ranks.count * config.train.accumulation_steps,
+        share=collectives.world_size * config.train.accumulation_steps,
     )
-    recipe = ranks.gather(choose(facts))[0]
-    resolved = ranks.together(lambda: chosen.over(_compatible(recipe, config)))
+    recipe = collectives.all_gather(choose(facts))[0]
+    resolved = collectives.run_on_all(lambda: chosen.over(_compatible(recipe, config)))
     expectation = [f"small     {recipe.expectation}"] if recipe.expectation else []
     return resolved, [f"recipe    {recipe.summary}", *expectation, *lines]
 

@@ -1,54 +1,49 @@
-"""A trainer's state as a checkpoint, and back. What ranks hold apart is gathered: a checkpoint is of the whole run."""
+"""What a checkpoint holds of a run besides weights, and when one is written."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from train.checkpoint.format import Checkpoint, optimizer_tensors, restore_optimizer
-from train.checkpoint.resume import identity_fields, rank_rng, scatter_state, set_rank_rng
+from accelerate import Accelerator
+
+from charrnn.model.rnn import State
+from train.checkpoint.async_writer import AsyncWriter
+from train.checkpoint.format import Checkpoint
 from train.progress import Progress
-from train.tracking.summary import device_name
-
-if TYPE_CHECKING:
-    from train.trainer import Trainer
 
 
-def capture(trainer: "Trainer", *, whole: bool) -> Checkpoint:
-    """The trainer's present state; every rank must call this. whole: with all that resuming needs, not inference alone.
+class CheckpointWriter:
+    """Decides which checkpoints a run writes; a thread writes them.
 
-    The tensors are the trainer's own, not copies; those of the carried state are gathered, each (L, B, H).
+    Attributes:
+        run_dir: The run folder.
+        best_unsaved: Whether the latest evaluation's weights are the best, and not yet written.
+        saved_step: Step of the newest step checkpoint, -1 without one.
     """
-    scaler = trainer.accelerator.scaler
-    record = {
-        **vars(trainer.progress),
-        "elapsed_s": trainer.now(),
-        "num_processes": trainer.accelerator.num_processes,
-        "loss_scale": scaler.state_dict() if scaler else None,
-        "corpus": identity_fields(trainer.corpus),
-        "metrics": _file_metrics(trainer),
-    }
-    weights = trainer.model.state_dict()
-    if not whole:
-        return Checkpoint(trainer.config, trainer.vocab, weights, record)
-    gather = trainer.accelerator.gather
-    return Checkpoint(
-        trainer.config,
-        trainer.vocab,
-        weights,
-        record,
-        optimizer=optimizer_tensors(trainer.model, trainer.optimizer.optimizer),
-        carried=tuple(gather(p.transpose(0, 1).contiguous()).transpose(0, 1) for p in trainer.carried),
-        rng=tuple(trainer.ranks.gather(rank_rng(trainer.device))),
-    )
 
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        """keep: step checkpoints that stay."""
+        self.run_dir = run_dir
+        self.best_unsaved, self.saved_step = False, -1
+        self._writer = AsyncWriter(run_dir, keep)
+        # Of the thread's writer, for the loop: its error, and to wait for the disk.
+        self.error, self.wait = self._writer.error, self._writer.wait
 
-def restore(trainer: "Trainer", saved: Checkpoint) -> None:
-    """Puts back what is not in the weights: optimizer, carried state, random generators, clock, best."""
-    restore_optimizer(trainer.model, trainer.optimizer.optimizer, saved.optimizer)
-    trainer.carried = scatter_state(saved.carried, trainer.rows, trainer.device)
-    set_rank_rng(trainer.accelerator, saved, trainer.config, trainer.recorder.message)
-    trainer.progress = progress_of(saved)
-    if trainer.accelerator.scaler and saved.trainer["loss_scale"]:
-        trainer.accelerator.scaler.load_state_dict(saved.trainer["loss_scale"])
-    trainer.metrics = {k: v for k, v in saved.trainer["metrics"].items() if "/" in k}
+    def take_due(self, step: int, *, wanted: bool) -> tuple[bool, bool]:
+        """What to write now, best/ and a step checkpoint; it then counts as written.
+
+        Args:
+            step: Steps made so far.
+            wanted: Whether a step checkpoint is due.
+        """
+        best, self.best_unsaved = self.best_unsaved, False
+        # The first best/ comes with a step checkpoint: without one the run could not be resumed.
+        due = (wanted or (best and self.saved_step < 0)) and self.saved_step != step
+        if due:
+            self.saved_step = step
+        return best, due
+
+    def save(self, checkpoint: Checkpoint, *, best: bool, step: bool) -> None:
+        """Take a snapshot to be written. Raises: CheckpointError when the write before this one failed."""
+        self._writer.save(checkpoint, best=best, step=step)
 
 
 def progress_of(saved: Checkpoint) -> Progress:
@@ -56,15 +51,12 @@ def progress_of(saved: Checkpoint) -> Progress:
     return Progress(**{name: saved.trainer[name] for name in vars(Progress())})
 
 
-def _file_metrics(trainer: "Trainer") -> dict[str, object]:
-    """What a model file says of its own making."""
-    return {
-        "step": trainer.progress.step,
-        "chars": trainer.chars(),
-        "time_s": round(trainer.now(), 3),
-        "parameters": trainer.model.num_parameters(),
-        "processes": trainer.accelerator.num_processes,
-        "hardware": device_name(trainer.device),
-        "precision": trainer.accelerator.mixed_precision,
-        **trainer.metrics,
-    }
+def metrics_of(saved: Checkpoint) -> dict[str, float]:
+    """The newest value of each metric then."""
+    return {name: value for name, value in saved.trainer["metrics"].items() if "/" in name}
+
+
+def gather_state(accelerator: Accelerator, state: State) -> State:
+    """The hidden state over the global batch, each part (L, B / world, H) -> (L, B, H); every rank calls this."""
+    rows_first = (part.transpose(0, 1).contiguous() for part in state)  # (B / world, L, H)
+    return tuple(accelerator.gather(part).transpose(0, 1) for part in rows_first)

@@ -1,41 +1,64 @@
-"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, V vocabulary size."""
+"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, L layers, H hidden_dim."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.config import RunConfig
 from charrnn.data.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
-from charrnn.model.rnn import CharRNN, NextCharLoss, State, detach, zeroed
+from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import Batch, rank_slice
-from train.checkpoint.async_writer import Saver
-from train.checkpoint.format import BEST, load_for_inference
-from train.checkpoint.resume import StartingPoint, seed_rank
-from train.dataloader import IdSource, check_inside, total_steps, window_plan
-from train.distributed.collectives import Notice, Ranks, check_same_batch
+from train.checkpoint.format import BEST, Checkpoint, load_for_inference, optimizer_tensors, restore_optimizer
+from train.checkpoint.resume import (
+    StartingPoint,
+    identity_fields,
+    rank_rng,
+    scatter_state,
+    seed_rank,
+    set_rank_rng,
+)
+from train.control import Control
+from train.cuda_graph import graph_update, on_stream, side_stream
+from train.dataloader import IdSource, TrainingData, window_plan
+from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients
 from train.distributed.signals import StopSignals
-from train.errors import is_out_of_memory, out_of_memory
+from train.errors import is_out_of_memory, memory_explained, out_of_memory
 from train.evaluate import evaluate, sample_text
 from train.flops import flops_per_char
-from train.metrics import Figures
-from train.optimizer import lr_at, make_optimizer
-from train.progress import Pace, Progress
-from train.state import capture, restore
+from train.metrics import CpuShare, Metrics
+from train.noise_scale import NoiseScale
+from train.optimizer import make_optimizer
+from train.progress import Progress, Schedule
+from train.state import CheckpointWriter, gather_state, metrics_of, progress_of
 from train.tracking.recorder import Recorder
-from train.tracking.summary import pace_line
+from train.tracking.summary import device_name, pace_line
+from train.update import Update
 
 
 class Trainer:
-    """Trains one model on one corpus, in one process or as one rank of several."""
+    """Trains one model on one corpus, in one process or as one rank of several.
+
+    Attributes:
+        data: Splits, batches and vocabulary.
+        model: The network, without wrappers.
+        update: One optimizer step; holds the hidden state.
+        schedule: Clock, limits, learning rate, progress.
+        metrics: Loss, gradient norm and speed.
+        noise_scale: Running estimate of the gradient noise scale.
+        checkpoints: What is written when.
+        control: Errors, stop signals and the other ranks.
+    """
 
     def __init__(
         self,
@@ -47,308 +70,344 @@ class Trainer:
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
         *,
-        ranks: Ranks | None = None,
+        collectives: Collectives | None = None,
         signals: StopSignals | None = None,
-        beat: Callable[..., None] = lambda *_: None,
+        heartbeat: Callable[..., None] = lambda *_: None,
         peak_flops: float | None = None,
     ) -> None:
-        """clock: seconds. signals: asked between updates whether to stop. beat: told that the main thread goes on.
+        """Build model and optimizer on the device, and restore what the run resumes from.
 
-        peak_flops: FLOP/s that all the run's devices do at best; None when that is not known.
+        Args:
+            config: The run's.
+            corpus: The text.
+            start: Vocabulary, and weights or checkpoint to start from.
+            accelerator: Device, precision and ranks.
+            run_dir: The run folder.
+            recorder: Where metrics and messages go.
+            clock: Seconds.
+            collectives: The ranks; None makes them from the accelerator.
+            signals: Stop signals, looked at between steps.
+            heartbeat: Called as the main thread proceeds.
+            peak_flops: FLOP/s that all devices do at best; None when that is not known.
         """
-        self.config, self.corpus, self.vocab = config, corpus, start.vocab
-        self.accelerator, self.run_dir, self.recorder, self.clock = accelerator, run_dir, recorder, clock
-        self.ranks, self.signals, self.beat = ranks or Ranks(accelerator), signals or StopSignals(), beat
-        self.device = accelerator.device
-        self.train_ids = IdSource(corpus.train, self.device, start.table, len(corpus.vocab))
-        self.val_ids = IdSource(corpus.val, self.device, start.table, len(corpus.vocab))
-        self.plan = window_plan(config, len(self.train_ids))
-        self.rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
-        self.total_steps = total_steps(config, self.plan.steps_per_epoch)
-
-        torch.manual_seed(config.train.seed)  # the same first weights on every rank
-        self.model = CharRNN(config.model, len(self.vocab), self.vocab.document_end_id)
-        if start.weights:
-            self.model.load_state_dict(start.weights)
+        self.config, self.accelerator, self.recorder = config, accelerator, recorder
+        self.control = Control(collectives or Collectives(accelerator), signals or StopSignals(), heartbeat)
+        # What doesn't fit one rank's device ends all of them, before DDP waits for it.
+        self.data, self.model = self.control.collectives.run_on_all(lambda: _placed(config, corpus, start, accelerator))
         optimizer = make_optimizer(self.model, config.optim)
-        self.loss_module, self.optimizer = accelerator.prepare(NextCharLoss(self.model), optimizer)
-        compress_gradients(self.loss_module, config.train.grad_compression)
-        self.model.rnn.flatten_parameters()
+        stream = side_stream(accelerator.device)
+        with on_stream(stream):
+            loss_module, prepared = accelerator.prepare(NextCharLoss(self.model), optimizer)
+        compress_gradients(loss_module, config.train.grad_compression)
+        self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
-        self.carried = self.model.zero_state(self.rows.stop - self.rows.start, self.device)
-        self.progress, self._pace = Progress(), Pace()
-        self._decay = 1.0
-        self.flops_per_char, self._peak_flops = flops_per_char(config.model, len(self.vocab)), peak_flops
-        self.metrics: dict[str, float] = {}
-        self.stopped_by = 0
-        self._figures = Figures(accelerator, run_dir)
-        self.saver = Saver(run_dir, config.checkpoint.keep)  # only the main process gives it something to write
-        self._fault: CharRNNError | None = None
+        rows = self.data.rows
+        self.update = Update(
+            accelerator,
+            loss_module,
+            prepared.optimizer,
+            self.model.zero_state(rows.stop - rows.start, accelerator.device),
+            accumulation_steps=config.train.accumulation_steps,
+            grad_clip=config.optim.grad_clip,
+        )
+        self.schedule = Schedule(config, self.data.plan.steps_per_epoch, clock)
+        self.metrics = Metrics(
+            accelerator,
+            run_dir,
+            chars_per_step=config.data.batch_size * config.data.seq_len,
+            flops_per_char=flops_per_char(config.model, len(start.vocab)),
+            peak_flops=peak_flops,
+            clock=clock,
+        )
+        self.noise_scale = NoiseScale()
+        self.checkpoints = CheckpointWriter(run_dir, config.checkpoint.keep)
         self._upcoming: tuple[Batch, Tensor] | None = None
-        self._logged_at = self._started = self._resumed_s = 0.0
-        self._pace_said = False
-        self._best_unsaved = False
-        self._saved_step = -1
+        self._cpu_share: CpuShare | None = None  # until the pace has been shown
         if start.resumed:
-            restore(self, start.resumed)
-            self._saved_step = self.progress.step
-        self._start_clock()
+            self.load_state_dict(start.resumed)
+        documents = start.vocab.document_end is not None
+        self.update.graphed = graph_update(
+            self.update.compute,
+            accelerator,
+            loss_module,
+            prepared,
+            self.update.state,
+            config,
+            stream,
+            documents=documents,
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.schedule.progress
 
     def fit(self) -> Progress:
-        """Trains until the first limit is reached, or a signal asks to stop; returns where it stands then.
+        """Train until the first limit is reached, or a signal asks to stop.
 
-        A run that was stopped has a checkpoint of its last update, and the signal's number in `stopped_by`.
+        A run that was stopped has a checkpoint of its last step, and the signal's number in `control.stopped_by`.
 
-        Raises: TrainingError when the loss or gradient is not finite, or the device's memory does not suffice;
-        CheckpointError when the disk refuses. Where one rank raises, all do.
+        Returns:
+            Where the run stands then.
+
+        Raises:
+            TrainingError: The loss or gradient is not finite, or the device's memory does not suffice.
+            CheckpointError: The disk refuses. Where one rank raises, all do.
         """
-        self._start_clock()
-        with self._ending_well():
-            # What a stop cut off, or whose checkpoint is lost, is evaluated again.
-            lost = self.progress.evaluations > 0 and self.progress.best_step < 0
-            if lost or (self.progress.step and self._due(self.config.eval.every)):
+        self.schedule.start()
+        self.metrics.start()
+        self._cpu_share = CpuShare()
+        with self._finishing_writes():
+            if self.schedule.evaluation_missing():
                 self.evaluate()
                 self.save(step=False)
-            while self._go_on():
+            while self.next_step():
                 self.train_step()
-                if self._due(self.config.log.every):
+                if self.schedule.log_due():
                     self.log()
-                if self._due(self.config.eval.every) or self.progress.evaluation_due(self.config, self.total_steps):
+                if self.schedule.evaluation_due():
                     self.evaluate()
-                # The last checkpoint comes after the last evaluation, so that it knows of it.
-                self.save(step=self._due(self.config.checkpoint.every) and not self._done())
-            self.log()
-            if not self.stopped_by:
-                self.evaluate()
-                if self.progress.evaluated_step != self.progress.step:
-                    self._go_on()  # agrees on the signal that cut the evaluation off
-            self.save(step=True)
-            self._alone(self.saver.wait)
-            self.ranks.raise_together(self._fault)
-            if not self.stopped_by:
-                self.evaluate_best()
-        self.progress.elapsed_s = self.now()
+                self.save(step=self.schedule.checkpoint_due())
+            self._finish()
+        self.progress.elapsed_s = self.schedule.now()
         return self.progress
 
-    def train_step(self) -> None:
-        """One update: the windows of batch number `step`, forward, backward, clip, update."""
-        lr = self._set_lr()
-        batch, window = self._upcoming or self._read_batch()  # (B / world, T + 1)
-        self._upcoming = None
-        self.beat(2 * self.progress.step)
-        loss, self.carried = self._accumulate(window, self._state_before(batch))
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._figures.add(lr, loss, grad_norm)
-        self.progress.step += 1
-        self.beat(2 * self.progress.step - 1)
+    def next_step(self) -> bool:
+        """Read the next batch, and agree with the other ranks on whether to train on it.
 
-    def _state_before(self, batch: Batch) -> State:
-        """What the batch before left, each part (L, B / world, H), with zeros in the rows that start afresh."""
-        fresh = batch.fresh[self.rows]  # (B / world,)
-        return zeroed(self.carried, torch.from_numpy(fresh).to(self.device)) if fresh.any() else self.carried
-
-    def _read_batch(self) -> tuple[Batch, Tensor]:
-        """The next global batch, and this rank's windows of it, (B / world, T + 1)."""
-        batch = self.plan.batch(self.progress.step)
-        starts = batch.starts[self.rows]  # (B / world,)
-        check_inside(starts, self.plan.seq_len + 1, len(self.train_ids), self.progress.step)
-        return batch, self.train_ids.windows(starts, self.plan.seq_len + 1)
-
-    def _accumulate(self, window: Tensor, state: State) -> tuple[Tensor, State]:
-        """Backward over equal micro-batches, so that the mean of their losses is the mean over all characters."""
-        parts = self.config.train.accumulation_steps
-        losses, states = [], []
-        for i in range(parts):
-            rows = rank_slice(len(window), i, parts)
-            last = i == parts - 1
-            # Gradients cross the ranks once an update, with the last micro-batch.
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.loss_module):
-                loss, after = self.loss_module(window[rows], tuple(part[:, rows].contiguous() for part in state))
-                self.accelerator.backward(loss / parts)
-            losses.append(loss.detach())
-            states.append(detach(after))
-        merged = tuple(torch.cat(part, dim=1) for part in zip(*states, strict=True))  # each (L, B / world, H)
-        return torch.stack(losses).mean(), merged
-
-    def _go_on(self) -> bool:
-        """Reads the next batch, and agrees with the other ranks on whether to train on it.
-
-        Raises, on every rank: the error that one of them has met.
+        Raises: on every rank, the error that one of them has met.
         """
-        batch = None
-        try:
-            batch, _ = self._upcoming = self._read_batch()
-        except CharRNNError as error:
-            self._fault = self._fault or error
-        self._fault = self._fault or self.saver.failure()
-        starts = batch.starts if batch else self.plan.batch(self.progress.step).starts
-        agreed = self.ranks.exchange(Notice(self.signals.received, self._fault is not None, self.now(), starts))
-        if agreed.faulty:
-            self.ranks.raise_together(self._fault)
-        check_same_batch(agreed, self.progress.step + 1)
-        self.stopped_by = agreed.stop
-        self.progress.elapsed_s = agreed.elapsed_s
-        self._pace.update_begins(agreed.elapsed_s, evaluated=self.progress.evaluated_step == self.progress.step)
-        return not (self.stopped_by or self._done())
+        self._upcoming = None
+        self.control.defer(self._read_ahead)
+        self.control.note(self.checkpoints.error())
+        step = self.progress.step
+        starts = (self._upcoming[0] if self._upcoming else self.data.plan.batch(step)).starts
+        self.schedule.begin_step(self.control.agree(step, starts, self.schedule.now()))
+        return not (self.control.stopped_by or self.schedule.done())
+
+    def train_step(self) -> None:
+        """Make one step: the windows of batch number `step`, forward, backward, clip, optimizer."""
+        progress, lr = self.progress, self.schedule.next_lr()
+        batch, window = self._upcoming or self.data.read(progress.step)  # (B / world, T + 1)
+        self._upcoming = None
+        self.control.heartbeat(2 * progress.step)
+        reset = batch.reset[self.data.rows]  # (B / world,)
+        small = self._small_gradient(window, reset) if self.schedule.noise_scale_due() else None
+        loss, grad_norm = self.update(window, reset, lr)
+        self.metrics.add(lr, loss, grad_norm)
+        progress.step += 1
+        if small is not None:
+            self._measure_noise(small)
+        self.control.heartbeat(2 * progress.step - 1)
 
     def log(self) -> None:
-        """Records the mean loss since the last record. Raises: TrainingError when one of those losses is not finite."""
-        self._figures.fetch(self.progress.step)
-        updates, figures = self._figures.take()
-        if not updates:
+        """Record the mean loss since the last record. Raises: TrainingError when a loss is not finite."""
+        self.metrics.fetch(self.progress.step)
+        values = self.metrics.take()
+        if not values:
             return
-        now = self.clock()
-        chars = updates * self.config.data.batch_size * self.config.data.seq_len
-        per_s = chars / max(now - self._logged_at, 1e-9)
-        figures |= {"train/chars_per_s": per_s, **self._compute_figures(per_s)}
-        self._logged_at = now
-        self.metrics |= figures
-        if not self._pace_said:
-            self._pace_said = True
-            self.recorder.message(pace_line(self, figures))
-        self._record({**figures})
-
-    def _compute_figures(self, chars_per_s: float) -> dict[str, float]:
-        """GFLOP/s of all devices, and their share of the peak (model FLOPs utilisation) where that is known."""
-        flops = chars_per_s * self.flops_per_char
-        return {"train/gflops": flops / 1e9, **({"train/mfu": flops / self._peak_flops} if self._peak_flops else {})}
+        if (windows := self.noise_scale.windows) is not None:
+            self.metrics.latest["train/noise_scale"] = values["train/noise_scale"] = windows
+        if self._cpu_share:
+            left_s = self.schedule.remaining_s(values["train/chars_per_s"])
+            self.recorder.message(pace_line(values, left_s, self.accelerator.device.type, self._cpu_share()))
+            self._cpu_share = None
+        self._record(values)
 
     def evaluate(self) -> None:
-        """Both protocols on the validation split, and a sample. The best so far is written by the next `save`."""
+        """Evaluate by both protocols on the validation split, and write a sample; `save` writes the best model."""
         progress = self.progress
         if progress.evaluated_step == progress.step:
             return
-        self._figures.fetch(progress.step)
-        began = self.clock()
-        figures: dict[str, float | str] = {}
-        # Without a validation split the newest model is the best there is.
-        loss = -float(progress.step)
-        if len(self.val_ids) > 1:
-            losses = self._losses(self.config.eval.sample)
-            if not losses:  # a stop cut it off; the resumed run makes up for it
-                return
-            self.metrics |= losses
-            figures |= losses
-            loss = losses[f"val/{self.config.eval.best_by}/loss"]
-        if self._sample_due() and self.accelerator.is_main_process:
-            figures["sample"] = sample_text(self.model, self.vocab, self.config.sample, self.device)
-        if figures:
-            self._record(figures)
-        self._best_unsaved = progress.evaluated(loss, progress.share(self.config, self.total_steps))
-        if progress.stop_early(self.config.eval.patience, self._decay):
-            self.recorder.message(
-                f"no better evaluation since step {progress.best_step:,}: decaying the learning rate over the next "
-                f"{progress.cooldown_steps:,} steps, then stopping"
-            )
-        # Evaluation is not training: its time stays out of chars/s.
-        self._logged_at += self.clock() - began
+        self.metrics.fetch(progress.step)
+        with self.metrics.untimed():
+            values: dict[str, float | str] = {}
+            # Without a validation split the newest model is the best there is.
+            loss = -float(progress.step)
+            if len(self.data.val) > 1:
+                losses = self._losses(self.config.eval.sample)
+                if not losses:  # a stop cut it off; the resumed run makes up for it
+                    return
+                self.metrics.latest |= losses
+                values |= losses
+                loss = losses[f"val/{self.config.eval.best_by}/loss"]
+            if self.schedule.sample_due() and self.accelerator.is_main_process:
+                self.control.defer(lambda: values.update(sample=self._sample()))
+            if values:
+                self._record(values)
+            self.checkpoints.best_unsaved = self.schedule.evaluated(loss)
+            if self.schedule.stop_early():
+                self.recorder.message(
+                    f"no better evaluation since step {progress.best_step:,}: decaying the learning rate over the next "
+                    f"{progress.cooldown_steps:,} steps, then stopping"
+                )
 
-    def _losses(self, sample: int) -> dict[str, float]:
-        return evaluate(
-            self.model,
-            self.val_ids,
-            self.config.eval,
-            self.accelerator,
-            self.beat,
-            sample=sample,
-            stopped=lambda: self.signals.received,
+    def save(self, *, step: bool) -> None:
+        """Begin to write what is due: `best/` after a better evaluation, and with `step` a step checkpoint.
+
+        The disk is waited for only if it is not done with the one before.
+        """
+        best, step = self.checkpoints.take_due(self.progress.step, wanted=step)
+        if not (step or best):
+            return
+        self.metrics.fetch(self.progress.step)  # never a checkpoint of weights that are not finite
+        with self.metrics.untimed():
+            state = self.state_dict(resumable=step)
+            if self.accelerator.is_main_process:
+                self.control.defer(lambda: self.checkpoints.save(state, best=best, step=step))
+
+    def state_dict(self, *, resumable: bool = True) -> Checkpoint:
+        """The present state of all ranks, every one of which must call this; the tensors are not copies.
+
+        Args:
+            resumable: With all from which the run continues bit for bit, not only what inference needs.
+        """
+        state = Checkpoint(self.config, self.data.vocab, self.model.state_dict(), self._trainer_record())
+        if not resumable:
+            return state
+        return replace(
+            state,
+            optimizer=optimizer_tensors(self.model, self.update.optimizer),
+            carried=gather_state(self.accelerator, self.update.state),  # each (L, B, H)
+            rng=tuple(self.control.collectives.all_gather(rank_rng(self.accelerator.device))),
         )
 
-    def _sample_due(self) -> bool:
-        """Every `sample.every`-th evaluation writes a sample, and so does the last."""
-        config = self.config.sample
-        return bool(config.length) and (self._done() or (self.progress.evaluations + 1) % config.every == 0)
+    def load_state_dict(self, saved: Checkpoint) -> None:
+        """Restore what a resumable `state_dict` has returned."""
+        self.model.load_state_dict(saved.weights)
+        restore_optimizer(self.model, self.update.optimizer, saved.optimizer)
+        self.update.state = scatter_state(saved.carried, self.data.rows, self.accelerator.device)
+        set_rank_rng(self.accelerator, saved, self.config, self.recorder.message)
+        self.schedule.progress = progress_of(saved)
+        self.schedule.start()
+        self.noise_scale = NoiseScale(**saved.trainer.get("noise_scale", {}))
+        if self.update.scaler and saved.trainer["loss_scale"]:
+            self.update.scaler.load_state_dict(saved.trainer["loss_scale"])
+        self.metrics.latest = metrics_of(saved)
+        self.checkpoints.saved_step = saved.step
 
     def evaluate_best(self) -> None:
-        """Both protocols on the complete validation split for the weights of best/, if so far they were estimated.
+        """Evaluate the weights of best/ on the complete validation split, if so far their losses were estimates.
 
         The losses go into metrics.jsonl and best/ itself. The model is left with those weights.
         """
-        if not self.config.eval.sample or len(self.val_ids) < LEAST_EVALUATED:
+        if not self.config.eval.sample or len(self.data.val) < LEAST_EVALUATED:
             return
-        best = self.ranks.together(lambda: load_for_inference(self.run_dir / BEST))
+        folder = self.checkpoints.run_dir / BEST
+        best = self.control.collectives.run_on_all(lambda: load_for_inference(folder))
         if "final" in best.trainer:
             return
         self.model.load_state_dict(best.weights)
         losses = self._losses(0)
         if losses and self.accelerator.is_main_process:
             record = {**best.trainer, "final": True, "metrics": {**best.trainer["metrics"], **losses}}
-            self.saver.save(replace(best, trainer=record), best=True, step=False)
-            self._alone(self.saver.wait)
-            self._record({**losses})
-        self.ranks.raise_together(self._fault)
-
-    def save(self, *, step: bool) -> None:
-        """Begins to write what is due: `best/` after a better evaluation, and with `step` a step checkpoint.
-
-        From the latter a run continues bit for bit. The disk is waited for only if it is not done with the one before.
-        """
-        best, self._best_unsaved = self._best_unsaved, False
-        # The first best/ comes with a step checkpoint: without one the run could not be resumed.
-        step = (step or (best and self._saved_step < 0)) and self._saved_step != self.progress.step
-        if not (step or best):
-            return
-        self._figures.fetch(self.progress.step)  # never a checkpoint of weights that are not finite
-        began = self.clock()
-        if step:
-            self._saved_step = self.progress.step
-        state = capture(self, whole=step)
-        if self.accelerator.is_main_process:
-            self._alone(lambda: self.saver.save(state, best=best, step=step))
-        self._logged_at += self.clock() - began
-
-    def _alone(self, action: Callable[[], None]) -> None:
-        """Does what this rank alone does; an error waits for the next exchange, so that all ranks end together."""
-        try:
-            action()
-        except CharRNNError as error:
-            self._fault = self._fault or error
-
-    @contextlib.contextmanager
-    def _ending_well(self) -> Iterator[None]:
-        """After an error in the block, lets the checkpoint in flight reach the disk, and explains a lack of memory."""
-        try:
-            yield
-        except BaseException as error:
-            with contextlib.suppress(CharRNNError):  # the first error is the one to tell of
-                self.saver.wait()
-            if is_out_of_memory(error):
-                raise out_of_memory(self.config, str(error)) from None
-            raise
-
-    def _set_lr(self) -> float:
-        self._decay = self.progress.decay(self.config, self.total_steps, self._pace.step_s)
-        lr = lr_at(self.progress.step, self.config.optim, self._decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
-
-    def _start_clock(self) -> None:
-        self._resumed_s = self.progress.elapsed_s
-        self._logged_at = self._started = self.clock()
-        self._cpu_began, self._wall_began = time.process_time(), time.perf_counter()
-
-    def cpu_share(self) -> float:
-        """The share of its threads' time that this process has had on the cores since training began."""
-        wall = time.perf_counter() - self._wall_began
-        return (time.process_time() - self._cpu_began) / max(wall * torch.get_num_threads(), 1e-9)
-
-    def now(self) -> float:
-        """Seconds of training and evaluation, over all segments, by this process's clock."""
-        return self._resumed_s + self.clock() - self._started
-
-    def _done(self) -> bool:
-        return self.progress.done(self.config, self.total_steps, decayed=self._decay >= 1)
-
-    def _due(self, every: int) -> bool:
-        return bool(every) and self.progress.step % every == 0
+            self.checkpoints.save(replace(best, trainer=record), best=True, step=False)
+            self.control.defer(self.checkpoints.wait)
+            self._record(losses)
+        self.control.raise_deferred()
 
     def chars(self) -> int:
         """Characters trained on so far, over all ranks and segments."""
         return self.progress.step * self.config.data.batch_size * self.config.data.seq_len
 
-    def _record(self, values: dict[str, float | str]) -> None:
-        head = {"step": self.progress.step, "time_s": round(self.now(), 3), "chars": self.chars()}
-        self._alone(lambda: self.recorder.record({**head, **values}))
+    def _read_ahead(self) -> None:
+        self._upcoming = self.data.read(self.progress.step)
+
+    def _finish(self) -> None:
+        """Record, evaluate and save what the last step has left."""
+        self.log()
+        if not self.control.stopped_by:
+            self.evaluate()
+            if self.progress.evaluated_step != self.progress.step:
+                self.next_step()  # agrees on the signal that cut the evaluation off
+        self.save(step=True)
+        self.control.defer(self.checkpoints.wait)
+        self.control.raise_deferred()
+        if not self.control.stopped_by:
+            self.evaluate_best()
+
+    @contextlib.contextmanager
+    def _finishing_writes(self) -> Iterator[None]:
+        """After an error in the block, let the checkpoint in flight reach the disk, and explain a lack of memory."""
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(CharRNNError):  # the first error is the one to report
+                self.checkpoints.wait()
+            if is_out_of_memory(error):
+                raise out_of_memory(self.config, str(error)) from None
+            raise
+
+    def _losses(self, sample: int) -> dict[str, float]:
+        return evaluate(
+            self.model,
+            self.data.val,
+            self.config.eval,
+            self.accelerator,
+            self.control.heartbeat,
+            sample=sample,
+            stopped=lambda: self.control.signals.received,
+        )
+
+    def _sample(self) -> str:
+        with memory_explained(self.config):
+            return sample_text(self.model, self.data.vocab, self.config.sample, self.accelerator.device)
+
+    def _small_gradient(self, window: Tensor, reset: NDArray[np.bool_]) -> Tensor | None:
+        """Mean over the ranks of the squared norm of the gradient of half this rank's rows, (); None without a half."""
+        rows = len(window) // 2
+        if not rows:
+            return None
+        state = tuple(part[:, :rows].contiguous() for part in self.update.state_before(reset))
+        square = self.update.gradient_square(window[:rows], state)
+        return self.accelerator.reduce(square, "mean") if self.accelerator.num_processes > 1 else square
+
+    def _measure_noise(self, small_square: Tensor) -> None:
+        self.metrics.fetch(self.progress.step)
+        norm, rows = self.metrics.last_norm(), self.data.rows
+        if norm < float("inf"):
+            small = (rows.stop - rows.start) // 2
+            self.noise_scale.measure(small_square.item(), small, norm**2, self.config.data.batch_size)
+
+    def _trainer_record(self) -> dict[str, Any]:
+        """What a checkpoint says of the run; `metrics` is what a model file says of its own making."""
+        elapsed_s, scaler = self.schedule.now(), self.update.scaler
+        metrics = {
+            "step": self.progress.step,
+            "chars": self.chars(),
+            "time_s": round(elapsed_s, 3),
+            "parameters": self.model.num_parameters(),
+            "processes": self.accelerator.num_processes,
+            "hardware": device_name(self.accelerator.device),
+            "precision": self.accelerator.mixed_precision,
+            **self.metrics.latest,
+        }
+        return {
+            **vars(self.progress),
+            "elapsed_s": elapsed_s,
+            "num_processes": self.accelerator.num_processes,
+            "loss_scale": scaler.state_dict() if scaler else None,
+            "noise_scale": vars(self.noise_scale),
+            "corpus": identity_fields(self.data.corpus),
+            "metrics": metrics,
+        }
+
+    def _record(self, values: dict[str, Any]) -> None:
+        head = {"step": self.progress.step, "time_s": round(self.schedule.now(), 3), "chars": self.chars()}
+        self.control.defer(lambda: self.recorder.record({**head, **values}))
+
+
+def _placed(
+    config: RunConfig, corpus: Corpus, start: StartingPoint, accelerator: Accelerator
+) -> tuple[TrainingData, CharRNN]:
+    """Ids and model on the device. Raises: TrainingError when its memory is too small."""
+    with memory_explained(config):
+        device, num_symbols = accelerator.device, len(corpus.vocab)
+        train, val = (IdSource(ids, device, start.table, num_symbols) for ids in (corpus.train, corpus.val))
+        rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
+        data = TrainingData(corpus, start.vocab, train, val, window_plan(config, len(train)), rows)
+        torch.manual_seed(config.train.seed)  # the same first weights on every rank
+        model = CharRNN(config.model, len(start.vocab), start.vocab.document_end_id)
+        if start.weights:
+            model.load_state_dict(start.weights)
+        return data, model.to(device)

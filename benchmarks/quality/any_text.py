@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.machine import machine
+from benchmarks.common import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 _ORDERS = range(3, 9)

@@ -20,7 +20,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.machine import machine
+from benchmarks.common import machine
 from benchmarks.quality.any_text import cut
 from charrnn.config import BASE, ModelConfig, OptimConfig
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
@@ -155,7 +155,7 @@ def fine_tune(text: str, variant: Variant, seed: int) -> tuple[float, float]:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         batch = plan.batch(step)
-        state = zeroed(state, torch.from_numpy(batch.fresh)) if batch.fresh.any() else state
+        state = zeroed(state, torch.from_numpy(batch.reset)) if batch.reset.any() else state
         with torch.autocast("cpu", torch.bfloat16):
             loss, state = loss_module(source.windows(batch.starts, seq_len + 1), state)
         loss.backward()

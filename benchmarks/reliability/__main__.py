@@ -36,7 +36,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.machine import machine
+from benchmarks.common import machine
 from benchmarks.reliability.faults import (
     Blow,
     Draw,
@@ -64,7 +64,7 @@ from benchmarks.reliability.faults import (
     wrong_number,
 )
 from benchmarks.reliability.runs import Damage, Runs, outcome
-from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_FAULT
+from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
 
 BLOWS_A_RUN = 12
 _DISK_MIB = 4
@@ -149,7 +149,7 @@ def second_runs(name: str, runs: Runs, times: int, draw: Draw) -> list[Trial]:
             runs.command(name), cwd=runs.folder, env=runs.environment(), capture_output=True, text=True, check=False
         )
         said = f"another run trains in {name} (process {first.process.pid} on "
-        refused = second.returncode == EXIT_USER_FAULT and said in second.stderr
+        refused = second.returncode == EXIT_USER_ERROR and said in second.stderr
         wrong = "" if refused else f"it left with {second.returncode}: {second.stderr}"
         tried.append((wrong, time.monotonic() - began))
     (runs.folder / "release").touch()

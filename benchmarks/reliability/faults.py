@@ -34,7 +34,7 @@ from benchmarks.reliability.runs import (
     strike,
     strike_start,
 )
-from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_FAULT
+from charrnn.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_USER_ERROR
 from train.checkpoint.format import load_newest, save_step
 
 # About what a run takes to begin training.
@@ -96,7 +96,7 @@ def chain_of_restarts(runs: Runs, run: str, blows: Sequence[Blow], launcher: str
     faults = [blow.inside for blow in blows if blow.inside]
     launch = runs.start(run, faults, processes=2, restarts=len(blows), launcher=launcher)
     launch.wait()
-    told = [int(rank) for rank in re.findall(r"error: process (\d+) \(on [^)]+\) died", launch.said)]
+    told = [int(rank) for rank in re.findall(r"error: rank (\d+) \(on [^)]+\) died", launch.said)]
     codes = [e["code"] for e in launch.happened("exit")]
     wrong = ""
     if told != [fault.rank for fault in faults]:
@@ -141,7 +141,7 @@ def ended_with(code: int, words: str, launch: Launch, launcher_code: int) -> str
     """Every process must have left with `code`, and `words`, a regular expression, must have been said."""
     codes = launch.codes()
     ranks = {e["rank"] for e in launch.happened("start")}
-    if code == EXIT_USER_FAULT:  # rank 0 tells it and leaves; the others wait for that, and torchrun ends them
+    if code == EXIT_USER_ERROR:  # rank 0 tells it and leaves; the others wait for that, and torchrun ends them
         ranks = {0} | set(codes)
     if codes != dict.fromkeys(ranks, code):
         return f"the processes left with {codes}, the launcher with {launcher_code}: {launch.said[-1000:]}"
@@ -163,7 +163,7 @@ def lost_peer(rank: int, launch: Launch, code: int) -> str:
     codes, others = launch.codes(), {e["rank"] for e in launch.happened("start")} - {rank}
     if codes != dict.fromkeys(others, EXIT_PEER_LOST) or not code:
         return f"the ranks left with {codes}, the launcher with {code}"
-    if not re.search(rf"error: process {rank} \(on [^)]+\) (died or stopped answering|did not go on); ", launch.said):
+    if not re.search(rf"error: rank {rank} \(on [^)]+\) (died or stopped responding|made no progress); ", launch.said):
         return f"process {rank} is not named: {launch.said[-1000:]}"
     return "" if re.search(rf"exitcode *: {EXIT_PEER_LOST}", launch.said) else "torchrun's report lacks the exit code"
 
@@ -220,7 +220,7 @@ def kill_launcher(draw: Draw) -> Blow:
         strike(launch, signal.SIGKILL, None, draw)
         launch.wait_for_ranks()
 
-    words = "error: the store that the processes met in is gone .*; the same command again goes on from step"
+    words = "error: lost connection to the rendezvous store .*; the same command again goes on from step"
     return Blow(outside=outside, judge=partial(ended_with, EXIT_PEER_LOST, words))
 
 
@@ -245,7 +245,7 @@ def stop_signal(number: int, code: int, target: str, draw: Draw) -> Blow:
 
 def second_interrupt(draw: Draw) -> Blow:
     """Ctrl-C twice on a step that never ends."""
-    judge = partial(ended_with, EXIT_INTERRUPTED, "Ctrl-C again stops at once")
+    judge = partial(ended_with, EXIT_INTERRUPTED, "Ctrl-C again exits immediately")
     return Blow(drawn_fault("sleep", "step", draw), outside=interrupt_twice, judge=judge)
 
 
@@ -267,18 +267,18 @@ def file_limit(draw: Draw) -> Blow:
 def refused_by_disk(launch: Launch, code: int) -> str:
     """The run must have ended, and named its folder."""
     words = rf"error: cannot write [^\n]*{re.escape(launch.run_dir.name)}[^\n]*; free space"
-    return ended_with(EXIT_USER_FAULT, words, launch, code)
+    return ended_with(EXIT_USER_ERROR, words, launch, code)
 
 
 def wrong_number(action: str, words: str, draw: Draw) -> Blow:
     """A wrong number on one rank of two; all must end, with the same words."""
-    judge = partial(ended_with, EXIT_USER_FAULT, words)
+    judge = partial(ended_with, EXIT_USER_ERROR, words)
     return Blow(Fault(action, call=draw.randint(2, 9), rank=draw.randrange(2)), judge=judge)
 
 
 def wrong_batch(draw: Draw) -> Blow:
     """A window that lies outside of the text, or only elsewhere than the other rank has it."""
-    action, words = draw.choice([("outside", "an index is corrupted"), ("odd", "would train on other windows")])
+    action, words = draw.choice([("outside", "an index is corrupted"), ("odd", "would train on different windows")])
     return wrong_number(action, words, draw)
 
 
@@ -344,7 +344,7 @@ def spoil_all(draw: Draw, runs: Runs, newest: Path) -> str:
     for folder in folders:
         shutil.rmtree(folder)
         shutil.move(copies / folder.name, folder)
-    return ended_with(EXIT_USER_FAULT, f"none of the {len(folders)} checkpoint", launch, code)
+    return ended_with(EXIT_USER_ERROR, f"none of the {len(folders)} checkpoint", launch, code)
 
 
 def claim_lock(draw: Draw, runs: Runs, newest: Path) -> str:

@@ -242,7 +242,7 @@ def inject_batch(fault: Fault, commit: Callable[[str], None]) -> None:
     from train.trainer import Trainer
 
     bit = {"outside": 40, "odd": 3}[fault.action]
-    read, calls = Trainer._read_batch, 0
+    next_step, calls = Trainer.next_step, 0
 
     def flipped(plan: WindowPlan, step: int, row: int) -> Batch:
         batch = WindowPlan.batch(plan, step)
@@ -255,11 +255,11 @@ def inject_batch(fault: Fault, commit: Callable[[str], None]) -> None:
         calls += 1
         if calls == fault.call:
             commit(f"bit {bit} of a window's start flips")
-            plan, row = trainer.plan, trainer.rows.start
+            plan, row = trainer.data.plan, trainer.data.rows.start
             object.__setattr__(plan, "batch", lambda step: flipped(plan, step, row))  # the plan is frozen
-        return read(trainer)
+        return next_step(trainer)
 
-    Trainer._read_batch = spoilt  # type: ignore[assignment]
+    Trainer.next_step = spoilt  # type: ignore[assignment, method-assign]
 
 
 # ---- the program

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import free_port
+from benchmarks.common import free_port
 from benchmarks.reliability.inject import INJECT, ROOT, Event, Fault, Injection, note, read_events
 
 INSIDE = ROOT / "benchmarks" / "reliability" / "inject.py"
@@ -46,7 +46,7 @@ _POLL_S = 0.002
 _UNTIMED = ("time_s", "train/chars_per_s", "train/gflops", "train/mfu")
 _LAUNCHERS_OWN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "WANDB_API_KEY", "CHARRNN_DATA_MIRROR", INJECT)
 
-# Each start after a restart needs a store of its own (docs/launch.md).
+# Each start after a restart needs a store of its own (docs/distributed.md).
 _NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
@@ -296,7 +296,7 @@ def interrupt_twice(launch: Launch) -> None:
     """Ctrl-C on a run that hangs, and again once it has said that it heard."""
     launch.wait_for(lambda: bool(launch.happened("fault")))
     launch.process.send_signal(signal.SIGINT)
-    launch.wait_for(lambda: "again stops at once" in launch.said)
+    launch.wait_for(lambda: "again exits immediately" in launch.said)
     launch.process.send_signal(signal.SIGINT)
 
 

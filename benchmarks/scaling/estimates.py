@@ -1,26 +1,29 @@
-"""The arithmetic of scaling.py: what its measurements say, and what they say of a network. scaling.py explains it."""
+"""The arithmetic of benchmarks.scaling: what its measurements imply, and a projection to a network."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-CASES = ("one", "apart", "silent", "together", "allreduce")
-PARTS = ("input", "forward", "backward", "update")
+from benchmarks.common import Quartiles, quartiles
 
-Figures = dict[str, float]
+CASES = ("one", "apart", "silent", "together", "allreduce")
+
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a worker says of a turn.
+class Turn:
+    """A worker's measurements of a turn.
 
-    steps: seconds of each timed step, as `step` and its PARTS. cpu: processor seconds a second while timed. cpu_s:
-    processor seconds of the whole turn. ready: (parameters,) mean seconds from the end of the forward pass to each
-    gradient.
+    Attributes:
+        steps: Seconds of each timed step, as `step` and its parts.
+        cpu: Processor seconds a second while timed.
+        cpu_s: Processor seconds of the complete turn.
+        ready: (parameters,) mean seconds from the end of the forward pass to each gradient.
     """
 
-    steps: list[Figures]
+    steps: list[Metrics]
     cpu: float
     cpu_s: float
     ready: list[float]
@@ -30,16 +33,13 @@ class Answer:
 class Message:
     """The gradients of one step.
 
-    sizes: bytes of each parameter's gradient. buckets: the parameters that cross together, by index, in DDP's order.
+    Attributes:
+        sizes: Bytes of each parameter's gradient.
+        buckets: The parameters that are reduced together, by index, in DDP's order.
     """
 
     sizes: list[int]
     buckets: list[list[int]]
-
-    @property
-    def total(self) -> int:
-        """Bytes of all gradients."""
-        return sum(self.sizes)
 
     @property
     def bucket_sizes(self) -> list[int]:
@@ -49,19 +49,19 @@ class Message:
 
 @dataclass(frozen=True)
 class Round:
-    """figures: as case_figures names them, `wire` (bytes a process and step), `others` (cores). ready: of `one`."""
+    """metrics: as `case_metrics` names them, `wire` (bytes a process and step), `others` (cores). ready: of `one`."""
 
-    figures: Figures
+    metrics: Metrics
     ready: list[float]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """rounds: those that count. aside: those that were disturbed, and measured again."""
+    """rounds: those that count. discarded: those in which other programs interfered, measured again."""
 
     message: Message
     rounds: list[Round]
-    aside: list[Round]
+    discarded: list[Round]
 
     @property
     def ready(self) -> list[float]:
@@ -77,61 +77,50 @@ class Network:
     latency: float
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Quartiles over rounds."""
-
-    q1: float
-    median: float
-    q3: float
+def case_metrics(case: str, turns: Sequence[Turn]) -> Metrics:
+    """Averages a case over its steps and processes; `skew` is the mean time of the slowest process above that."""
+    means = {f"{case}.{name}": fmean(s[name] for t in turns for s in t.steps) for name in turns[0].steps[0]}
+    slowest = fmean(max(step["step"] for step in steps) for steps in zip(*(t.steps for t in turns), strict=True))
+    return {**means, f"{case}.skew": slowest - means[f"{case}.step"], f"{case}.cpu": fmean(t.cpu for t in turns)}
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """values: two or more."""
-    return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
-
-
-def case_figures(case: str, answers: Sequence[Answer]) -> Figures:
-    """A case's figures in a round: means over its steps and processes, and what the slowest process takes longer."""
-    names = answers[0].steps[0]
-    means = {f"{case}.{name}": fmean(step[name] for a in answers for step in a.steps) for name in names}
-    slowest = fmean(max(step["step"] for step in steps) for steps in zip(*(a.steps for a in answers), strict=True))
-    return {**means, f"{case}.skew": slowest - means[f"{case}.step"], f"{case}.cpu": fmean(a.cpu for a in answers)}
-
-
-def derived(figures: Figures) -> Figures:
-    """What a round's step times, in seconds, say: three times and three ratios."""
-    one, apart, silent, together = (figures[f"{case}.step"] for case in CASES[:4])
+def derived(metrics: Metrics) -> Metrics:
+    """Computes three times, in seconds, and three ratios from a round's step times."""
+    one, apart, silent, together = (metrics[f"{case}.step"] for case in CASES[:4])
     return {
         "exposed": together - silent,
-        "one.compute": one - figures["one.input"],
-        "silent.compute": silent - figures["silent.input"],
+        "one.compute": one - metrics["one.input"],
+        "silent.compute": silent - metrics["silent.input"],
         "efficiency": one / together,
         "hardware": one / apart,
         "communication": apart / together,
     }
 
 
-def summary(rounds: Sequence[Figures]) -> dict[str, Spread]:
-    """Quartiles over `rounds` of everything measured, and of what each single round says."""
-    whole = [{**figures, **derived(figures)} for figures in rounds]
-    return {name: spread([figures[name] for figures in whole]) for name in whole[0]}
+def summary(rounds: Sequence[Metrics]) -> dict[str, Quartiles]:
+    """Returns the quartiles over `rounds` of everything measured and of everything derived within a round."""
+    complete = [metrics | derived(metrics) for metrics in rounds]
+    return {name: quartiles([metrics[name] for metrics in complete]) for name in complete[0]}
 
 
 def ring_bytes(size: int, processes: int) -> float:
-    """Bytes that each process sends, and receives, in a ring all-reduce of `size` bytes."""
+    """Returns the bytes that each process sends, and receives, in a ring all-reduce of `size` bytes."""
     return 2 * (processes - 1) / processes * size
 
 
 def ring_seconds(size: int, processes: int, network: Network) -> float:
-    """The time of a ring all-reduce of `size` bytes (Patarasuk and Yuan 2009, as the module says)."""
+    """Returns the time of a ring all-reduce of `size` bytes (Patarasuk and Yuan 2009, cited in the package's main)."""
     return ring_bytes(size, processes) / network.bandwidth + 2 * (processes - 1) * network.latency
 
 
 def exposed_seconds(message: Message, ready: Sequence[float], processes: int, network: Network) -> float:
-    """How much longer the all-reduces take than the backward pass beside which they run, one after the other.
+    """Returns how much longer the all-reduces, one after the other, take than the backward pass that they overlap.
 
-    ready: (parameters,) seconds from the start of the backward pass to each gradient.
+    Args:
+        message: The gradients.
+        ready: (parameters,) seconds from the start of the backward pass to each gradient.
+        processes: In the ring.
+        network: Its links.
     """
     free = 0.0
     for bucket, size in zip(message.buckets, message.bucket_sizes, strict=True):
@@ -139,10 +128,8 @@ def exposed_seconds(message: Message, ready: Sequence[float], processes: int, ne
     return free - max(ready)
 
 
-def projection(
-    step_s: float, message: Message, ready: Sequence[float], processes: int, network: Network
-) -> dict[str, float]:
-    """A step of `processes` on a network, from the `step_s` of one, with and without overlap."""
+def projection(step_s: float, message: Message, ready: Sequence[float], processes: int, network: Network) -> Metrics:
+    """Projects a step of `processes` on a network from the `step_s` of one, with and without overlap."""
     allreduce = sum(ring_seconds(size, processes, network) for size in message.bucket_sizes)
     exposed = exposed_seconds(message, ready, processes, network)
     return {

@@ -1,11 +1,10 @@
-"""What a checkpoint costs training: the copy in memory, and what the writing behind it takes from the steps.
+"""What a checkpoint costs training: the snapshot in memory, and the slowdown of the steps while it is written.
 
-    python -m benchmarks.speed.checkpoint_stall
-    python -m benchmarks.speed.checkpoint_stall --rnn GRU --hidden-dim 512 --rows 32 --seq-len 64
+    python -m benchmarks.speed.checkpoint_stall [--rnn GRU --hidden-dim 512 --rows 32 --seq-len 64]
 
-The trainer's own steps and its own `save` (a whole step checkpoint: weights, optimizer, state, fsync) in one process,
-with the machine's cores. In a round, `--steps` steps are timed without a checkpoint, then as many with one begun before
-the first of them, and then a checkpoint that is waited for. From each round come, in shares of its median plain step:
+The trainer's own steps and its own `save` (a complete step checkpoint: weights, optimizer, state, fsync) in one
+process, on all cores. In a round, `--steps` steps are timed without a checkpoint, then as many with one begun before
+the first of them, and then a checkpoint that is waited for. From each round come, as shares of its median plain step:
 
     snapshot   the copy to host memory, for which training stands still
     stall      what the steps beside the writing took longer than plain ones, all of them together
@@ -16,27 +15,20 @@ Medians and quartiles over rounds are printed.
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks.random_text import config_options, make_trainer, write_text
-from charrnn.config import load_config
-from train.main import Cell
-from train.state import capture
-from train.tracking.summary import device_name
+from benchmarks.common import Cell, columns, in_turns, machine_line, quartiles, run, seconds_of
+from benchmarks.training import make_trainer, options_of, write_random_text
+from train.checkpoint.format import step_folders
 from train.trainer import Trainer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def main(
-    rnn: Annotated[Cell, typer.Option(case_sensitive=False, help="Recurrent cell.")] = Cell.LSTM,
+    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.LSTM,
     hidden_dim: Annotated[int, typer.Option(help="H.")] = 1024,
     num_layers: Annotated[int, typer.Option(help="L.")] = 2,
     rows: Annotated[int, typer.Option(help="B.")] = 128,
@@ -45,60 +37,40 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds.")] = 5,
     precision: Annotated[str, typer.Option(help="no, bf16 or native.")] = "no",
 ) -> None:
-    """Measures what checkpoints cost training."""
+    """Measure what checkpoints cost training."""
+    size = {"rnn": rnn, "hidden_dim": hidden_dim, "num_layers": num_layers, "batch_size": rows}
     with tempfile.TemporaryDirectory(prefix="charrnn-", dir=".") as folder:
-        size = {"rnn": rnn.value, "hidden_dim": hidden_dim, "num_layers": num_layers, "rows": rows, "seq_len": seq_len}
-        options = {**config_options(Path(folder), size), "train.threads": 0, "train.mixed_precision": precision}
-        write_text(load_config(None, options))
-        trainer = make_trainer(options)
-        seconds(trainer.train_step)  # the first finds cold caches
-        size_bytes = sum(
-            t.nbytes for t in [*capture(trainer, whole=True).optimizer.values(), *trainer.model.parameters()]
-        )
-        print(
-            f"{device_name(trainer.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; {rnn.value} "
-            f"{num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
-            f"{trainer.accelerator.mixed_precision}; a checkpoint of {size_bytes / 2**20:.0f} MiB"
-        )
-        figures = [one_round(trainer, steps) for _ in range(rounds)]
-    print(f"{'':<12}{'median':>10}{'quartiles':>24}")
-    for name in figures[0]:
-        values = [f[name] for f in figures]
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
-        unit = " s" if name == "step" else " %"
-        scale = 1 if unit == " s" else 100
-        median = statistics.median(values)
-        print(f"{name:<12}{scale * median:>8.2f}{unit}{scale * low:>14.2f} to {scale * high:.2f}{unit}")
+        options = options_of(Path(folder), **size, seq_len=seq_len)
+        trainer = make_trainer(write_random_text(options | {"train.threads": 0, "train.mixed_precision": precision}))
+        trainer.train_step()  # the first finds cold caches
+        taken = in_turns({"round": lambda: one_round(trainer, steps)}, rounds)["round"]
+        size_bytes = sum(file.stat().st_size for file in step_folders(trainer.checkpoints.run_dir)[0].iterdir())
+    print(machine_line())
+    print(
+        f"size     {rnn} {num_layers} x {hidden_dim}, {rows} x {seq_len} characters a step, precision "
+        f"{trainer.accelerator.mixed_precision}, {torch.get_num_threads()} threads; a checkpoint of "
+        f"{size_bytes / 2**20:.0f} MiB"
+    )
+    print(f"measured {rounds} rounds of {steps} steps a case; median (quartiles)\n")
+    for name in taken[0]:
+        scale, unit = (1, "s") if name == "step" else (100, "% of a step")
+        print(columns([name, quartiles([r[name] for r in taken]).show(".2f", scale)], (12, 26)), unit)
 
 
 def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
-    """The figures of one round; see the module."""
-    plain = [seconds(trainer.train_step) for _ in range(steps)]
-    step = statistics.median(plain)
-
-    snapshot = seconds(lambda: trainer.save(step=True))
-    beside = [seconds(trainer.train_step) for _ in range(steps)]
-    trainer.saver.wait()
-
-    def saved_and_waited_for() -> None:
-        trainer.save(step=True)
-        trainer.saver.wait()
-
-    waited = seconds(saved_and_waited_for)
+    """Returns the seconds of a plain step, and the shares of it that the module names."""
+    step = statistics.median(seconds_of(trainer.train_step) for _ in range(steps))
+    snapshot = seconds_of(lambda: trainer.save(step=True))
+    beside = sum(seconds_of(trainer.train_step) for _ in range(steps))
+    trainer.checkpoints.wait()
+    waited = seconds_of(lambda: trainer.save(step=True)) + seconds_of(trainer.checkpoints.wait)
     return {
         "step": step,
         "snapshot": snapshot / step,
-        "stall": (sum(beside) - steps * step) / step,
+        "stall": (beside - steps * step) / step,
         "waited": waited / step,
     }
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """How long `action` takes."""
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
 if __name__ == "__main__":
-    app()
+    run(main)

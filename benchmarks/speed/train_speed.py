@@ -1,156 +1,141 @@
-"""How fast the trainer trains, beside a plain loop of torch's own parts, in one process and in turns.
+"""Training speed beside a plain PyTorch loop, in one process and in turns.
 
-    python -m benchmarks.speed.train_speed
-    python -m benchmarks.speed.train_speed --hidden-dim 256 --rounds 9
+    python -m benchmarks.speed.train_speed [--hidden-dim 256 --rounds 9]
 
-Sides, for each cell and width, with 2 layers, embedding 256, batches of 128 windows of 128 characters (of random text:
-nothing is learnt), and the machine's cores:
+Sides, for each cell and width, with 2 layers, embedding 256, batches of 128 windows of 128 characters of random text,
+on all cores:
 
-    reference  reference_loop.py, fp32, with glibc's allocator as a program finds it
-    fp32       the trainer's own loop: batch, update, agreement, metrics.jsonl, in fp32
+    reference  reference_loop.py, fp32, with glibc's allocator at its defaults
+    fp32       the trainer's own loop: batch, synchronisation, step, metrics.jsonl, in fp32
     native     the same in `mixed_precision: native`: bf16 where the CPU computes it
 
-In a round every side has one turn of `--steps` steps after an untimed one. Printed are medians and quartiles over
+Each round gives every side one turn of `--steps` steps after an untimed one. Printed are medians and quartiles over
 rounds, and of the ratio to the reference within a round. FLOPs are those of the matrix products (train/flops.py: 6 a
 weight and character, Chowdhery et al., arXiv 2204.02311, appendix B); the peak is the best of many products of
-1024 x 1024 matrices, measured before every round in the type that a side multiplies in. Memory is the most that the
-process holds in a turn, above what it held before. `input + logging` is the share of a turn's time that goes into
-reading batches, into the check that precedes an update, and into the log (every 10th update, as by default).
+1024 x 1024 matrices, measured before every turn in the type that a side multiplies in. Memory is the peak resident set
+of a turn above what the process held before. `input + logging` is the share of a turn that goes into reading batches,
+synchronising and logging (every 10th step, as by default).
 """
 
-import ctypes
 import itertools
-import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from accelerate.state import AcceleratorState, GradientState
 
-from benchmarks.machine import machine
-from benchmarks.random_text import config_options, write_text
-from benchmarks.scaling.estimates import spread
+from benchmarks.common import (
+    Cell,
+    columns,
+    default_allocator,
+    in_turns,
+    machine_line,
+    quartiles,
+    ratios,
+    reset_peak_memory,
+    run,
+    status_bytes,
+)
 from benchmarks.speed.reference_loop import losses
+from benchmarks.training import log_if_due, make_trainer, options_of, synchronize, write_random_text
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
-from train.checkpoint.resume import StartingPoint
-from train.distributed.setup import computes_bf16, make_accelerator, set_threads
+from train.distributed.setup import set_threads
 from train.flops import flops_per_char, measured_peak
-from train.main import Cell
 from train.memory import keep_freed_memory
-from train.tracking.recorder import Recorder
-from train.trainer import Trainer
+from train.precision import training_precision
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-_LOG_EVERY = 10
+_WIDTHS = (18, 28, 24, 9, 9, 7, 7, 18)
 
 
-@dataclass
-class Side:
-    """What takes turns. steps: yields seconds of input and logging at every step. kept: whether memory is kept."""
+@dataclass(frozen=True)
+class Turn:
+    """Measurements of one turn. overhead: share of its time. memory: bytes. peak: FLOP/s of the CPU."""
 
-    name: str
-    steps: Iterator[float]
-    dtype: torch.dtype
-    kept: bool
-    chars_per_s: list[float] = field(default_factory=list)
-    overhead: list[float] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
-    peak: list[float] = field(default_factory=list)
-
-
-def plain_memory() -> None:
-    """glibc as a program finds it once a block above 32 MiB was freed (mallopt(3)), and without anything kept."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at the most that it moves to by itself
-        libc.mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD, which follows at twice that
-        libc.malloc_trim(0)
+    chars_per_s: float
+    overhead: float
+    memory: int
+    peak: float
 
 
 def trainer_steps(config: RunConfig) -> Iterator[float]:
-    """The trainer's loop, a step at a time; yields the seconds that input, agreement and logging took."""
-    AcceleratorState._reset_state(True)  # one process, two precisions
-    GradientState._reset_state()
-    corpus, accelerator, run_dir = prepare(config.data), make_accelerator(config.train), Path(config.train.run_dir)
-    run_dir.mkdir(exist_ok=True)
-    recorder = Recorder.open(config, run_dir, {}, 0)
-    trainer = Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder)
-    with recorder.display(0, 0.0, 0, trainer.plan.steps_per_epoch):
+    """Runs the trainer's loop; yields, at every step, the seconds of input, synchronisation and logging."""
+    trainer = make_trainer(config, log=True)
+    with trainer.recorder.display(0, 0.0, 0, trainer.data.plan.steps_per_epoch):
         while True:
             began = time.perf_counter()
-            trainer._go_on()
+            synchronize(trainer)
             ready = time.perf_counter()
             trainer.train_step()
             stepped = time.perf_counter()
-            if trainer.progress.step % _LOG_EVERY == 0:
-                trainer.log()
+            log_if_due(trainer)
             yield ready - began + time.perf_counter() - stepped
 
 
 def reference_steps(config: RunConfig) -> Iterator[float]:
-    """The plain loop on the same text; what its input takes is not told apart."""
+    """Runs the plain loop on the same text; its input is not timed apart."""
     corpus, data = prepare(config.data), config.data
-    ids = torch.from_numpy(np.asarray(corpus.train).astype(np.int64))
+    ids = torch.from_numpy(np.asarray(corpus.train).astype(np.int64))  # (N,)
     for _ in losses(config.model, ids, len(corpus.vocab), data.batch_size, data.seq_len):
         yield 0.0
 
 
-def take_turn(side: Side, steps: int, chars: int) -> None:
-    """One untimed and `steps` timed steps, noted in `side`. chars: characters of a step."""
-    plain_memory()
-    if side.kept:
+def take_turn(loop: Iterator[float], dtype: torch.dtype, keep_memory: bool, steps: int, chars: int) -> Turn:
+    """Takes one untimed and `steps` timed steps of `chars` characters."""
+    default_allocator()
+    if keep_memory:
         keep_freed_memory()
-    side.peak.append(measured_peak(side.dtype))
-    base = reset_peak_memory()
-    next(side.steps)
+    peak, base = measured_peak(dtype), reset_peak_memory()
+    next(loop)
     began = time.perf_counter()
-    overhead = sum(itertools.islice(side.steps, steps))
+    overhead = sum(itertools.islice(loop, steps))
     seconds = time.perf_counter() - began
-    side.chars_per_s.append(steps * chars / seconds)
-    side.overhead.append(overhead / seconds)
-    side.memory.append(status_bytes("VmHWM") - base)
+    return Turn(steps * chars / seconds, overhead / seconds, status_bytes("VmHWM") - base, peak)
 
 
-def reset_peak_memory() -> int:
-    """Begins to watch the most that this process holds, and returns what it holds now, in bytes (Linux: proc(5))."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return status_bytes("VmRSS")
+def compare(options: dict[str, Any], rounds: int, steps: int) -> list[str]:
+    """Measures one cell and width; returns its table."""
+    config = write_random_text(options)
+
+    def trainer(precision: str) -> Iterator[float]:
+        changed = {"train.mixed_precision": precision, "train.run_dir": f"{config.train.run_dir}-{precision}"}
+        return trainer_steps(load_config(None, options | changed))
+
+    native = training_precision("native")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[native]
+    loops = {
+        "reference": (reference_steps(config), torch.float32, False),
+        "fp32": (trainer("no"), torch.float32, True),
+        f"native ({'fp32' if native == 'no' else native})": (trainer("native"), dtype, True),
+    }
+    chars = config.data.batch_size * config.data.seq_len
+    sides = {name: partial(take_turn, *side, steps, chars) for name, side in loops.items()}
+    title = f"{config.model.rnn} {config.model.hidden_dim}"
+    return table(title, in_turns(sides, rounds), flops_per_char(config.model, len(prepare(config.data).vocab)))
 
 
-def status_bytes(name: str) -> int:
-    """A figure of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+def table(title: str, taken: dict[str, list[Turn]], flops: int) -> list[str]:
+    """Formats the results. flops: of a character."""
+    titles = ("characters/s", "of the reference", "GFLOP/s", "of peak", "peak", "MiB", "input + logging")
+    lines = [columns([title, *titles], _WIDTHS)]
+    reference = [turn.chars_per_s for turn in taken["reference"]]
+    for name, turns in taken.items():
+        values = [turn.chars_per_s for turn in turns]
+        speed, peak = quartiles(values), quartiles([turn.peak for turn in turns])
+        share = quartiles([flops * turn.chars_per_s / turn.peak for turn in turns]).median
+        cells = [name, speed.show(), ratios(values, reference).show(".2f"), f"{speed.median * flops / 1e9:,.0f}"]
+        cells += [f"{100 * share:.0f} %", f"{peak.median / 1e9:,.0f}", f"{max(t.memory for t in turns) / 2**20:,.0f}"]
+        overhead = quartiles([turn.overhead for turn in turns]).median
+        lines.append(columns([*cells, "-" if name == "reference" else f"{100 * overhead:.2f} %"], _WIDTHS))
+    return [*lines, ""]
 
 
-def sides_of(folder: Path, rnn: str, hidden_dim: int, batch_size: int, seq_len: int) -> tuple[RunConfig, list[Side]]:
-    """A config of this cell and width, and who takes turns with it."""
-    size = {"rnn": rnn, "hidden_dim": hidden_dim, "num_layers": 2, "seq_len": seq_len, "rows": batch_size}
-    options = {**config_options(folder, size), "log.every": _LOG_EVERY}
-
-    def config(precision: str) -> RunConfig:
-        run_dir = str(folder / f"{rnn}-{hidden_dim}-{precision}")
-        return load_config(None, {**options, "train.mixed_precision": precision, "train.run_dir": run_dir})
-
-    bf16 = computes_bf16()
-    native = torch.bfloat16 if bf16 else torch.float32
-    makers: list[tuple[str, Callable[[RunConfig], Iterator[float]], str, torch.dtype, bool]] = [
-        ("reference", reference_steps, "no", torch.float32, False),
-        ("fp32", trainer_steps, "no", torch.float32, True),
-        (f"native ({'bf16' if bf16 else 'fp32'})", trainer_steps, "native", native, True),
-    ]
-    return config("no"), [Side(name, make(config(p)), dtype, kept) for name, make, p, dtype, kept in makers]
-
-
-@app.command()
 def train_speed(
     hidden_dim: Annotated[list[int] | None, typer.Option(help="H; repeatable. Default: 256, 512, 1024.")] = None,
     rnn: Annotated[list[Cell] | None, typer.Option(help="Cell; repeatable. Default: both.")] = None,
@@ -161,44 +146,17 @@ def train_speed(
 ) -> None:
     """Compare the trainer's step with a plain loop's."""
     threads = set_threads(0)
-    here = machine()
-    print(f"machine  {here['cpu']}, {threads} threads; torch {here['torch']}; {here['time']}")
-    print(f"size     2 layers, embedding 256, {batch_size} windows of {seq_len} characters a step")
+    print(machine_line())
+    print(f"size     2 layers, embedding 256, {batch_size} windows of {seq_len} characters a step, {threads} threads")
     print(f"measured {rounds} rounds; median (quartiles)\n")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for width in hidden_dim or [256, 512, 1024]:
-            for cell in rnn or list(Cell):
-                config, sides = sides_of(folder, cell.value, width, batch_size, seq_len)
-                write_text(config)
-                for _ in range(rounds):
-                    for side in sides:
-                        take_turn(side, max(1, steps * 256**2 // max(width, 256) ** 2), batch_size * seq_len)
-                symbols = len(prepare(config.data).vocab)
-                print(
-                    "\n".join(table(f"{cell.value} {width}", sides, flops_per_char(config.model, symbols))), flush=True
-                )
-
-
-def table(title: str, sides: list[Side], flops: int) -> list[str]:
-    """The lines to print. flops: of a character."""
-    lines = [
-        f"{title:<18}{'characters/s':>28}{'of the reference':>24}{'GFLOP/s':>9}{'of peak':>9}{'peak':>7}"
-        f"{'MiB':>7}{'input + logging':>18}"
-    ]
-    for side in sides:
-        speed = spread(side.chars_per_s)
-        ratio = spread([a / b for a, b in zip(side.chars_per_s, sides[0].chars_per_s, strict=True)])
-        share = spread([c * flops / p for c, p in zip(side.chars_per_s, side.peak, strict=True)])
-        overhead = f"{100 * spread(side.overhead).median:.2f} %" if side.kept else "-"
-        lines.append(
-            f"{side.name:<18}{f'{speed.median:,.0f} ({speed.q1:,.0f} to {speed.q3:,.0f})':>28}"
-            f"{f'{ratio.median:.2f} ({ratio.q1:.2f} to {ratio.q3:.2f})':>24}{speed.median * flops / 1e9:>9,.0f}"
-            f"{100 * share.median:>7.0f} %{spread(side.peak).median / 1e9:>7,.0f}{max(side.memory) / 2**20:>7,.0f}"
-            f"{overhead:>18}"
-        )
-    return [*lines, ""]
+    for width in hidden_dim or [256, 512, 1024]:
+        for cell in rnn or list(Cell):
+            size = {"rnn": cell, "hidden_dim": width, "num_layers": 2, "batch_size": batch_size}
+            with tempfile.TemporaryDirectory() as folder:
+                options = options_of(Path(folder), **size, seq_len=seq_len)
+                options |= {"model.embedding_dim": 256, "train.threads": 0, "log.every": 10}
+                print("\n".join(compare(options, rounds, max(1, steps * 256**2 // max(width, 256) ** 2))), flush=True)
 
 
 if __name__ == "__main__":
-    app()
+    run(train_speed)

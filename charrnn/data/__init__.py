@@ -1,4 +1,4 @@
-"""From what `--data` names to memory-mapped ids: sources, readers, encoding and the cache of prepared corpora.
+"""Turns what `--data` names into memory-mapped ids: sources, readers, encoding, and the cache of prepared corpora.
 
-`python -m charrnn.data inspect TEXT` describes a corpus.
+`python -m charrnn.data inspect TEXT` prints statistics of a corpus.
 """

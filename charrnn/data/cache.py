@@ -1,4 +1,4 @@
-"""Prepared corpora on disk: whole entries or none, and which files need not be read again to find theirs.
+"""The cache of prepared corpora, and records of which files need not be read again to find theirs.
 
     prepared/SHA-KIND-VOCABULARY/   ids.bin and meta.json; SHA: of the text, VOCABULARY: of all else that makes the ids
     known/KEY.json                  for large corpora: these files, with these stamps, have that entry
@@ -12,27 +12,37 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from charrnn.errors import CorpusError, VocabError
-from charrnn.io import mark, reading, say, temporary, writing
+from charrnn.io import Advance, lock, log, mark, reading, temporary, writing
 from charrnn.vocab import Vocab
 
 _FORMAT = 2
-_STALE_S = 3600.0  # a temporary folder that nobody wrote into for so long is what a killed process left
+_STALE_S = 3600.0  # age at which a temporary folder must be a killed process's
+_WRITE_S = 0.5  # between two updates of the holder's progress
 _RACY_NS = 2_000_000_000  # the coarsest clock of a file system: FAT's
-_MOST_SOURCES = 1000  # names of files that an entry lists
+_MAX_SOURCES = 1000  # names of files that an entry lists
 
 Stamp = tuple[str, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A prepared corpus. num_ids: N. unknown: what became of symbols that the vocabulary lacks."""
+    """A prepared corpus.
+
+    Attributes:
+        sha256: Of the normalized text.
+        num_ids: N.
+        vocab: Its vocabulary.
+        unknown: What was done with symbols missing from it.
+    """
 
     sha256: str
     num_ids: int
@@ -41,12 +51,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The name of its folder."""
         rest = hashlib.sha256(json.dumps([self.vocab.to_json(), self.unknown]).encode()).hexdigest()
         return f"{self.sha256[:16]}-{self.vocab.kind}-{rest[:8]}"
 
     def meta(self) -> dict[str, object]:
-        """What its meta.json must say."""
+        """Return what its meta.json must contain."""
         return {
             "format": _FORMAT,
             "sha256": self.sha256,
@@ -61,8 +71,8 @@ class Entry:
         """Bytes of ids.bin."""
         return self.num_ids * self.vocab.dtype.itemsize
 
-    def is_whole(self, folder: Path) -> bool:
-        """Whether `folder` is this entry, with all of its ids."""
+    def is_complete(self, folder: Path) -> bool:
+        """Return whether `folder` is this entry, with all of its ids."""
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             size = (folder / "ids.bin").stat().st_size
@@ -72,9 +82,17 @@ class Entry:
 
 
 def write(folder: Path, entry: Entry, make: Callable[[Path], None], sources: Sequence[str], progress: bool) -> None:
-    """Makes the entry at `folder`; `make` writes the file of ids. Beside others that make the same, the first one wins.
+    """Write an entry; of several processes that write the same one, the first wins.
 
-    Raises: CorpusError when there is no space, or the folder can't be written.
+    Args:
+        folder: Where it goes.
+        entry: The entry.
+        make: Writes the file of ids.
+        sources: Names of the files that it was made from.
+        progress: Whether to report a damaged entry on stderr.
+
+    Raises:
+        CorpusError: There is no space, or the folder cannot be written.
     """
     with writing(folder.parent), temporary(folder) as hidden:
         mark(folder.parent)
@@ -82,17 +100,17 @@ def write(folder: Path, entry: Entry, make: Callable[[Path], None], sources: Seq
         _refuse_full(folder.parent, entry.size)
         hidden.mkdir()
         make(hidden / "ids.bin")
-        listed = {"sources": [*sources[:_MOST_SOURCES]], "num_sources": len(sources)}
+        listed = {"sources": [*sources[:_MAX_SOURCES]], "num_sources": len(sources)}
         (hidden / "meta.json").write_text(json.dumps(entry.meta() | listed), encoding="utf-8")
         for name in ("ids.bin", "meta.json"):
             _sync(hidden / name)
-        if folder.exists() and not entry.is_whole(folder):
-            say(f"{folder} was damaged, so that it is made again", progress)
+        if folder.exists() and not entry.is_complete(folder):
+            log(f"{folder} was damaged and is made again", progress)
             shutil.rmtree(folder)
         try:
             hidden.rename(folder)
         except OSError:
-            if not entry.is_whole(folder):  # else another process was faster, with the same ids
+            if not entry.is_complete(folder):  # else another process was faster, with the same ids
                 raise
 
 
@@ -112,19 +130,16 @@ def _refuse_full(folder: Path, size: int) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Sees to it that a renamed file is not found empty after a loss of power."""
+    """Flush a file to disk, so that a power loss after its rename does not leave it empty."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-# ---- what need not be read again
+# ---- records
 
 
 def stamps(files: Sequence[Path]) -> list[Stamp]:
-    """What tells a file that was not touched from one that was: path, size, inode, times of content and of inode.
-
-    Raises: CorpusError when one can't be looked at.
-    """
+    """Return what shows whether a file was touched: path, size, inode, mtime and ctime. Raises: CorpusError."""
     found = []
     for path in files:
         with reading(path):
@@ -133,26 +148,32 @@ def stamps(files: Sequence[Path]) -> list[Stamp]:
     return found
 
 
-def _stamp(of: list[Stamp]) -> str:
+def _digest(of: list[Stamp]) -> str:
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
 def record_path(cache_dir: Path, of: list[Stamp], options: dict[str, Any]) -> Path:
-    """Where it is recorded which entry these files have when they are prepared with `options`."""
+    """Return where the entry of these files, prepared with `options`, is recorded."""
     paths = [path for path, *_ in of]
     key = hashlib.sha256(json.dumps([_FORMAT, paths, options], sort_keys=True).encode()).hexdigest()
     return cache_dir / "known" / f"{key[:16]}.json"
 
 
 def remember(record: Path, of: list[Stamp], began_ns: int, entry: Entry, notes: Sequence[str]) -> None:
-    """Records that the files, as stamped, have that entry.
+    """Record that the files, as stamped, have that entry.
 
-    began_ns: when reading them began, in Unix time. Files written within 2 s of that are not recorded: they might be
-    written once more without their times showing it.
+    Files written within 2 s before they were read are not recorded: another write might not change their times.
+
+    Args:
+        record: File of the record.
+        of: The files' stamps.
+        began_ns: Unix time at which reading them began.
+        entry: Their entry.
+        notes: Notes for the user.
     """
     if max(max(times) for _, _, _, *times in of) > began_ns - _RACY_NS:
         return
-    fields = entry.meta() | {"stamp": _stamp(of), "notes": list(notes)}
+    fields = entry.meta() | {"stamp": _digest(of), "notes": list(notes)}
     with contextlib.suppress(OSError), temporary(record) as hidden:  # without it the next run reads the files again
         record.parent.mkdir(parents=True, exist_ok=True)
         mark(record.parent)
@@ -161,13 +182,63 @@ def remember(record: Path, of: list[Stamp], began_ns: int, entry: Entry, notes: 
 
 
 def recall(record: Path, of: list[Stamp]) -> tuple[Entry, tuple[str, ...]] | None:
-    """The entry that is recorded for the files, and the notes of its making; None when they must be read."""
+    """Return the recorded entry and its notes; None when the files must be read."""
     try:
         fields = json.loads(record.read_text(encoding="utf-8"))
-        if fields["stamp"] != _stamp(of):
+        if fields["stamp"] != _digest(of):
             return None
         entry = Entry(fields["sha256"], fields["num_ids"], Vocab.from_json(fields["vocab"]), fields["unknown"])
         notes = tuple(map(str, fields["notes"]))
     except (OSError, ValueError, KeyError, TypeError, VocabError):  # not there, or damaged
         return None
     return entry, notes
+
+
+# ---- one process at a time
+
+
+@contextmanager
+def exclusive(record: Path, total: int, progress: bool) -> Iterator[Advance]:
+    """Let one process of a machine prepare a corpus; the others wait, and report for whom and how far that one is.
+
+    Args:
+        record: The corpus's record, to be looked at again once the lock is held.
+        total: Bytes to process.
+        progress: Whether to report waiting on stderr.
+
+    Yields:
+        A function to call with the bytes processed.
+    """
+    holder = record.with_name(f".{record.name}.holder.json")
+    with lock(record, lambda: log(_waiting_message(holder), progress)):
+        try:
+            yield _progress_writer(holder, total)
+        finally:
+            with contextlib.suppress(OSError):
+                holder.unlink(missing_ok=True)
+
+
+def _progress_writer(holder: Path, total: int) -> Advance:
+    identity = {"process": os.getpid(), "machine": socket.gethostname(), "total": total}
+    done, written = 0, -_WRITE_S
+
+    def advance(count: int) -> None:
+        nonlocal done, written
+        done += count
+        if time.monotonic() - written >= _WRITE_S:
+            written = time.monotonic()
+            with contextlib.suppress(OSError):  # only those who wait miss it
+                holder.write_text(json.dumps(identity | {"done": done}), encoding="utf-8")
+
+    advance(0)
+    return advance
+
+
+def _waiting_message(holder: Path) -> str:
+    try:
+        other = json.loads(holder.read_text(encoding="utf-8"))
+        who = f"process {other['process']} on {other['machine']}"
+        share = f"{other['done'] / max(1, other['total']):.0%}"
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or just being written
+        return "waiting for another process, which is preparing the same corpus"
+    return f"waiting for {who}, which is preparing the same corpus: {share} done"

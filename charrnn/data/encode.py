@@ -1,34 +1,39 @@
-"""Pass two over a corpus, task by task on all cores: its ids, each task's at their own place in one file."""
+"""Pass two over a corpus, task by task on all cores: its ids, each task's at their own place in one file.
+
+Letters: V size of the vocabulary, n symbols of a piece.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.data.decoding import Piece, Rules
-from charrnn.data.scanning import NEWLINE, Block, Scan, code_points, has_id, parted
-from charrnn.data.segments import Task, Trace, bytes_on_disk, changed, read, tasks
+from charrnn.data.decode import Piece, Rules, Trace
+from charrnn.data.parts import Source
+from charrnn.data.scan import NEWLINE, Block, Scan, code_points, has_id, separates_documents
+from charrnn.data.tasks import Task, bytes_on_disk, changed_error, read_task, split_tasks
 from charrnn.data.workers import Workers
 from charrnn.io import Advance
 from charrnn.vocab import Vocab
 
-if TYPE_CHECKING:  # workers import this module, and need not know where a corpus comes from
-    from charrnn.data.sources import Source
 
-_Item = tuple[Task, Block, int]
+def num_ids(found: Scan, vocab: Vocab, *, skip: bool) -> int:
+    """Return how many ids the corpus will have. skip: symbols missing from the vocabulary get none."""
+    return int(found.counts[has_id(found.symbols, vocab)].sum()) if skip else found.num_chars
 
 
 @dataclass(frozen=True)
 class IdTable:
-    """From symbols to ids as they are stored. top: the highest symbol that has an id.
+    """The map from symbols to stored ids.
 
-    ids: (top + 2,) by symbol, the last one for all that are higher; what has none of its own has the replacement's.
-    known: (top + 2,) which have one; None when those that have none are not skipped.
+    Attributes:
+        ids: (highest symbol + 2,) by symbol, little-endian; the last one is for all higher symbols. Symbols that the
+            vocabulary lacks have its replacement's.
+        known: The same shape: which symbols have an id of their own; None when none are skipped.
     """
 
     ids: NDArray[np.unsignedinteger]
@@ -36,18 +41,17 @@ class IdTable:
 
     @classmethod
     def of(cls, vocab: Vocab, *, skip: bool) -> "IdTable":
-        """The table of a vocabulary. skip: what it lacks is left out."""
+        """Build the table of a vocabulary. skip: drop symbols that it lacks."""
         symbols = code_points(vocab)  # (V,)
-        own = np.arange(len(symbols))
         other = vocab.symbols.index(vocab.replacement) if vocab.replacement is not None else 0
-        ids = np.full(int(symbols.max()) + 2, other, stored_dtype(vocab))
-        ids[symbols] = own
+        ids = np.full(int(symbols.max()) + 2, other, vocab.dtype.newbyteorder("<"))
+        ids[symbols] = np.arange(len(symbols))
         known = np.zeros(len(ids), bool)
         known[symbols] = True
         return cls(ids, known if skip else None)
 
-    def of_piece(self, piece: Piece) -> NDArray[np.unsignedinteger]:
-        """(n,) the ids of a piece of n symbols, of which skipped ones have none."""
+    def encode(self, piece: Piece) -> NDArray[np.unsignedinteger]:
+        """Return the (n,) ids of a piece; skipped symbols have none."""
         if piece.text is None and self.known is None and self.ids.itemsize == 1:
             return np.frombuffer(piece.raw().translate(self._of_bytes), np.uint8)
         symbols = piece.symbols()  # (n,)
@@ -60,83 +64,63 @@ class IdTable:
         return self.ids.take(np.arange(256), mode="clip").tobytes()
 
 
-def stored_dtype(vocab: Vocab) -> np.dtype:
-    """The type of a vocabulary's ids on disk: unsigned, as narrow as can be, little-endian."""
-    return vocab.dtype.newbyteorder("<")
-
-
 @dataclass(frozen=True)
 class _Encode:
+    """Pass two over a task, in a worker: write its ids at their place in the file."""
+
     rules: Rules
     table: IdTable
     path: Path
 
-    def __call__(self, item: _Item) -> bool:
-        """Writes a task's ids. Returns whether the task is still what pass one found."""
-        task, block, place = item
+    def __call__(self, item: tuple[Task, Block, int]) -> bool:
+        """Return whether the task is still what pass one found. item: task, block, index of its first id."""
+        task, block, first_id = item
         trace, count, last = Trace(), 0, None
         with self.path.open("r+b", buffering=0) as file:
-            file.seek(place * self.table.ids.itemsize)
+            file.seek(first_id * self.table.ids.itemsize)
             if block.separated:
                 self._write(file, NEWLINE)
-            for begins, piece in read(task, self.rules, trace):
-                if begins and last and parted(self.rules) and not last.ends_line():
+            for begins, piece in read_task(task, self.rules, trace):
+                if begins and last and separates_documents(self.rules) and not last.ends_line():
                     count += self._write(file, NEWLINE)
                 count += self._write(file, piece)
                 last = piece
         return (count, trace.checksum) == (block.ids, block.checksum)
 
     def _write(self, file: RawIOBase, piece: Piece) -> int:
-        ids = self.table.of_piece(piece)
+        ids = self.table.encode(piece)
         left = ids.view(np.uint8).data
-        while len(left):  # an unbuffered file may take a part
+        while len(left):  # an unbuffered file may write less than it was given
             left = left[file.write(left) or 0 :]
         return len(ids)
 
 
-def num_ids(found: Scan, vocab: Vocab, *, skip: bool) -> int:
-    """How many ids the corpus will have. skip: symbols that the vocabulary lacks get none."""
-    return int(found.counts[has_id(found.symbols, vocab)].sum()) if skip else found.num_chars
-
-
 def encode(
-    source: "Source",
-    rules: Rules,
-    workers: Workers,
-    advance: Advance,
-    found: Scan,
-    table: IdTable,
-    path: Path,
+    source: Source, rules: Rules, workers: Workers, advance: Advance, found: Scan, table: IdTable, path: Path
 ) -> None:
-    """Pass two: the ids of `found` by `table`, into the new file `path`.
+    """Run pass two: write the ids of a scanned corpus to the new file `path`.
 
-    Raises: CorpusError when the corpus is no longer what pass one found; OSError when the file can't be written.
+    Raises:
+        CorpusError: The corpus is no longer what pass one found.
+        OSError: The file cannot be written.
     """
-    newline = len(table.of_piece(NEWLINE))
-    places = _places(found.blocks, newline)
+    newline_ids = len(table.encode(NEWLINE))  # 1, or 0 when newlines are skipped
+    lengths = [block.ids + block.separated * newline_ids for block in found.blocks]
+    first_ids = np.cumsum([0, *lengths]).tolist()
     with path.open("wb") as file:
-        file.truncate(places[-1] * table.ids.itemsize)
-    numbered = enumerate(tasks(source.parts, rules, advance))
+        file.truncate(first_ids[-1] * table.ids.itemsize)
 
-    def items() -> Iterator[_Item]:
-        for number, task in numbered:
+    def items() -> Iterator[tuple[Task, Block, int]]:
+        for number, task in enumerate(split_tasks(source.parts, rules, advance, Trace())):
             if number >= len(found.blocks):
-                raise changed(source.name)
-            yield task, found.blocks[number], places[number]
+                raise changed_error(source.name)
+            yield task, found.blocks[number], first_ids[number]
 
     done = 0
-    for (task, _, _), same in workers.map(_Encode(rules, table, path), items()):
-        if not same:
-            raise changed(source.name)
+    for (task, _, _), unchanged in workers.map(_Encode(rules, table, path), items()):
+        if not unchanged:
+            raise changed_error(source.name)
         advance(bytes_on_disk(task))
         done += 1
     if done < len(found.blocks):
-        raise changed(source.name)
-
-
-def _places(blocks: tuple[Block, ...], newline: int) -> list[int]:
-    """Where the ids of each block begin, and where the last end. newline: how many ids one has, 1 or 0."""
-    places = [0]
-    for block in blocks:
-        places.append(places[-1] + block.ids + block.separated * newline)
-    return places
+        raise changed_error(source.name)

@@ -1,8 +1,4 @@
-"""Datasets that Hugging Face's `datasets` library reads: from its hub, from its cache, or from a folder.
-
-`hf:NAME[,CONFIG][:SPLIT]`, where NAME is a dataset of the hub or a folder on this machine. It lies on disk as Arrow
-files, which are read memory-mapped.
-"""
+"""`hf:NAME[,CONFIG][:SPLIT]`: read with Hugging Face's `datasets`, from its hub, its cache or a folder."""
 
 import http.client
 import os
@@ -16,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.data.parts import Part, record_part
-from charrnn.data.records import check_column, column_texts
+from charrnn.data.records import check_column, read_rows, reason_of
 from charrnn.errors import CorpusError, listing
-from charrnn.io import Advance, expanded, say
+from charrnn.io import Advance, expand_user, log
 
 PREFIX = "hf:"
 _SPEC = re.compile(r"(?P<name>.+?)(,(?P<config>[^,:/]+))?(:(?P<split>[A-Za-z_][\w.-]*(\[[^\]]*\])?))?")
@@ -28,60 +24,48 @@ _HUB_TIMEOUT_S = 10.0
 
 
 def hub_part(source: str, field: str, progress: bool) -> Part:
-    """The dataset that `source` names, a text of the column `field` a document.
+    """Load the dataset that `source` names; each text of its column `field` is a document.
 
-    Raises: CorpusError when it cannot be brought, or has no such split or column.
+    Raises:
+        CorpusError: It cannot be loaded, or has no such split or column.
     """
-    spec = _parsed(source)
-    if not expanded(spec["name"]).exists():
+    spec = _parse(source)
+    if not expand_user(spec["name"]).exists():
         _go_offline_without_hub(progress)
-    library = _library()
-    say(f"reading {source} with the datasets library", progress)
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise CorpusError("reading hf: needs the package datasets: pip install 'charrnn[data]'") from None
+    log(f"loading {source} with the datasets library", progress)
     if not progress:
-        library.disable_progress_bars()
-    found = _load(library, spec["name"], spec["config"], spec["split"], source)
-    if isinstance(found, library.DatasetDict):
+        datasets.disable_progress_bars()
+    found = _load(datasets, spec, source)
+    if isinstance(found, datasets.DatasetDict):
         found = _only_split(found, source)
     check_column(found.features.arrow_schema, field, source)
-    return record_part(source, found.data.nbytes, partial(read_dataset, found, field, source))
+    return record_part(source, found.data.nbytes, partial(_read, found, field, source))
 
 
-def bare_name(source: str) -> str:
-    """What a dataset is called, without its owner, folder or split. Raises: CorpusError when it is not named."""
-    return Path(_parsed(source)["name"]).name
+def dataset_name(source: str) -> str:
+    """Return the dataset's name without owner, folder or split. Raises: CorpusError for a malformed source."""
+    return Path(_parse(source)["name"]).name
 
 
-def _parsed(source: str) -> re.Match[str]:
+def _parse(source: str) -> re.Match[str]:
     spec = _SPEC.fullmatch(source.removeprefix(PREFIX))
     if spec is None:
         raise CorpusError(f"--data {source}: write hf:NAME, hf:NAME:SPLIT or hf:NAME,CONFIG:SPLIT")
     return spec
 
 
-def read_dataset(dataset: Any, field: str, name: str, advance: Advance) -> Iterator[str]:
-    """The texts in a column of a `datasets.Dataset`. advance: called with its bytes, by rows."""
-    size, told, row, rows = dataset.data.nbytes, 0, 1, max(1, len(dataset))
+def _read(dataset: Any, field: str, name: str, advance: Advance) -> Iterator[str]:
     batches = dataset.select_columns([field]).with_format("arrow").iter(_ROWS)
-    while True:
-        try:
-            batch = next(batches, None)
-        except Exception as error:  # as in _load
-            raise CorpusError(f"{name} cannot be read on from row {row}: {_reason(error)}; bring it anew") from error
-        if batch is None:
-            return
-        yield from column_texts(batch.column(0), row, field, name)
-        row += batch.num_rows
-        now = size * (row - 1) // rows
-        advance(now - told)
-        told = now
+    yield from read_rows(batches, len(dataset), dataset.data.nbytes, field, name, advance, "dataset", Exception)
 
 
 def _go_offline_without_hub(progress: bool) -> None:
-    """Has the library look into its cache alone when the hub does not answer.
-
-    By itself it tries every file of a dataset six times over, for a minute or more.
-    """
-    if os.environ.get("HF_HUB_OFFLINE") or "huggingface_hub" in sys.modules:  # which reads the environment once
+    """Let the library use its cache alone when the hub does not answer, instead of retrying for a minute or more."""
+    if os.environ.get("HF_HUB_OFFLINE") or "huggingface_hub" in sys.modules:  # which reads the variable once
         return
     endpoint = os.environ.get("HF_ENDPOINT", _HUB)
     try:
@@ -90,29 +74,25 @@ def _go_offline_without_hub(progress: bool) -> None:
     except urllib.error.HTTPError:
         return  # an answer all the same
     except (OSError, ValueError, http.client.HTTPException) as error:
-        say(f"{endpoint} cannot be reached ({error}); looking for the dataset in the cache alone", progress)
+        log(f"{endpoint} is unreachable ({error}); using cached datasets only", progress)
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def _library() -> Any:
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise CorpusError("reading hf: needs the package datasets: pip install 'charrnn[data]'") from None
-    return datasets
-
-
-def _load(library: Any, name: str, config: str | None, split: str | None, source: str) -> Any:
-    path = expanded(name)
+def _load(library: Any, spec: re.Match[str], source: str) -> Any:
+    path, split = expand_user(spec["name"]), spec["split"]
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            found = library.load_from_disk(str(path))  # what Dataset.save_to_disk wrote
+            found = library.load_from_disk(str(path))  # written by Dataset.save_to_disk
             return found if split is None else _named_split(library, found, split, source)
-        return library.load_dataset(str(path) if path.exists() else name, config, split=split)
+        return library.load_dataset(str(path) if path.exists() else spec["name"], spec["config"], split=split)
     except CorpusError:
         raise
     except Exception as error:  # the library, and those below it, raise errors of a dozen unrelated kinds
-        raise CorpusError(f"--data {source} cannot be read: {_reason(error)}; {_way_out(path)}") from error
+        remedy = "check the folder, or name its files themselves (.jsonl, .parquet, .txt)"
+        if not path.exists():
+            remedy = "check the name; without a network, save it elsewhere with save_to_disk, and name that folder"
+            remedy += ": --data hf:FOLDER"
+        raise CorpusError(f"--data {source} cannot be loaded: {reason_of(error)}; {remedy}") from error
 
 
 def _named_split(library: Any, found: Any, split: str, source: str) -> Any:
@@ -128,17 +108,4 @@ def _only_split(found: Any, source: str) -> Any:
         return found["train"] if "train" in found else next(iter(found.values()))
     raise CorpusError(
         f"--data {source}: several splits, {listing(list(found))}; name one: {source}:{next(iter(found))}"
-    )
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
-
-
-def _way_out(path: Path) -> str:
-    if path.exists():
-        return "look at the folder, or name its files themselves (.jsonl, .parquet, .txt)"
-    return (
-        "look at the name; without a network, bring it on another machine with datasets' save_to_disk, and name that "
-        "folder: --data hf:FOLDER"
     )

@@ -1,21 +1,18 @@
-"""`python -m charrnn.data inspect DATA`: what a corpus is made of, before a model is trained on it. No torch."""
+"""`python -m charrnn.data inspect DATA`: statistics of a corpus, before a model is trained on it. No torch."""
 
 import hashlib
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from charrnn.cli import run_command
 from charrnn.config import DataConfig, load_config
-from charrnn.data import markov
 from charrnn.data.corpus import Corpus, find_parts, prepare
-from charrnn.data.lines import Lines, count_lines
-from charrnn.data.stats import entropies
-from charrnn.errors import CharRNNError, user_error
+from charrnn.data.stats import Lines, count_lines, entropies
+from charrnn.log import configure_logging
 from charrnn.windows import SPLITS, largest_batch
 
 _CHUNK = 1 << 24
@@ -27,26 +24,26 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.callback()
 def _corpus() -> None:
-    """Look at a corpus as training will see it."""
+    """Describe a corpus as training will read it."""
 
 
 @app.command()
 def inspect(
     data: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, glob, URL or name, as --data takes it.")],
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment whose data section holds.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Config file whose data section applies.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any field; repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Prints size, lines, alphabet, split, entropies and duplicates of a corpus."""
+    """Print size, lines, symbols, split, entropies and duplicates of a corpus."""
     chosen = load_config(config, {"data.source": data}, assignments or ())
     facts = describe(chosen.data, prepare(chosen.data, progress=True))
     print(json.dumps(facts) if as_json else as_text(facts))
 
 
 def describe(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
-    """All that is told of a corpus, JSON-able. corpus: as prepared from `data`."""
+    """Return the statistics of a corpus, prepared from `data`, as a JSON object."""
     vocab = corpus.vocab
     counts = np.zeros(len(vocab), np.int64)  # (V,)
     for start in range(0, corpus.num_chars, _CHUNK):
@@ -54,10 +51,9 @@ def describe(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
     newline = vocab.encode("\n", unknown="skip")
     lines = count_lines(corpus.ids, int(newline[0]) if len(newline) else None)
     found = entropies(corpus.ids, len(vocab))
-    source = markov.named_source(data.source)
     parts = (corpus.train, corpus.val, corpus.test)
     order = np.argsort(-counts, kind="stable").tolist()
-    facts: dict[str, Any] = {
+    return {
         "name": corpus.name,
         "source": corpus.source,
         "sha256": corpus.sha256,
@@ -71,9 +67,6 @@ def describe(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
         "documents": _document_facts(data),
         "notes": list(corpus.notes),
     }
-    if source:
-        facts["entropy_rate"] = source.entropy_rate
-    return facts
 
 
 def _symbol(corpus: Corpus, index: int) -> str:
@@ -92,7 +85,7 @@ def _range(bucket: int) -> str:
 
 
 def _document_facts(data: DataConfig) -> dict[str, int] | None:
-    """How many files, members and records there are, and how many equal an earlier one; None for standard input."""
+    """Count files, archive members and records, and those equal to an earlier one; None for standard input."""
     if data.source == "-":
         return None
     count, seen = 0, set()
@@ -111,7 +104,7 @@ def _document_facts(data: DataConfig) -> dict[str, int] | None:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """The facts for a reader, with histograms."""
+    """Format the statistics, with histograms."""
     n, lines, split = facts["characters"], facts["lines"], facts["split"]
     entropy, vocab, documents = facts["entropy"], facts["vocab"], facts["documents"]
     unit = "bytes" if vocab["kind"] == "bytes" else "characters"
@@ -131,8 +124,6 @@ def as_text(facts: dict[str, Any]) -> str:
         out.append(f"documents  {documents['count']:,}; {documents['repeated']:,} equal an earlier one")
     out += [f"entropy    order {k}: {bits:.4f} bits/char" for k, bits in enumerate(entropy["bits_per_char"])]
     out.append(f"           by the text's own frequencies{counted}: for a small text the higher orders are too low")
-    if "entropy_rate" in facts:
-        out.append(f"limit      {facts['entropy_rate']:.4f} bits/char: the source's exact entropy rate")
     shown = dict(list(facts["alphabet"].items())[:_SHOWN_SYMBOLS])
     left = len(facts["alphabet"]) - len(shown)
     out += ["", f"{unit}" + (f", {left:,} rarer ones not shown (--json has all)" if left else "")]
@@ -147,12 +138,6 @@ def _bars(counts: dict[str, int]) -> list[str]:
 
 
 def main() -> None:
-    """Runs the command line; a user's fault is one line on stderr."""
-    try:
-        app()
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (CharRNNError, OSError, MemoryError) as caught:
-        error = user_error(caught)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Run `python -m charrnn.data`."""
+    configure_logging()
+    run_command(app)

@@ -1,25 +1,26 @@
-"""What a file is, told by its first bytes and not by its name alone, and the parts of a corpus that are in it."""
+"""What a file is, by its first bytes and not by its name alone, and the parts of a corpus in it."""
 
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
-from charrnn.data.archives import Member, is_container, is_zip, members_of, read_member
-from charrnn.data.compressed import compression_of, unpacked
-from charrnn.data.parts import Chunks, Part, read_plain, record_part, size_of
-from charrnn.data.patterns import Choice
+from charrnn.config import DataConfig
+from charrnn.data.parts import Part, plain_part, record_part, size_of
 from charrnn.data.records import DEFAULT_FIELD, check_parquet, read_json_lines, read_parquet
+from charrnn.data.streams import Stream, compression_of, open_zip, zip_members
 from charrnn.errors import CorpusError
 from charrnn.io import reading
 
 _HEAD_BYTES = 8192
-_MOST_LAYERS = 3
+_MAX_LAYERS = 3
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
 _JSON_LINES_SUFFIXES = {".jsonl", ".ndjson"}
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+# Members that Word, OpenDocument, EPUB and Java files, which are zip archives, have.
+_CONTAINER_MEMBERS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
 _PARQUET_MAGIC = b"PAR1"
-_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # UTF-16 and UTF-32
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of UTF-16 and UTF-32
 _FOREIGN = {
     b"%PDF-": "PDF",
     b"7z\xbc\xaf\x27\x1c": "7-Zip archive",
@@ -30,89 +31,62 @@ _FOREIGN = {
     b"SQLite format 3\0": "SQLite database",
 }
 BINARY = "binary"
+HIDDEN = "hidden"
 _CONTAINER = "Office, OpenDocument, EPUB or Java file"
 _NESTED = "archive or Parquet file inside of another file"
 
 
-@dataclass
-class Options:
-    """How files are read.
+@dataclass(frozen=True)
+class Candidate:
+    """A part that a corpus may take.
 
-    binary: as bytes, so that those without text count as well. encoding: of the texts, as in data.encoding. text_field:
-    of records; "" = `text`. choice: which files of a folder, glob or archive are meant.
+    Attributes:
+        path: Relative path, for patterns and messages.
+        part: The part.
+        skip_reason: Why it is not text, or "".
     """
 
-    binary: bool = False
-    encoding: str = "auto"
-    text_field: str = ""
-    choice: Choice = field(default_factory=Choice)
-
-    @property
-    def may_have_nul(self) -> bool:
-        """Whether NUL bytes are nothing odd in a text, as in UTF-16 without a mark."""
-        return self.encoding != "auto" and "a".encode(self.encoding) != b"a"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A part, or what lies in its place. relative: path for patterns and messages. odd: why it is no text, or ""."""
-
-    relative: str
+    path: str
     part: Part
-    odd: str = ""
+    skip_reason: str = ""
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """Bytes on their way to be known. inner: the name without the suffixes of what was unpacked."""
-
-    name: str
-    inner: PurePosixPath
-    path: Path | None
-    size: int
-    chunks: Chunks
-
-    def head(self) -> bytes:
-        """The first bytes, `_HEAD_BYTES` or all."""
-        if self.path is not None:
-            return _head_of(self.path)
-        found = b""
-        with closing(self.chunks(lambda _: None)) as chunks:  # type: ignore[type-var]
-            for chunk in chunks:
-                found += chunk
-                if len(found) >= _HEAD_BYTES:
-                    break
-        return found[:_HEAD_BYTES]
+def stem_of(path: PurePath) -> str:
+    """Return a file's name without its suffix, or suffixes where it is compressed."""
+    return PurePath(path.stem).stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.stem
 
 
-def is_hidden(relative: str) -> bool:
-    """Whether a file in an archive is one that a folder would hide, or macOS's notes on another."""
-    return any(name.startswith(".") or name == "__MACOSX" for name in relative.split("/"))
+def read_file(
+    path: Path, relative: str, data: DataConfig, *, binary: bool, select: Callable[[str], bool]
+) -> Iterator[Candidate]:
+    """Find the texts in a file: one, or the members of a zip archive.
 
+    Args:
+        path: File.
+        relative: Its path below the folder or glob.
+        data: Encoding and field of records.
+        binary: Whether files are read as bytes, so that those without text count as well.
+        select: Whether to take the archive member with a relative path.
 
-def look_into(path: Path, relative: str, options: Options) -> Iterator[Text]:
-    """The texts in a file: one, or an archive's members that `options.choice` takes.
-
-    relative: the file's path below the folder or glob.
-    Raises: CorpusError when it cannot be read, is damaged, or needs a package that is not installed.
+    Raises:
+        CorpusError: The file is unreadable or damaged, or needs a package that is not installed.
     """
     head = _head_of(path)
+    is_zip = head.startswith(_ZIP_MAGIC)
     if _is_parquet(path, head):
-        wanted = options.text_field or DEFAULT_FIELD
-        check_parquet(path, wanted)
-        yield Text(relative, record_part(str(path), size_of(path), partial(read_parquet, path, wanted)))
-    elif is_zip(head) and not is_container(path):
-        for member in members_of(path):
-            inside = f"{relative}/{member.name}"
-            if is_hidden(member.name):
-                yield Text(inside, _member_stream_part(member), "hidden")
-            elif options.choice.takes(inside):
-                yield _text_in(_member_stream(member), inside, options)
+        field = data.text_field or DEFAULT_FIELD
+        check_parquet(path, field)
+        yield Candidate(relative, record_part(str(path), size_of(path), partial(read_parquet, path, field)))
+    elif is_zip and _CONTAINER_MEMBERS.isdisjoint(open_zip(path).namelist()):
+        for member in zip_members(path):
+            inside = f"{relative}/{member.inner}"
+            if _is_hidden(member.inner):
+                yield Candidate(inside, _stream_part(member), HIDDEN)
+            elif select(inside):
+                yield _candidate(member, inside, data, binary)
     else:
-        stream = _Stream(str(path), PurePosixPath(path.name), path, size_of(path), partial(read_plain, path))
-        found = _text_in(stream, relative, options)
-        container = is_zip(head) and not options.binary
-        yield Text(relative, found.part, _CONTAINER) if container else found
+        found = _candidate(Stream(path, size_of(path), path.name), relative, data, binary)
+        yield replace(found, skip_reason=_CONTAINER) if is_zip and not binary else found
 
 
 def _head_of(path: Path) -> bytes:
@@ -130,50 +104,44 @@ def _is_parquet(path: Path, head: bytes) -> bool:
         return file.read() == _PARQUET_MAGIC
 
 
-def _member_stream(member: Member) -> _Stream:
-    name = f"{member.archive}/{member.name}"
-    return _Stream(name, PurePosixPath(member.name), None, member.packed, partial(read_member, member))
+def _is_hidden(member: str) -> bool:
+    """Return whether a folder would hide the file; __MACOSX holds macOS's metadata of the others."""
+    return any(name.startswith(".") or name == "__MACOSX" for name in member.split("/"))
 
 
-def _member_stream_part(member: Member) -> Part:
-    stream = _member_stream(member)
+def _candidate(stream: Stream, relative: str, data: DataConfig, binary: bool) -> Candidate:
+    """Unwrap the layers of compression, and find out what is inside."""
+    inner = PurePosixPath(stream.inner)
+    while kind := compression_of(head := stream.head(_HEAD_BYTES)):
+        if len(stream.layers) == _MAX_LAYERS:
+            raise CorpusError(f"{stream.name} is compressed more than {_MAX_LAYERS} times over; unpack it first")
+        stream = replace(stream, layers=(*stream.layers, kind))
+        inner = inner.with_suffix("") if inner.suffix.lower() in COMPRESSED_SUFFIXES else inner
+    if _is_json_lines(inner, head, data.text_field):
+        documents = partial(read_json_lines, stream, data.text_field or DEFAULT_FIELD)
+        return Candidate(relative, record_part(stream.name, stream.size, documents))
+    part = _stream_part(stream) if stream.layers or stream.member >= 0 else plain_part(stream.path)
+    return Candidate(relative, part, "" if binary else _skip_reason(head, data.encoding, is_file=part.path is not None))
+
+
+def _stream_part(stream: Stream) -> Part:
     return Part(stream.name, None, stream.size, stream.chunks)
 
 
-def _text_in(stream: _Stream, relative: str, options: Options) -> Text:
-    """What a stream holds once it is unpacked, layer by layer."""
-    head = stream.head()
-    for _ in range(_MOST_LAYERS):
-        kind = compression_of(head)
-        if not kind:
-            break
-        inner = stream.inner.with_suffix("") if stream.inner.suffix.lower() in COMPRESSED_SUFFIXES else stream.inner
-        chunks = partial(unpacked, kind, stream.chunks, stream.name)
-        stream = _Stream(stream.name, inner, None, stream.size, chunks)
-        head = stream.head()
-    else:
-        if compression_of(head):
-            raise CorpusError(f"{stream.name} is compressed more than {_MOST_LAYERS} times over; unpack it first")
-    if _is_json_lines(stream, head, options):
-        documents = partial(read_json_lines, stream.chunks, options.text_field or DEFAULT_FIELD, stream.name)
-        return Text(relative, record_part(stream.name, stream.size, documents))
-    odd = "" if options.binary else _oddness(stream, head, options)
-    return Text(relative, Part(stream.name, stream.path, stream.size, stream.chunks), odd)
-
-
-def _is_json_lines(stream: _Stream, head: bytes, options: Options) -> bool:
-    """By name; a field that is asked for makes anything JSON lines that begins like them."""
+def _is_json_lines(inner: PurePosixPath, head: bytes, text_field: str) -> bool:
+    """By name; with data.text_field also by the first character."""
     begins = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    return stream.inner.suffix.lower() in _JSON_LINES_SUFFIXES or (bool(options.text_field) and begins)
+    return inner.suffix.lower() in _JSON_LINES_SUFFIXES or (bool(text_field) and begins)
 
 
-def _oddness(stream: _Stream, head: bytes, options: Options) -> str:
-    """Why bytes are no text, or ""."""
-    if stream.path is None and (is_zip(head) or head.startswith(_PARQUET_MAGIC)):
+def _skip_reason(head: bytes, encoding: str, is_file: bool) -> str:
+    """Return why bytes are not text, or ""."""
+    if not is_file and head.startswith((*_ZIP_MAGIC, _PARQUET_MAGIC)):
         return _NESTED
     if head[257:262] == b"ustar":
         return "tar archive"
+    may_have_nul = encoding != "auto" and "a".encode(encoding) != b"a"  # as UTF-16 has
     foreign = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "")
-    if foreign or options.may_have_nul or head.startswith(_WIDE_MARKS):
+    if foreign or may_have_nul or head.startswith(_WIDE_MARKS):
         return foreign
-    return BINARY if b"\0" in head else ""  # no text in UTF-8 has one near its beginning, unless it is meant
+    return BINARY if b"\0" in head else ""  # UTF-8 text has none near its beginning, unless it is intended

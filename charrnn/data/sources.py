@@ -1,245 +1,172 @@
-"""What `--data` may be, and the parts behind it: a file, folder, glob, URL, hf:, markov:, standard input or a name.
+"""What `--data` names: a file, folder, glob, address, hf: dataset, standard input, or a published corpus.
 
-A bare word that is a corpus name means that corpus; write ./python for a file or folder that is called like one.
+A bare word that names a corpus means the corpus; write ./python for a file or folder of that name.
 """
 
 import difflib
 import glob
 import hashlib
 import os
-import re
 import stat
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from charrnn.data import hub, markov
-from charrnn.data.download import DownloadError, download, is_url
-from charrnn.data.gathering import Gathered
+from charrnn.config import DataConfig
+from charrnn.data import hub
+from charrnn.data.collect import Collector
 from charrnn.data.named import DATASETS, fetch
-from charrnn.data.parts import Part, plain_part
-from charrnn.data.patterns import Choice
-from charrnn.data.readers import BINARY, COMPRESSED_SUFFIXES, Options
+from charrnn.data.parts import Source, plain_part
+from charrnn.data.readers import BINARY, HIDDEN, stem_of
 from charrnn.data.records import DEFAULT_FIELD
+from charrnn.data.remote import download_files, is_remote
 from charrnn.errors import CorpusError
-from charrnn.io import CHUNK_BYTES, expanded, files_below, is_marked, locked, mark, reading, temporary, writing
+from charrnn.io import CHUNK_BYTES, expand_user, files_below, is_marked, reading, safe_name, temporary, writing
 
-_LONGEST_NAME = 60
-_OWN = "caches and run folders of charrnn"
+_INTERNAL = "caches and run folders of charrnn"
 
 
-@dataclass(frozen=True)
-class Source:
-    """The parts that a corpus is joined from, in order.
+def find_source(data: DataConfig, *, binary: bool = False, progress: bool = False) -> Source:
+    """Find the parts of the corpus that `data.source` names; download it if needed.
 
-    name: short and safe in file names. notes: what the user should know, a line each.
+    Args:
+        data: The configuration.
+        binary: Whether files are read as bytes, so that those without text count as well.
+        progress: Whether to report progress on stderr.
+
+    Raises:
+        CorpusError: There is no such corpus, it cannot be downloaded or read, or an option does not apply to it.
     """
-
-    name: str
-    parts: tuple[Part, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """The bytes on disk of all parts."""
-        return sum(part.size for part in self.parts)
-
-
-def find_source(
-    source: str,
-    cache_dir: Path,
-    *,
-    mirror: str = "",
-    binary: bool = False,
-    encoding: str = "auto",
-    text_field: str = "",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    progress: bool = False,
-) -> Source:
-    """The parts behind `source`, brought into `cache_dir` where they are not on this machine.
-
-    binary: the files will be read as bytes, so that those without text count as well. encoding: of the texts, as in
-    data.encoding. text_field: of records; "" is `text`, and another one also makes records of what begins like JSON
-    lines. include, exclude: patterns of files.
-    Raises: CorpusError when there is nothing of that name, it cannot be brought or read, or an option has no meaning
-    for it.
-    """
-    options = Options(binary, encoding, text_field, Choice(include, exclude))
-    with reading(Path(source)):
-        found = _find(source, cache_dir, mirror, options, progress)
-    if text_field and all(part.documents is None for part in found.parts):
-        raise CorpusError(
-            f"data.text_field is {text_field!r}, but {source} has no records (.jsonl, .parquet, hf:); leave it out"
-        )
+    with reading(Path(data.source)):
+        found = _find(data, binary, progress)
+    if data.text_field and all(part.documents is None for part in found.parts):
+        what = f"data.text_field is {data.text_field!r}, but {data.source} has no records (.jsonl, .parquet, hf:)"
+        raise CorpusError(f"{what}; leave it out")
     return found
 
 
-def _find(source: str, cache_dir: Path, mirror: str, options: Options, progress: bool) -> Source:
+def _find(data: DataConfig, binary: bool, progress: bool) -> Source:
+    source, cache_dir = data.source, expand_user(data.cache_dir)
     if source == "-":
-        return _spool_stdin(cache_dir, options)
-    if is_url(source):
-        return _download_once(source, cache_dir / "downloads", options, progress)
+        return _save_stdin(data, binary)
+    if is_remote(source):
+        name, paths, notes = download_files(source, cache_dir / "downloads", progress)
+        if [relative for relative, _ in paths] == [""]:
+            return _file(paths[0][1], safe_name(stem_of(Path(name))), data, binary, notes)
+        collector = Collector(data, binary=binary)
+        for relative, path in paths:
+            collector.add(path, relative)
+        parts, skipped = collector.result(Path(source))
+        return Source(safe_name(name), parts, notes + skipped)
     if source.startswith(hub.PREFIX):
-        part = hub.hub_part(source, options.text_field or DEFAULT_FIELD, progress)
-        return _of_one(Source(safe_name(hub.bare_name(source)), (part,)), options)
-    if chain := markov.named_source(source):
-        name = safe_name(source.replace(":", "-"))
-        return _of_one(Source(name, (plain_part(markov.fetch(chain, cache_dir, progress)),)), options)
+        part = hub.hub_part(source, data.text_field or DEFAULT_FIELD, progress)
+        return _single(Source(safe_name(hub.dataset_name(source)), (part,)), data)
     if source in DATASETS:
-        homonym = [f"--data {source} is the corpus of that name; write ./{source} for the file or folder"]
-        notes = tuple(homonym * Path(source).exists())
-        paths = fetch(source, cache_dir, mirror, progress)
-        if DATASETS[source].files:
-            gathered = Gathered(options)
-            for path in paths:
-                gathered.add(path, path.name)
-            parts, left_out = gathered.all(cache_dir / source)
-            return Source(source, parts, notes + left_out)
-        return _of_one(Source(source, tuple(map(plain_part, paths)), notes), options)
-    path = expanded(source)
+        return _named(data, binary, progress)
+    path = expand_user(source)
     if path.is_dir():
-        return _folder(path, cache_dir, options)
+        return _folder(path, data, binary)
     if path.exists():
-        return _file(path, safe_name(_stem(path)), options)
+        return _file(path, safe_name(stem_of(path)), data, binary)
     if glob.has_magic(source):
-        return _glob(path, options)
-    raise CorpusError(_unknown_message(source))
+        return _glob(path, data, binary)
+    close = difflib.get_close_matches(source.lower(), DATASETS, n=1, cutoff=0.5)
+    nearest = f" (nearest: {close[0]})" if close else ""
+    raise CorpusError(f"no file, folder or corpus {source!r}{nearest}; the corpora are {', '.join(DATASETS)}")
 
 
-def _of_one(source: Source, options: Options) -> Source:
-    """Raises: CorpusError when files were to be chosen from what has none to choose from."""
-    if options.choice.include or options.choice.exclude:
+def _single(source: Source, data: DataConfig) -> Source:
+    """Return `source`, which is one file. Raises: CorpusError when files were to be chosen from it."""
+    if data.include or data.exclude:
         what = "data.include and data.exclude choose files of a folder, glob, zip archive or the corpus novels"
         raise CorpusError(f"{what}, and {source.name} is none; leave them out")
     return source
 
 
-def _unknown_message(source: str) -> str:
-    if "://" in source:
-        return f"--data {source}: only http and https addresses can be downloaded; bring the file here and name it"
-    close = difflib.get_close_matches(source.lower(), DATASETS, n=1, cutoff=0.5)
-    nearest = f" (nearest: {close[0]})" if close else ""
-    return f"no file, folder or corpus {source!r}{nearest}; the corpora are {', '.join(DATASETS)}"
+def _named(data: DataConfig, binary: bool, progress: bool) -> Source:
+    name, cache_dir = data.source, expand_user(data.cache_dir)
+    notes: tuple[str, ...] = ()
+    if Path(name).exists():
+        notes = (f"--data {name} is the corpus of that name; write ./{name} for the file or folder",)
+    mirror = data.mirror or os.environ.get("CHARRNN_DATA_MIRROR", "")
+    paths = fetch(name, cache_dir, mirror, progress)
+    if not DATASETS[name].files:
+        return _single(Source(name, tuple(map(plain_part, paths)), notes), data)
+    collector = Collector(data, binary=binary)
+    for path in paths:
+        collector.add(path, path.name)
+    parts, skipped = collector.result(cache_dir / name)
+    return Source(name, parts, notes + skipped)
 
 
-def safe_name(text: str) -> str:
-    """`text` as a name that is short and safe in file names."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:_LONGEST_NAME] or "corpus"
-
-
-def _stem(path: Path) -> str:
-    """A file's name without its suffix, or suffixes where it is compressed."""
-    return Path(path.stem).stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.stem
-
-
-def _file(path: Path, name: str, options: Options, notes: tuple[str, ...] = ()) -> Source:
-    """The texts of one file, all of an archive's. name: of the corpus."""
+def _file(path: Path, name: str, data: DataConfig, binary: bool, notes: tuple[str, ...] = ()) -> Source:
+    """Return the text of a file, or those of an archive. name: of the corpus."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise CorpusError(f"{path} is not a regular file, and a corpus is read twice; pipe it to --data - instead")
-    gathered = Gathered(options)
-    texts = gathered.look(path, path.name)
-    if [text.relative for text in texts] != [path.name]:
-        parts, left_out = gathered.all(path)
-        return Source(name, parts, (*notes, *left_out))
-    _of_one(Source(name, ()), options)
-    [text] = texts
-    if text.odd not in ("", BINARY):  # what has NUL bytes may be meant; a PDF is not
+    collector = Collector(data, binary=binary)
+    candidates = collector.read(path, path.name)
+    if [candidate.path for candidate in candidates] != [path.name]:
+        parts, skipped = collector.result(path)
+        return Source(name, parts, (*notes, *skipped))
+    [candidate] = candidates
+    if candidate.skip_reason not in ("", BINARY):  # NUL bytes may be intended; a PDF is not
         remedy = "save it as plain text, or read its bytes with --set data.vocab=bytes"
-        raise CorpusError(f"{path} is no text ({text.odd}); {remedy}")
-    return Source(name, (text.part,), notes)
+        raise CorpusError(f"{path} is not text ({candidate.skip_reason}); {remedy}")
+    return _single(Source(name, (candidate.part,), notes), data)
 
 
-def _glob(pattern: Path, options: Options) -> Source:
-    matches = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  Path.glob would take hidden files as well
-    paths = sorted(map(Path, matches), key=Path.as_posix)
+def _glob(pattern: Path, data: DataConfig, binary: bool) -> Source:
+    found = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  Path.glob would take hidden files as well
+    paths = sorted(map(Path, found), key=Path.as_posix)
     if not any(path.is_file() for path in paths):
-        raise CorpusError(f"no file matches {str(pattern)!r}; look at the pattern, or name a file or folder")
-    fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
-    gathered = Gathered(options, named=True)
+        raise CorpusError(f"no file matches {str(pattern)!r}; check the pattern, or name a file or folder")
+    root = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+    collector = Collector(data, binary=binary, keep_binary=True)
     for path in paths:
-        relative = path.relative_to(fixed)
-        if any(is_marked(fixed / folder) for folder in relative.parents):
-            gathered.leave_out(_OWN, relative.as_posix())
+        relative = path.relative_to(root)
+        if any(is_marked(root / folder) for folder in relative.parents):
+            collector.skip(_INTERNAL, relative.as_posix())
         else:
-            gathered.add(path, relative.as_posix())
-    return Source(safe_name(fixed.resolve().name), *gathered.all(pattern))
+            collector.add(path, relative.as_posix())
+    return Source(safe_name(root.resolve().name), *collector.result(pattern))
 
 
-def _folder(root: Path, cache_dir: Path, options: Options) -> Source:
-    """Every file with text below `root`; hidden ones, links to folders, caches and run folders are left out.
-
-    Raises: CorpusError when `root` is itself a cache or run folder, or holds no text.
-    """
+def _folder(root: Path, data: DataConfig, binary: bool) -> Source:
+    """Return the texts below `root` without hidden files, links to folders, caches and run folders."""
     if is_marked(root):
         raise CorpusError(f"{root} is a cache or run folder of charrnn; name a file of it, or another folder")
-    gathered = Gathered(options)
-    cache = cache_dir.resolve()
+    collector = Collector(data, binary=binary)
+    cache = expand_user(data.cache_dir).resolve()
 
     def enter(folder: Path) -> bool:
-        why = ""
+        reason = ""
         if folder.name.startswith("."):
-            why = "hidden"
+            reason = HIDDEN
         elif folder.is_symlink():
-            why = "links to folders"
+            reason = "links to folders"
         elif folder.resolve() == cache:
-            why = "the data folder"
+            reason = "the data folder"
         elif is_marked(folder):
-            why = _OWN
-        if why:
-            gathered.leave_out(why, folder.relative_to(root).as_posix())
-        return not why
+            reason = _INTERNAL
+        if reason:
+            collector.skip(reason, folder.relative_to(root).as_posix())
+        return not reason
 
     for path in files_below(root, enter):
         relative = path.relative_to(root).as_posix()
         if path.name.startswith("."):
-            gathered.leave_out("hidden", relative)
+            collector.skip(HIDDEN, relative)
         else:
-            gathered.add(path, relative)
-    return Source(safe_name(root.resolve().name), *gathered.all(root))
+            collector.add(path, relative)
+    return Source(safe_name(root.resolve().name), *collector.result(root))
 
 
-def _url_path(url: str) -> Path:
-    try:
-        return Path(unquote(urlsplit(url).path))
-    except ValueError as error:
-        raise CorpusError(f"--data {url} is not an address: {error}") from error
-
-
-def _download_once(url: str, downloads: Path, options: Options, progress: bool) -> Source:
-    """The file at `url`, kept under a name of its own, so that the next run needs no network."""
-    path = _url_path(url)
-    name = safe_name(_stem(path))
-    target = downloads / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{_safe_suffix(path)}"
-    with writing(downloads):
-        mark(downloads)
-        if target.exists():
-            kept = f"{target} is from an earlier download; delete it to bring it anew"
-            return _file(target, name, options, (kept,))
-        with locked(target):
-            if not target.exists():  # another process may have brought it while this one waited
-                try:
-                    download(url, target, progress=progress)
-                except DownloadError as error:
-                    raise CorpusError(f"{error}; without a network use --data FILE or --data python") from error
-    return _file(target, name, options)
-
-
-def _safe_suffix(path: Path) -> str:
-    """Its suffix, or both where it is compressed (`.jsonl.gz`), unless they are not like suffixes."""
-    suffixes = path.suffixes[-2:] if path.suffix.lower() in COMPRESSED_SUFFIXES else path.suffixes[-1:]
-    return "".join(suffix for suffix in suffixes if re.fullmatch(r"\.\w{1,8}", suffix))
-
-
-def _spool_stdin(cache_dir: Path, options: Options) -> Source:
-    """Standard input saved to a file, since a corpus is read twice and a resumed run reads it again."""
+def _save_stdin(data: DataConfig, binary: bool) -> Source:
+    """Save standard input to a file, since a corpus is read twice, and again when a run resumes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CorpusError("--data - cannot feed several processes; save the text to a file first and name that")
     if sys.stdin is None or sys.stdin.isatty():
         raise CorpusError("--data - reads standard input, and nothing is piped to it; write: cat FILE | ... --data -")
-    digest = hashlib.sha256()
+    digest, cache_dir = hashlib.sha256(), expand_user(data.cache_dir)
     with writing(cache_dir), temporary(cache_dir / "stdin.txt") as path:
         with path.open("wb") as file:
             while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
@@ -247,4 +174,4 @@ def _spool_stdin(cache_dir: Path, options: Options) -> Source:
                 file.write(chunk)
         target = cache_dir / f"stdin-{digest.hexdigest()[:16]}.txt"
         path.replace(target)
-    return _file(target, "stdin", options, (f"standard input is kept as {target}",))
+    return _file(target, "stdin", data, binary, (f"standard input is saved as {target}",))

@@ -1,5 +1,6 @@
 """CharRNN: embedding, GRU or LSTM, linear head. Letters: B batch, T seq_len, E, H, L, V as in docs/how-it-works.md."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -97,39 +98,100 @@ class CharRNN(nn.Module):
             pieces.append(hidden)
         return torch.cat(pieces, dim=1) if len(pieces) > 1 else hidden, state
 
-    def _run(self, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
-        """All layers over what `_read` gives: what the last hands on, (B, T, H), and the state after it."""
+    def runs_layer_by_layer(self, device_type: str, *, training: bool) -> bool:
+        """Whether the recurrent layers are called one at a time rather than all in one call.
+
+        LayerNorm and a window's dropout mask lie between two layers. So does, on CUDA, all dropout: cuDNN's has a
+        random state of its own, which no checkpoint holds. There evaluation takes the same way, for which the weights
+        are laid out (`flatten_parameters`).
+        """
         config = self.config
-        masked = self.training and config.dropout > 0 and config.dropout_mask == "window"
-        if matrix is self.rnn.weight_ih_l0 and not (config.layer_norm or (masked and config.num_layers > 1)):
+        if config.layer_norm:
+            return True
+        dropout = config.num_layers > 1 and config.dropout > 0
+        return dropout and (device_type == "cuda" or (training and config.dropout_mask == "window"))
+
+    def _run(self, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run all recurrent layers.
+
+        Args:
+            x: Input of the first layer, (B, T, I).
+            matrix: Its input weights, (G, I), as `_read` returns them.
+            state: Each (L, B, H).
+
+        Returns:
+            The last layer's output, (B, T, H), and the state after the last character.
+        """
+        one_call = matrix is self.rnn.weight_ih_l0
+        if one_call and not self.runs_layer_by_layer(x.device.type, training=self.training):
             return self._run_rnn(x, state)
         states = []
-        for i in range(config.num_layers):
+        for i in range(self.config.num_layers):
             x, matrix = (self.dropout(x), getattr(self.rnn, f"weight_ih_l{i}")) if i else (x, matrix)
             x, after = self._run_layer(i, x, matrix, tuple(part[i : i + 1] for part in state))
-            x = self.norms[i](x) if config.layer_norm else x
+            x = self.norms[i](x) if self.config.layer_norm else x
             states.append(after)
-        return x, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+        return x, states[0] if len(states) == 1 else tuple(torch.cat(parts) for parts in zip(*states, strict=True))
 
     def _run_layer(self, i: int, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
-        """Layer i over x (B, T, I), from its state to that after the last character, each (1, B, H)."""
-        weights = [matrix, *(getattr(self.rnn, f"{name}_l{i}") for name in ("weight_hh", "bias_ih", "bias_hh"))]
-        if len(state) == 2:
-            hidden, h, c = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)
-            return hidden, (h, c)
-        if pays(x):
-            hidden, h = gru_layer(x.transpose(0, 1), state[0][0], weights)  # time first
+        """Run layer i over x (B, T, I) with its state, each part (1, B, H), before and after."""
+        weights = [matrix, *_layer_weights(self.rnn, i)[1:]]
+        if len(state) == 1 and pays(x):
+            hidden, h = gru_layer(x.transpose(0, 1), state[0][0], weights)  # (T, B, H)
             return hidden.transpose(0, 1), (h[None],)
-        hidden, h = torch.gru(x, state[0], weights, True, 1, 0.0, self.training, False, True)
-        return hidden, (h,)
+        return self._call_torch(x, state, weights, num_layers=1, dropout=0.0)
 
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """torch takes and gives a bare tensor for a GRU and a pair for an LSTM; here both are tuples."""
-        if len(state) == 1:
-            hidden, h = run_gru(cast(nn.GRU, self.rnn), x, state[0]) if pays(x) else self.rnn(x, state[0])
+        """Run all layers in one call. x: (B, T, I), state: each (L, B, H)."""
+        if len(state) == 1 and pays(x):
+            hidden, h = run_gru(cast(nn.GRU, self.rnn), x, state[0])
             return hidden, (h,)
-        hidden, pair = self.rnn(x, state)
-        return hidden, cast(State, pair)
+        weights = [w for layer in self.rnn.all_weights for w in layer]
+        dropout = self.rnn.dropout if self.training else 0.0
+        return self._call_torch(x, state, weights, num_layers=self.config.num_layers, dropout=dropout)
+
+    def _call_torch(
+        self, x: Tensor, state: State, weights: Sequence[Tensor], *, num_layers: int, dropout: float
+    ) -> tuple[Tensor, State]:
+        """torch's function behind nn.GRU and nn.LSTM, with the state as a tuple for both.
+
+        It is told to keep what the backward pass needs wherever there may be one: cuDNN refuses a backward pass after a
+        forward call with train=False, and `eval()` alone does not mean that no gradient is taken.
+        """
+        train = self.training or torch.is_grad_enabled()
+        rest = (
+            list(weights),
+            True,
+            num_layers,
+            dropout,
+            train,
+            False,
+            True,
+        )  # has_biases, ..., bidirectional, batch_first
+        if len(state) == 2:
+            hidden, h, c = torch.lstm(x, state, *rest)
+            return hidden, (h, c)
+        hidden, h = torch.gru(x, state[0], *rest)
+        return hidden, (h,)
+
+    def flatten_parameters(self) -> None:
+        """Lay the recurrent weights out as cuDNN takes them: in one block, or in one for each layer that runs alone.
+
+        Weights that are laid out otherwise are copied at every call. Does nothing where cuDNN does not run.
+        """
+        rnn = self.rnn
+        if not torch.backends.cudnn.is_acceptable(rnn.weight_hh_l0):
+            return
+        if not self.runs_layer_by_layer("cuda", training=True):
+            rnn.flatten_parameters()
+            return
+        mode = torch.backends.cudnn.rnn.get_cudnn_mode(self.config.rnn)
+        with torch.no_grad(), torch.cuda.device_of(rnn.weight_hh_l0):
+            for i in range(self.config.num_layers):
+                weights = _layer_weights(rnn, i)
+                width = weights[0].shape[1]
+                # 4 weights a layer; hidden size, projection, layers; batch first; not bidirectional.
+                torch._cudnn_rnn_flatten_weight(weights, 4, width, mode, self.config.hidden_dim, 0, 1, True, False)
 
     def zero_state(self, batch_size: int, device: torch.device | None = None) -> State:
         """The state before the first character: zeros, each (L, B, H) float32."""
@@ -140,6 +202,11 @@ class CharRNN(nn.Module):
     def num_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(p.numel() for p in self.parameters())
+
+
+def _layer_weights(rnn: nn.RNNBase, i: int) -> list[Tensor]:
+    """Layer i's (G, I) and (G, H) matrices and its two (G,) biases."""
+    return [getattr(rnn, f"{name}_l{i}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
 
 class NextCharLoss(nn.Module):

@@ -1,28 +1,33 @@
-"""The Gradio page of `infer ui`. Bound to loopback unless asked; it loads nothing from elsewhere and sends nothing."""
+"""The Gradio page of `infer ui`: built, guarded, and served, on loopback unless asked.
+
+It loads nothing from other hosts and sends nothing to them.
+"""
 
 import contextlib
 import importlib.util
+import logging
 import os
 import socket
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from charrnn.errors import ConfigError
 from infer.ui.models import Models
 
-# Requests that may wait for their turn; one more is refused.
-MOST_WAITING = 16
+# Requests of all clients in the queue; one more is refused.
+MAX_QUEUE = 16
+
+_log = logging.getLogger(__name__)
 
 
 def build_page(models: Models) -> Any:
-    """The page over these models, as a Gradio Blocks; `launch_options` complete it.
+    """Return the page over these models, a gradio.Blocks.
 
-    Raises: ConfigError when Gradio is not installed; ModelFileError when the first model is damaged.
+    Raises:
+        ConfigError: Gradio is not installed.
+        ModelFileError: The first model is damaged.
     """
-    # Read when Gradio is imported; nothing is sent anywhere.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs Gradio, which is not installed: pip install 'charrnn[ui]'")
     import gradio
@@ -31,32 +36,28 @@ def build_page(models: Models) -> Any:
 
     with gradio.Blocks(title="charrnn", analytics_enabled=False) as page:
         lay_out(page, models)
-    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
     return page
 
 
-def launch_options(page: Any, host: str = "127.0.0.1") -> dict[str, Any]:
-    """What every launch of the page needs besides its address: theme, style sheet, script, guard, and no sharing."""
-    from starlette.middleware import Middleware
+def build_app(page: Any, host: str) -> Any:
+    """Return the page as a guarded ASGI application, for a server that is bound to `host`."""
+    from fastapi import FastAPI
+    from gradio import mount_gradio_app
 
-    from infer.ui import style as page_style
     from infer.ui.guard import Guard
+    from infer.ui.theme import head, theme
 
-    guard = Middleware(Guard, host=host, inputs=_inputs(page))
-    return {
-        "app_kwargs": {"middleware": [guard], "openapi_url": None},
-        "theme": page_style.theme(),
-        "css": page_style.CSS,
-        "head": page_style.HEAD,
-        "share": False,
-        "ssr_mode": False,
-    }
+    app = mount_gradio_app(
+        FastAPI(openapi_url=None), page, path="/", theme=theme(), head=head(), ssr_mode=False, show_error=False
+    )
+    return Guard(app, host, _input_types(page), lambda client: _waiting(page, client))
 
 
-def _inputs(page: Any) -> dict[int, list[tuple[type, ...]]]:
-    """The types of what each function of the page takes from the browser: of sliders a number, of states nothing.
+def _input_types(page: Any) -> dict[int, list[tuple[type, ...]]]:
+    """Return the types of the arguments of each of the page's functions, by the function's number.
 
-    Those that run in the browser alone are left out.
+    Functions that run in the browser alone are left out.
     """
     kinds: dict[str, tuple[type, ...]] = {"slider": (int, float, str, type(None)), "state": (type(None),)}
     return {
@@ -66,44 +67,65 @@ def _inputs(page: Any) -> dict[int, list[tuple[type, ...]]]:
     }
 
 
-def serve(model: str | os.PathLike[str] | None, folder: Path | None, host: str, port: int) -> None:
-    """Serves the page until it is interrupted.
+def _waiting(page: Any, client: str) -> int:
+    """Return how many of a client's requests wait in Gradio's queue."""
+    queues = page._queue.event_queue_per_concurrency_id.values()
+    return sum(event.request.client.host == client for queue in queues for event in queue.queue)
 
-    model: the first one; None is the shipped model. folder: whose *.onnx files can be chosen as well; None is
-    `checkpoints` below the current folder, if there is one.
-    Raises: ConfigError when Gradio is missing, the folder is none, or the port is taken; ModelFileError.
+
+def build_server(page: Any, host: str) -> Any:
+    """Return a uvicorn.Server of the page, to be run with sockets of `listen`."""
+    import uvicorn
+
+    from infer.http_limits import LimitedProtocol
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # The page's event streams stay open for as long as it is shown; closed, they end without an error.
+            for connection in list(self.server_state.connections):
+                connection.transport.close()
+            await super().shutdown(sockets)
+
+    return Server(
+        uvicorn.Config(
+            build_app(page, host),
+            http=LimitedProtocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+
+def serve(model: str | os.PathLike[str] | None, folder: Path | None, host: str, port: int) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        model: The first model; None is the shipped one.
+        folder: Its *.onnx files can be chosen as well; None is `checkpoints` in the current folder, if there is one.
+        host: Address to bind.
+        port: Port to bind.
+
+    Raises:
+        ConfigError: Gradio is missing, `folder` is not a folder, or the address cannot be bound.
+        ModelFileError: The first model is missing or damaged.
     """
     page = build_page(Models(model, folder))
-    _check_address(host, port)
-    try:
-        _, url, _ = page.launch(
-            server_name=f"[{host}]" if ":" in host else host,
-            server_port=port,
-            quiet=True,
-            prevent_thread_lock=True,
-            **launch_options(page, host),
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"cannot serve on {host}:{port}: {' '.join(str(error).split())}; choose another --port"
-        ) from None
-    print(f"the page is at {url} (Ctrl-C ends it)", file=sys.stderr)
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(1)  # a wait without an end could not be interrupted on Windows
-    page.close(verbose=False)
+    with listen(host, port) as listener:
+        url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+        _log.info("serving on %s (Ctrl-C stops it)", url)
+        with contextlib.suppress(KeyboardInterrupt):
+            build_server(page, host).run(sockets=[listener])
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raises ConfigError for an address that cannot be served on: Gradio would only speak of its port."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises: ConfigError when the address cannot be bound."""
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            if os.name == "posix":  # as servers do there: a port whose last server has just ended is free
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
     except socket.gaierror as error:
         raise ConfigError(f"cannot serve on {host!r}: {error.strerror}; choose another --host") from None
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise ConfigError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None

@@ -1,7 +1,7 @@
-"""What stands between the network and Gradio: of its many routes the page's own, asked for by the page's own readers.
+"""ASGI middleware in front of Gradio: lets through only the requests that the page itself makes.
 
-Gradio takes uploads, fetches what a request names, and answers whoever asks. A request comes through only if it is for
-a route that the page uses, is small, is addressed to this server, and does not come from another site's page.
+Gradio accepts uploads, fetches URLs that a request names, and answers any Host and Origin. A request passes if the page
+uses its route, its body is small and of plain values, and neither its Host nor its Origin is foreign.
 """
 
 import asyncio
@@ -9,32 +9,29 @@ import ipaddress
 import json
 import re
 import socket
-from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-# A text that the page refuses for its length arrives all the same, up to this, and is refused in words.
-MOST_BODY_BYTES = 1 << 20
-# A page keeps two open, and opens some more while it loads.
-MOST_OPEN_PER_CLIENT = 64
-BODY_TIMEOUT_S = 10.0
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What the page asks for: of Gradio 6.20 to 6.31, as tests/test_page.py finds it.
+# Room for a text that predictions.py refuses for its length, with a message.
+MAX_BODY_BYTES = 1 << 20
+BODY_TIMEOUT_S = 10.0
+MAX_WAITING_PER_CLIENT = 8
+
+# The routes of Gradio 6.20 to 6.31 that the page uses, as tests/test_page.py finds them.
 _READ = re.compile(
     r"/|/(assets|static)/[\w./%@+-]+|/(theme\.css|favicon\.ico|manifest\.json|robots\.txt)"
-    r"|/gradio_api/(startup-events|app_id|queue/data|heartbeat/\w{1,64})"
+    r"|/gradio_api/(app_id|queue/data|heartbeat/\w{1,64})"
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset)")
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
-
 
 class _RefusedError(Exception):
-    """A request that goes no further. status: of HTTP."""
+    """A request that goes no further, with its HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -42,55 +39,51 @@ class _RefusedError(Exception):
 
 
 class Guard:
-    """ASGI middleware.
+    """The middleware.
 
-    host: the address that the server is bound to. inputs: what each of the page's functions takes, by the function's
-    number: for each value, the types that it may have.
+    Args:
+        app: The application behind it.
+        host: The address that the server is bound to.
+        inputs: The types that each argument of each of the page's functions may have, by the function's number.
+        waiting: Returns how many requests of a client, by its address, wait in the queue.
     """
 
-    def __init__(self, app: App, host: str, inputs: dict[int, list[tuple[type, ...]]]) -> None:
-        self._app, self._host, self._inputs = app, host.strip("[]").lower(), inputs
-        self._open: Counter[str] = Counter()
+    def __init__(
+        self, app: ASGIApp, host: str, inputs: dict[int, list[tuple[type, ...]]], waiting: Callable[[str], int]
+    ) -> None:
+        self._app, self._host, self._inputs, self._waiting = app, host.lower(), inputs, waiting
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One connection's request."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":  # a websocket, of which the page has none
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "websocket":  # the page has none
             await send({"type": "websocket.close", "code": 1008})
             return
-        client = (scope.get("client") or ("",))[0]
-        self._open[client] += 1
-        try:
-            if self._open[client] > MOST_OPEN_PER_CLIENT:
-                raise _RefusedError(429, f"more than {MOST_OPEN_PER_CLIENT} requests at once")
-            self._check_addresses(scope)
-            body = await self._body(scope, receive)
-        except _RefusedError as refusal:
-            await _answer(send, refusal)
-            return
-        else:
-            await self._app(scope, _replayed(body, receive), send)
-        finally:
-            self._open[client] -= 1
-            if not self._open[client]:
-                del self._open[client]
+        if scope["type"] == "http":
+            try:
+                self._check_address(scope)
+                receive = _replay(await self._body(scope, receive), receive)
+            except _RefusedError as refusal:
+                # The rest of an unread body must not be taken for the next request.
+                answer = PlainTextResponse(str(refusal), refusal.status, {"connection": "close"})
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
-    def _check_addresses(self, scope: Message) -> None:
-        """Refuses what is for no route of ours, for another host, or from another site."""
+    def _check_address(self, scope: Scope) -> None:
+        """Refuse an unknown route, a foreign Host, a foreign Origin."""
         routes = {"GET": _READ, "HEAD": _READ, "POST": _WRITE}.get(scope["method"])
         if routes is None or not routes.fullmatch(scope["path"]) or ".." in scope["path"]:
-            raise _RefusedError(404, "there is nothing here")
-        hosts = _headers(scope, b"host")
+            raise _RefusedError(404, "not found")
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_own(hosts[0]):
-            raise _RefusedError(421, "this server has another name")
-        # A page of another site may neither send to this one nor, by a name that it points here, read from it.
-        if any(urlsplit(origin).netloc != hosts[0] for origin in _headers(scope, b"origin")):
-            raise _RefusedError(403, "the request comes from another site")
+            raise _RefusedError(421, "this server does not answer to that host name")
+        # Against cross-site requests, and DNS rebinding.
+        if any(urlsplit(origin).netloc != hosts[0] for origin in headers.getlist("origin")):
+            raise _RefusedError(403, "cross-origin request")
 
     def _is_own(self, netloc: str) -> bool:
-        """Whether a request for this host and port can be meant for this server: names that others own cannot."""
+        """Return whether a Host header can mean this server; names that others may own cannot."""
         try:
             name = urlsplit(f"//{netloc}").hostname or ""
         except ValueError:
@@ -99,33 +92,37 @@ class Guard:
             return False
         if name in (self._host, "localhost"):
             return True
-        loopback = self._host == "localhost" or _is_loopback(self._host)
+        local_only = self._host == "localhost" or _is_loopback(self._host)
         try:
-            return ipaddress.ip_address(name).is_loopback or not loopback
+            return ipaddress.ip_address(name).is_loopback or not local_only
         except ValueError:
-            return not loopback and name == socket.gethostname().lower()
+            return not local_only and name == socket.gethostname().lower()
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes:
-        """The whole body of a request, of plain values alone: in others Gradio finds files, and fetches them."""
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """Return the body of a request, of plain values alone: Gradio would fetch the files that others name."""
         if scope["method"] != "POST":
             return b""
-        if any(not size.isdecimal() or int(size[:20]) > MOST_BODY_BYTES for size in _headers(scope, b"content-length")):
-            raise _RefusedError(413, f"more than {MOST_BODY_BYTES} bytes")
+        sizes = Headers(scope=scope).getlist("content-length")
+        if any(not size.isdecimal() or int(size[:20]) > MAX_BODY_BYTES for size in sizes):
+            raise _RefusedError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
         try:
-            body = await asyncio.wait_for(_received(receive), BODY_TIMEOUT_S)
+            body = await asyncio.wait_for(_receive_body(receive), BODY_TIMEOUT_S)
         except TimeoutError:
-            raise _RefusedError(408, f"the request took more than {BODY_TIMEOUT_S:g} s") from None
+            raise _RefusedError(408, f"the body took more than {BODY_TIMEOUT_S:g} s") from None
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError):
-            raise _RefusedError(400, "the request is not JSON") from None
-        ends_a_call = scope["path"].endswith(("cancel", "reset"))
-        if not isinstance(fields, dict) or not (_is_end(fields) if ends_a_call else self._is_call(fields)):
-            raise _RefusedError(400, "the request has values that the page does not send")
+            raise _RefusedError(400, "the body is not JSON") from None
+        ends_call = scope["path"].endswith(("cancel", "reset"))
+        if not isinstance(fields, dict) or not (_is_end(fields) if ends_call else self._is_call(fields)):
+            raise _RefusedError(400, "the body has values that the page does not send")
+        client = (scope.get("client") or ("",))[0]
+        if scope["path"].endswith("queue/join") and self._waiting(client) >= MAX_WAITING_PER_CLIENT:
+            raise _RefusedError(429, f"{MAX_WAITING_PER_CLIENT} requests of this client are waiting already")
         return body
 
     def _is_call(self, fields: dict[str, Any]) -> bool:
-        """Whether it is a call of one of the page's functions with values that it may have."""
+        """Return whether it calls one of the page's functions with arguments of the right types."""
         number, data = fields.get("fn_index"), fields.get("data")
         expected = self._inputs.get(number) if type(number) is int else None
         if expected is None or not isinstance(data, list) or len(data) != len(expected):
@@ -134,7 +131,7 @@ class Guard:
 
 
 def _is_end(fields: dict[str, Any]) -> bool:
-    """Whether it names a call to end, by plain values alone."""
+    """Return whether it names a call to end, by plain values alone."""
     known = fields.keys() <= {"event_id", "session_hash", "fn_index"}
     return known and all(type(v) is int or (isinstance(v, str) and v.isprintable()) for v in fields.values())
 
@@ -146,41 +143,24 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _headers(scope: Message, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
-
-
-async def _received(receive: Receive) -> bytes:
-    body = b""
-    while True:
+async def _receive_body(receive: Receive) -> bytes:
+    body, more = b"", True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _RefusedError(400, "the request ended early")
         body += message.get("body", b"")
-        if len(body) > MOST_BODY_BYTES:
-            raise _RefusedError(413, f"more than {MOST_BODY_BYTES} bytes")
-        if not message.get("more_body"):
-            return body
+        if len(body) > MAX_BODY_BYTES:
+            raise _RefusedError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+        more = message.get("more_body", False)
+    return body
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """`receive` that gives a body which was read already, and then what comes after it."""
-    given = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body which was read already, and then what comes after it."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return next(messages, None) or await receive()
 
     return replay
-
-
-async def _answer(send: Send, refusal: _RefusedError) -> None:
-    text = str(refusal).encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
-    # What is left of a body that was not read must not be taken for the next request.
-    headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})

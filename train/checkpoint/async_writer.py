@@ -1,4 +1,4 @@
-"""Checkpoints on their way to the disk: a snapshot on the main thread, the writing on another, one at a time."""
+"""Asynchronous checkpoint writing: a snapshot on the main thread, the write on another, one at a time."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -8,41 +8,43 @@ from train.checkpoint import format as checkpoints
 from train.checkpoint.format import Checkpoint
 
 
-class Saver:
-    """Writes a run's checkpoints in the background. At most one is in flight: the next waits for it."""
+class AsyncWriter:
+    """Writes a run's checkpoints in the background. At most one write is in flight: the next waits for it."""
 
     def __init__(self, run_dir: Path, keep: int) -> None:
-        """keep: step checkpoints that stay."""
+        """keep: step checkpoints to retain."""
         self._run_dir, self._keep = run_dir, keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
     def save(self, checkpoint: Checkpoint, *, best: bool, step: bool) -> None:
-        """Takes a snapshot and returns; `best` and `step` say what it is written as.
+        """Take a snapshot and return; it is written as best/, as a step checkpoint, or both.
 
-        Raises: CheckpointError when the write before this one failed.
+        Raises:
+            CheckpointError: If the previous write failed.
         """
         self.wait()
         copy = checkpoints.snapshot(checkpoint)
-        self._writing = self._pool.submit(self._write, copy, best, step)
+        self._pending = self._pool.submit(self._write, copy, best, step)
 
-    def failure(self) -> CharRNNError | None:
-        """What the write in flight has failed with, without waiting for it. A defect of ours is raised as it is."""
-        if self._writing is None or not self._writing.done():
+    def error(self) -> CharRNNError | None:
+        """The error of the pending write, without waiting for it. Any other exception is raised as it is."""
+        if self._pending is None or not self._pending.done():
             return None
-        error = self._writing.exception()
+        error = self._pending.exception()
         if error is None or isinstance(error, CharRNNError):
             return error
         raise error
 
     def wait(self) -> None:
-        """Returns once all is on disk. Raises: CheckpointError when it could not be written."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        """Wait until the pending write is on disk. Raises a CheckpointError if it failed."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def _write(self, checkpoint: Checkpoint, best: bool, step: bool) -> None:
-        first = best and step and not checkpoints.step_folders(self._run_dir)  # best/ alone can't be resumed
+        # A run with best/ alone could not be resumed: its first step checkpoint is written before it.
+        first = best and step and not checkpoints.step_folders(self._run_dir)
         if first:
             checkpoints.save_step(self._run_dir, checkpoint, self._keep)
         if best:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from charrnn.config import BASE, KEEP, SCRATCH, RunConfig
 from charrnn.data.corpus import Corpus
 from charrnn.errors import CheckpointError, CorpusError, listing
-from charrnn.io import expanded
+from charrnn.io import expand_user
 from charrnn.model.rnn import CharRNN, State
 from charrnn.vocab import Vocab
 from train.base import base_folder
@@ -123,7 +123,7 @@ def _with_usable_best(saved: Checkpoint, run_dir: Path, warn: Callable[[str], No
 
 def origin_folder(init_from: str) -> Path:
     """The folder that `train.init_from` names: that of the shipped base, or a run or checkpoint."""
-    return base_folder() if init_from == BASE else expanded(init_from)
+    return base_folder() if init_from == BASE else expand_user(init_from)
 
 
 def fine_tuning_start(other: Checkpoint, config: RunConfig, corpus: Corpus, origin: str) -> StartingPoint:
@@ -263,15 +263,21 @@ def rank_rng(device: torch.device) -> Tensors:
 def set_rank_rng(
     accelerator: Accelerator, saved: Checkpoint, config: RunConfig, message: Callable[[str], None]
 ) -> None:
-    """Puts back this rank's generators; after a change in the number of ranks they are derived anew, and said so."""
+    """Restore this rank's generators; after a change of ranks or device type, seed them anew with a message."""
+    changes = []
     if len(saved.rng) != accelerator.num_processes:
+        changes.append(f"{len(saved.rng)} process(es) before, {accelerator.num_processes} now")
+    before, now = ("cuda" if "cuda" in saved.rng[0] else "cpu"), accelerator.device.type
+    if before != now:
+        changes.append(f"device {before} before, {now} now")
+    if changes:
         anew = "dropout's random generators start anew, all else goes on" if config.model.dropout else "all goes on"
-        message(f"{len(saved.rng)} process(es) before, {accelerator.num_processes} now: {anew}")
+        message(f"{', '.join(changes)}: {anew}")
         seed_rank(config.train.seed, saved.step, accelerator.process_index)
         return
     mine = saved.rng[accelerator.process_index]
     torch.set_rng_state(mine["cpu"])
-    if "cuda" in mine and accelerator.device.type == "cuda":
+    if now == "cuda":
         torch.cuda.set_rng_state(mine["cuda"], accelerator.device)
 
 

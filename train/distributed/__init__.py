@@ -1,1 +1,1 @@
-"""Processes and devices of a run: setup, collectives besides gradients, the watchdog, signals."""
+"""Distributed setup: processes and devices, collectives other than gradients, the watchdog, stop signals."""

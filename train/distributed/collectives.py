@@ -1,6 +1,6 @@
-"""What the ranks of a run tell each other besides gradients and evaluation sums: faults, stops, the clock.
+"""Collectives other than gradients and evaluation sums: errors, stop signals, the clock.
 
-Everything travels between hosts, over gloo: a GPU is never waited for.
+They run over gloo between hosts, so they never wait for a GPU.
 """
 
 import datetime
@@ -19,102 +19,109 @@ from charrnn.errors import CharRNNError, TrainingError
 
 T = TypeVar("T")
 
-_RANKS_TOLD_OF = 4
-# Some ranks may wait for hours while another prepares a corpus; that they are alive is the watchdog's business.
+_MAX_RANKS_REPORTED = 4
+# Ranks may wait for hours while one prepares a corpus; a lost peer is detected by the watchdog.
 _TIMEOUT = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Notice:
-    """What one rank says ahead of an update.
+class StepStatus:
+    """What a rank reports before a step.
 
-    stop: the signal it was sent, 0 for none. fault: whether it met an error. elapsed_s: the run's clock, of which rank
-    0's is everybody's. batch: the windows that it takes the global batch to be made of, (B,).
+    Attributes:
+        stop_signal: Stop signal it received, 0 for none.
+        failed: Whether it has an error to raise.
+        elapsed_s: Its clock, seconds of the run; rank 0's is used by all.
+        starts: (B,) where the windows of the global batch begin, as it computed them.
     """
 
-    stop: int
-    fault: bool
+    stop_signal: int
+    failed: bool
     elapsed_s: float
-    batch: NDArray[np.int64]
+    starts: NDArray[np.int64]
 
-    def packed(self) -> torch.Tensor:
-        """(4,) int64: the clock in microseconds, the batch as its CRC-32."""
-        return torch.tensor([self.stop, int(self.fault), round(self.elapsed_s * 1e6), zlib.crc32(self.batch.tobytes())])
+    def pack(self) -> torch.Tensor:
+        """(4,) int64: signal, failed, clock in microseconds, CRC-32 of the starts."""
+        clock, checksum = round(self.elapsed_s * 1e6), zlib.crc32(self.starts.tobytes())
+        return torch.tensor([self.stop_signal, int(self.failed), clock, checksum])
 
 
 @dataclass(frozen=True)
-class Agreed:
-    """What all ranks know after an exchange, the same on each.
+class GlobalStatus:
+    """The status of all ranks, identical on each.
 
-    stop: the first signal that any was sent, 0 for none. faulty: the ranks that met an error. odd_batch: those whose
-    batch is not rank 0's.
+    Attributes:
+        stop_signal: The first stop signal by rank order, 0 for none.
+        elapsed_s: Rank 0's clock.
+        failed_ranks: Ranks that have an error.
+        mismatched_ranks: Ranks whose batch is not rank 0's.
     """
 
-    stop: int
+    stop_signal: int
     elapsed_s: float
-    faulty: tuple[int, ...]
-    odd_batch: tuple[int, ...]
+    failed_ranks: tuple[int, ...]
+    mismatched_ranks: tuple[int, ...]
 
 
-class Ranks:
-    """The run's processes, as one of them sees the others. With a single process nothing is exchanged."""
+class Collectives:
+    """Collective operations over the run's processes. With a single process nothing is communicated."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.rank, self.count = accelerator.process_index, accelerator.num_processes
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.is_main, self.is_local_main = accelerator.is_main_process, accelerator.is_local_main_process
         self._group: Any = None
-        if self.count > 1:
+        if self.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
-    def exchange(self, notice: Notice) -> Agreed:
-        """Gives this rank's notice, and returns what all ranks gave."""
-        mine = notice.packed()  # (4,)
-        everyone = mine.expand(self.count, -1).clone()  # (ranks, 4)
-        if self.count > 1:
+    def all_gather_status(self, status: StepStatus) -> GlobalStatus:
+        """Combine the status of all ranks."""
+        mine = status.pack()  # (4,)
+        everyone = mine.expand(self.world_size, -1).clone()  # (world, 4)
+        if self.world_size > 1:
             dist.all_gather(list(everyone.unbind()), mine, group=self._group)
-        stops, faults, clocks, batches = everyone.T.tolist()
-        return Agreed(
-            stop=next((s for s in stops if s), 0),
+        signals, failures, clocks, batches = everyone.T.tolist()
+        return GlobalStatus(
+            stop_signal=next((s for s in signals if s), 0),
             elapsed_s=clocks[0] / 1e6,
-            faulty=tuple(r for r, fault in enumerate(faults) if fault),
-            odd_batch=tuple(r for r, batch in enumerate(batches) if batch != batches[0]),
+            failed_ranks=tuple(r for r, failed in enumerate(failures) if failed),
+            mismatched_ranks=tuple(r for r, batch in enumerate(batches) if batch != batches[0]),
         )
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in rank order."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def wait(self) -> None:
-        """Returns once every rank has come here."""
-        self.gather(None)
+    def barrier(self) -> None:
+        """Wait until every rank has reached this call."""
+        self.all_gather(None)
 
-    def raise_together(self, error: CharRNNError | None) -> None:
-        """Raises on every rank when any of them has an `error`: all at once, and with the same words."""
-        errors = [(rank, e) for rank, e in enumerate(self.gather(error)) if e]
+    def raise_if_any(self, error: CharRNNError | None) -> None:
+        """Raise on every rank, with the same message, if any rank has an `error`."""
+        errors = [(rank, e) for rank, e in enumerate(self.all_gather(error)) if e]
         if not errors:
             return
         kind = type(errors[0][1])
         if errors[0][0] == 0:
             raise kind(str(errors[0][1]))
-        raise kind("; ".join(f"process {rank}: {e}" for rank, e in errors[:_RANKS_TOLD_OF]))
+        raise kind("; ".join(f"rank {rank}: {e}" for rank, e in errors[:_MAX_RANKS_REPORTED]))
 
-    def together(self, action: Callable[[], T]) -> T:
-        """`action` on every rank; where it fails on one, it fails on all of them."""
+    def run_on_all(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; a user error of one is raised on all."""
         result, error = _attempt(action)
-        self.raise_together(error)
+        self.raise_if_any(error)
         return result  # type: ignore[return-value]
 
-    def locally_first(self, action: Callable[[], T]) -> T:
-        """`action` on one rank of each machine, and then on the others, which find its work done."""
+    def local_main_first(self, action: Callable[[], T]) -> T:
+        """Run `action` on one rank of each machine, then on the others, which find its work done."""
         result, error = _attempt(action) if self.is_local_main else (None, None)
-        self.raise_together(error)
+        self.raise_if_any(error)
         if not self.is_local_main:
             result, error = _attempt(action)
-        self.raise_together(error)
+        self.raise_if_any(error)
         return result  # type: ignore[return-value]
 
 
@@ -125,10 +132,11 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, CharRNNError | None]:
         return None, error
 
 
-def check_same_batch(agreed: Agreed, step: int) -> None:
-    """Raises: TrainingError when ranks took update number `step` to be made of other windows than rank 0 did."""
-    if agreed.odd_batch:
+def check_same_batch(status: GlobalStatus, step: int) -> None:
+    """Raise a TrainingError if ranks computed different windows for step number `step`."""
+    if status.mismatched_ranks:
         raise TrainingError(
-            f"process(es) {', '.join(map(str, agreed.odd_batch))} would train on other windows than process 0 at step "
-            f"{step}; give every machine the same charrnn, config and text, then run the same command again"
+            f"batch mismatch at step {step}: rank(s) {', '.join(map(str, status.mismatched_ranks))} and rank 0 would "
+            "train on different windows; use the same charrnn version, config and text on every machine, then rerun "
+            "the same command"
         )

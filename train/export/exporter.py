@@ -18,6 +18,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from charrnn.cli import run_command
 from charrnn.config import ModelConfig
 from charrnn.data.corpus import prepare
 from charrnn.errors import ConfigError, CorpusError, ExportError
@@ -26,7 +27,6 @@ from charrnn.model.rnn import CharRNN
 from charrnn.vocab import Vocab
 from infer import scoring
 from infer.engine import Engine
-from train import command_line
 from train.checkpoint.format import Checkpoint, load_for_inference
 from train.export.convert import is_model_file, matrices_of_file
 from train.export.onnx_graph import Weights, build_of_matrices, build_onnx, matrices_of
@@ -309,4 +309,4 @@ def command(
 
 def main() -> None:
     """Entry of `python -m train.export`."""
-    command_line.run(command)
+    run_command(lambda: typer.run(command))

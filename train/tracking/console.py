@@ -24,6 +24,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def format_share(share: float) -> str:
+    """A share in percent: 57%, and below 1% with one significant digit: 0.3%, 0.02%."""
+    return f"{share:.0%}" if share >= 0.01 or not share else f"{100 * float(f'{share:.0e}'):g}%"
+
+
 class Display:
     """Shows where a run stands. Use it as a context manager.
 
@@ -116,7 +121,7 @@ class Display:
             f"loss {values['train/loss']:.4f}",
             f"{values['train/bpc']:.3f} bits/char",
             f"{values['train/chars_per_s']:,.0f} chars/s",
-            *([f"mfu {values['train/mfu']:.0%}"] if "train/mfu" in values else []),
+            *([f"mfu {format_share(values['train/mfu'])}"] if "train/mfu" in values else []),
             f"lr {values['train/lr']:.2e}",
         ]
 

@@ -124,13 +124,11 @@ class Tracker:
             return None
 
 
-def open_tracker(
-    tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int, rank: int = 0
-) -> Tracker:
+def open_tracker(tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int) -> Tracker:
     """The tracker that `tracking` names, told `config`; it never raises and never asks."""
     backends: dict[str, Callable[[], _Backend | None]] = {
         "none": lambda: None,
-        "wandb": lambda: Wandb(tracking, run_dir, config, resumed_step, rank),
-        "tensorboard": lambda: TensorBoard(run_dir, config, resumed_step, rank),
+        "wandb": lambda: Wandb(tracking, run_dir, config, resumed_step),
+        "tensorboard": lambda: TensorBoard(run_dir, config, resumed_step),
     }
     return Tracker(tracking.tracker, backends[tracking.tracker])

@@ -30,14 +30,6 @@ class Recorder:
         tracker = open_tracker(config.tracking, run_dir, {**config.model_dump(mode="json"), **extra}, resumed_step)
         return cls(config, log, tracker)
 
-    @classmethod
-    def of_rank(
-        cls, rank: int, config: RunConfig, run_dir: Path, extra: dict[str, Any], resumed_step: int
-    ) -> "Recorder":
-        """The recorder of another rank that has a tracker of its own, as `tracking.every_rank` asks for."""
-        told = {**config.model_dump(mode="json"), **extra, "rank": rank}
-        return cls(None, None, open_tracker(config.tracking, run_dir, told, resumed_step, rank))
-
     @contextlib.contextmanager
     def display(self, step: int, elapsed_s: float, total_steps: int, steps_per_epoch: int) -> Iterator[None]:
         """Shows progress while the block runs. step, elapsed_s: where it begins."""

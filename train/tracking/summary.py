@@ -5,50 +5,67 @@ import os
 import shlex
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 
-from charrnn.data.corpus import LEAST_EVALUATED, Corpus
-from charrnn.data.markov import named_source
-from charrnn.data.ngram import ORDER, ngram_loss
-from charrnn.data.stats import glance
+from charrnn.config import RunConfig, TrainConfig
+from charrnn.data.corpus import Corpus
+from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
 from train.checkpoint.resume import StartingPoint
+from train.dataloader import IdSource, TrainingData
+from train.precision import describe_precision
 from train.probe import UNDISTURBED
-from train.tracking.console import format_duration
-
-if TYPE_CHECKING:
-    from train.trainer import Trainer
+from train.progress import Progress
+from train.tracking.console import format_duration, format_share
 
 _LONG_ON_CPU_S = 3600.0
 
 
-def opening_lines(trainer: "Trainer", threads: int, start: StartingPoint) -> list[str]:
+def opening_lines(
+    config: RunConfig,
+    data: TrainingData,
+    start: StartingPoint,
+    accelerator: Accelerator,
+    run_dir: Path,
+    *,
+    num_parameters: int,
+    total_steps: int,
+) -> list[str]:
     """What is about to happen: device, model, corpus, steps."""
-    config, accelerator, corpus = trainer.config, trainer.accelerator, trainer.corpus
-    data, model, plan = config.data, config.model, trainer.plan
+    model, corpus, vocab = config.model, data.corpus, data.vocab
     if start.resumed:
         origin = f"resumed at step {start.resumed.step:,}"
     else:
         origin = "new, from given weights" if start.weights else "new"
     splits = (corpus.train, corpus.val, corpus.test)
-    symbols = f"{len(trainer.vocab)} {'bytes' if trainer.vocab.kind == 'bytes' else 'characters'}"
+    symbols = f"{len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}"
     parts = ", ".join(f"{name} {len(ids):,}" for name, ids in zip(SPLITS, splits, strict=True))
-    windows = f"{data.windows} windows of {data.seq_len} characters, {data.batch_size} a step"
+    threads = torch.get_num_threads()
+    windows = f"{config.data.windows} windows of {config.data.seq_len} characters, {config.data.batch_size} a step"
+    length = length_line(total_steps, config.train.time_limit)
     return [
-        f"run       {trainer.run_dir} ({origin})",
-        f"device    {device_line(trainer)}, {accelerator.num_processes} process(es) x {threads} CPU thread(s), "
-        f"precision {accelerator.mixed_precision}",
+        f"run       {run_dir} ({origin})",
+        f"device    {device_line(accelerator)}, {accelerator.num_processes} process(es) x {threads} CPU thread(s), "
+        f"precision {precision_of(config.train, accelerator)}",
         f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
-        f"dropout {model.dropout:g}: {trainer.model.num_parameters():,} parameters",
+        f"dropout {model.dropout:g}: {num_parameters:,} parameters",
         f"corpus    {corpus.name}: {corpus.num_chars:,} characters ({parts}), vocabulary of {symbols}",
         *new_lines(start),
+        *placement_lines(data.train),
         *entropy_lines(corpus),
-        f"training  {length_line(trainer)}; {windows}, {plan.steps_per_epoch:,} steps an epoch",
+        f"training  {length}; {windows}, {data.plan.steps_per_epoch:,} steps an epoch",
     ]
+
+
+def precision_of(train: TrainConfig, accelerator: Accelerator) -> str:
+    """The precision, and what was asked for where it differs."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    requested = launched if train.mixed_precision == "auto" else train.mixed_precision
+    return describe_precision(requested, accelerator.mixed_precision, accelerator.device.type)
 
 
 def new_lines(start: StartingPoint) -> list[str]:
@@ -60,65 +77,76 @@ def new_lines(start: StartingPoint) -> list[str]:
     return [f"new       {what}: {names}"]
 
 
-def baseline(corpus: Corpus) -> float | None:
-    """Loss of an n-gram model on the validation split, in nats/char; None without one."""
-    if len(corpus.val) < LEAST_EVALUATED:
-        return None
-    return ngram_loss(corpus.train, corpus.val, len(corpus.vocab))
+def placement_lines(ids: IdSource) -> list[str]:
+    """A line where the training split does not fit on the GPU."""
+    if ids.is_resident or ids.device.type == "cpu":
+        return []
+    return [
+        f"ids       the training split of {len(ids):,} characters would take more than half of the GPU's free memory, "
+        "and is read from the host"
+    ]
 
 
 def entropy_lines(corpus: Corpus) -> list[str]:
     """What to hold the loss against: the text's entropies, an n-gram model's loss, a random source's exact limit."""
-    lines = [f"entropy   {glance(corpus.train, len(corpus.vocab)).line()}"]
-    if (nats := baseline(corpus)) is not None:
+    lines = [f"entropy   {sampled_entropies(corpus.train, len(corpus.vocab)).line()}"]
+    if (nats := corpus.ngram_loss) is not None:
         lines.append(
             f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split by counting "
-            f"(interpolated Kneser-Ney {ORDER}-grams)"
+            f"(interpolated Kneser-Ney {NGRAM_ORDER}-grams)"
         )
-    if source := named_source(corpus.source):
-        bits = source.entropy_rate
-        nats = bits * math.log(2)
-        lines.append(f"limit     {bits:.4f} bits/char, {nats:.4f} nats/char: the source's exact entropy rate")
     return lines
 
 
-def device_line(trainer: "Trainer") -> str:
+def device_line(accelerator: Accelerator) -> str:
     """The device's name, and how many there are in all."""
-    name = device_name(trainer.device)
-    return name if trainer.device.type == "cpu" else f"{trainer.accelerator.num_processes} x {name}"
+    name = device_name(accelerator.device)
+    return name if accelerator.device.type == "cpu" else f"{accelerator.num_processes} x {name}"
 
 
-def length_line(trainer: "Trainer") -> str:
-    """How long the run is: steps, time, or whichever comes first."""
-    limit = trainer.config.train.time_limit
-    steps = f"{trainer.total_steps:,} steps" if trainer.total_steps else ""
-    clock = f"{format_duration(limit)}" if limit else ""
+def length_line(total_steps: int, time_limit_s: float) -> str:
+    """How long the run is: steps, time, or whichever comes first; 0 = no such limit."""
+    steps = f"{total_steps:,} steps" if total_steps else ""
+    clock = format_duration(time_limit_s) if time_limit_s else ""
     return f"{steps} or {clock}, whichever ends first" if steps and clock else steps or clock
 
 
-def pace_line(trainer: "Trainer", figures: dict[str, float]) -> str:
-    """How fast the device works, and how long the run will take so; with hours of CPU ahead, the way to a quick one."""
-    chars_per_s, gflops = figures["train/chars_per_s"], figures["train/gflops"]
-    chars = trainer.config.data.batch_size * trainer.config.data.seq_len
-    left = float("inf")
-    if trainer.total_steps:
-        left = (trainer.total_steps - trainer.progress.step) * chars / chars_per_s
-    limit = trainer.config.train.time_limit
-    if limit:
-        left = min(left, limit - trainer.progress.elapsed_s)
-    share = f", {figures['train/mfu']:.0%} of the peak" if "train/mfu" in figures else ""
+def pace_line(values: dict[str, float], left_s: float, device_type: str, cpu_share: float) -> str:
+    """How fast the device works, and how long the run will take so; with hours of CPU ahead, the way to a quick one.
+
+    Args:
+        values: The first record's.
+        left_s: Seconds to go at that speed.
+        device_type: Of the training device.
+        cpu_share: Share of its threads' time that this process has had.
+    """
+    share = f", {format_share(values['train/mfu'])} of the peak" if "train/mfu" in values else ""
     line = (
-        f"pace      {chars_per_s:,.0f} characters/s ({gflops:,.0f} GFLOP/s{share}): about {format_duration(left)} to go"
+        f"pace      {values['train/chars_per_s']:,.0f} characters/s ({values['train/gflops']:,.0f} GFLOP/s{share}): "
+        f"about {format_duration(left_s)} to go"
     )
-    if trainer.device.type == "cpu" and left > _LONG_ON_CPU_S:
+    if device_type != "cpu":
+        return line
+    if left_s > _LONG_ON_CPU_S:
         line += "; for a model in minutes on a CPU leave out --config"
-    had, threads = trainer.cpu_share(), torch.get_num_threads()
-    if trainer.device.type == "cpu" and threads > 1 and had < UNDISTURBED:
+    threads = torch.get_num_threads()
+    if threads > 1 and cpu_share < UNDISTURBED:
         line += (
-            f"; other processes use these cores: {threads} threads had {had:.0%} of their time, and fewer may be "
+            f"; other processes use these cores: {threads} threads had {cpu_share:.0%} of their time, and fewer may be "
             f"faster (--set train.threads={threads - 1})"
         )
     return line
+
+
+def noise_line(windows: float, batch_size: int) -> str:
+    """Up to which batch size more devices would have helped. windows: the gradient noise scale."""
+    scale = max(1, round(windows))
+    verdict = (
+        f"a batch of more than {scale:,} brings little: more devices would not have helped"
+        if batch_size >= scale
+        else f"more devices would have helped up to a batch of about {scale:,}"
+    )
+    return f"scale     gradient noise scale {scale:,} windows, batch_size {batch_size:,}: {verdict}"
 
 
 def goes_on(run_dir: Path) -> str:
@@ -128,29 +156,41 @@ def goes_on(run_dir: Path) -> str:
     return f"the same command again goes on from {origin}"
 
 
-def stopped_line(trainer: "Trainer") -> str:
-    """Where a run was stopped, and by what."""
-    name = signal.Signals(trainer.stopped_by).name
-    return f"stopped by {name} after step {trainer.progress.step:,}; {goes_on(trainer.run_dir)}"
+def stopped_line(number: int, step: int, run_dir: Path) -> str:
+    """Where a run was stopped, and by what signal."""
+    return f"stopped by {signal.Signals(number).name} after step {step:,}; {goes_on(run_dir)}"
 
 
-def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, difference: float) -> list[str]:
-    """What there is now, and the next command to type."""
+def closing_lines(
+    data: TrainingData, progress: Progress, best: Checkpoint, run_dir: Path, model_file: Path, difference: float
+) -> list[str]:
+    """What there is now, and the next command to type.
+
+    Args:
+        data: The corpus and the model's vocabulary.
+        progress: At the run's end.
+        best: The exported checkpoint.
+        run_dir: The run folder.
+        model_file: The exported file.
+        difference: Largest difference between its logits and torch's.
+    """
     metrics = best.trainer["metrics"]
     size = model_file.stat().st_size / 2**20
     lines = [
-        f"done      {trainer.progress.step:,} steps, {trainer.progress.elapsed_s:,.0f} s; best at step {best.step:,}",
+        f"done      {progress.step:,} steps, {progress.elapsed_s:,.0f} s; best at step {best.step:,}",
     ]
     lines += [
         f"          {name:<8}{metrics[f'val/{name}/loss']:.4f} nats/char  {metrics[f'val/{name}/bpc']:.4f} bits/char"
         for name in ("stream", "windows")
         if f"val/{name}/loss" in metrics
     ]
-    lines += baseline_warning(trainer.corpus, metrics)
-    prompt = ' -p "ROMEO:"' if not trainer.vocab.unknown_in("ROMEO:") else ""
+    if "train/noise_scale" in metrics:
+        lines.append(noise_line(metrics["train/noise_scale"], best.config.data.batch_size))
+    lines += baseline_warning(data.corpus, metrics)
+    prompt = ' -p "ROMEO:"' if not data.vocab.unknown_in("ROMEO:") else ""
     return [
         *lines,
-        f"files     {trainer.run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
+        f"files     {run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
         f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
         f"next      infer generate -m {shlex.quote(str(model_file))}{prompt}",
     ]
@@ -158,7 +198,7 @@ def closing_lines(trainer: "Trainer", best: Checkpoint, model_file: Path, differ
 
 def baseline_warning(corpus: Corpus, metrics: dict[str, float]) -> list[str]:
     """A warning when the trained model predicts the validation split worse than counting n-grams does."""
-    loss, nats = metrics.get("val/stream/loss"), baseline(corpus)
+    loss, nats = metrics.get("val/stream/loss"), corpus.ngram_loss
     if loss is None or nats is None or loss <= nats:
         return []
     return [

@@ -17,10 +17,10 @@ _OFFLINE = "offline-run-"
 class Segments:
     """The newest segment, as RUN/wandb_segment.json records it."""
 
-    def __init__(self, run_dir: Path, suffix: str, resumed_step: int) -> None:
-        """suffix: tells apart the records of several ranks. resumed_step: where the run goes on from."""
+    def __init__(self, run_dir: Path, resumed_step: int) -> None:
+        """resumed_step: where the run goes on from."""
         self._run_dir = run_dir
-        self._file = run_dir / f"wandb_segment{suffix}.json"
+        self._file = run_dir / "wandb_segment.json"
         self._resumed_step = resumed_step
         self._before = self._read()
 

@@ -24,14 +24,12 @@ _WANDB_TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 600.0}
 class TensorBoard:
     """Event files in RUN/tensorboard."""
 
-    def __init__(self, run_dir: Path, config: dict[str, Any], resumed_step: int, rank: int = 0) -> None:
-        """rank: of the process; each has a folder of its own."""
+    def __init__(self, run_dir: Path, config: dict[str, Any], resumed_step: int) -> None:
         from accelerate.tracking import TensorBoardTracker
 
-        self._folder = run_dir / (f"tensorboard/rank-{rank}" if rank else "tensorboard")
+        self._folder = run_dir / "tensorboard"
         # purge_step: TensorBoard then leaves out what the segment before logged of later steps.
         self._tracker = TensorBoardTracker("", self._folder, purge_step=resumed_step + 1 if resumed_step else None)
-        self._tracker.main_process_only = False
         self._tracker.start()
         self._log_text("config", json.dumps(config, indent=1), resumed_step)
 
@@ -67,15 +65,11 @@ class Wandb:
     lose history, so every segment is a run of its own, and the group holds them together (see wandb_segments).
     """
 
-    def __init__(
-        self, tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int, rank: int = 0
-    ) -> None:
-        """rank: of the process; each has a run of its own, in the same group."""
+    def __init__(self, tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int) -> None:
         import wandb
 
         self._wandb, self._tracking, self._run_dir = wandb, tracking, run_dir
         self._name = tracking.name or run_dir.resolve().name
-        self._rank_suffix = f"-rank{rank}" if rank else ""
         _require_writable(run_dir / "wandb")
         mode = _wandb_mode(wandb)
         try:
@@ -90,15 +84,15 @@ class Wandb:
         from accelerate.tracking import WandBTracker
 
         online = mode == "online"
-        id_file = self._run_dir / f"wandb_run{self._rank_suffix}.json"
+        id_file = self._run_dir / "wandb_run.json"
         known = json.loads(id_file.read_text(encoding="utf-8")) if online and id_file.exists() and resumed_step else {}
-        segments = Segments(self._run_dir, self._rank_suffix, resumed_step)
+        segments = Segments(self._run_dir, resumed_step)
         timeouts = {k: s for k, s in _WANDB_TIMEOUTS.items() if f"WANDB_{k.upper()}" not in os.environ}
         first_step = segments.first_step
         segment = self._name if online or not first_step else f"{self._name}-from-{first_step}"
         self._tracker = WandBTracker(
             self._tracking.project,
-            name=segment + self._rank_suffix,
+            name=segment,
             group=self._tracking.group or self._name,
             id=known.get("id"),
             resume="allow" if known else None,
@@ -106,7 +100,6 @@ class Wandb:
             mode=mode,
             settings=self._wandb.Settings(silent=True, console="off", **timeouts),
         )
-        self._tracker.main_process_only = False
         self._tracker.start()
         self._run = self._tracker.tracker
         self._tracker.store_init_configuration({**config, "resumed_step": resumed_step})

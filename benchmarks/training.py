@@ -1,0 +1,81 @@
+"""The product's trainer for benchmarks: the one place that knows how it is built and stepped, and a random text."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.state import AcceleratorState, GradientState
+
+from charrnn.config import RunConfig, load_config
+from charrnn.data.corpus import prepare
+from train.checkpoint.resume import StartingPoint
+from train.distributed.setup import make_accelerator, set_threads
+from train.tracking.recorder import Recorder
+from train.trainer import Trainer
+
+_BATCHES_OF_TEXT = 64
+
+
+def options_of(folder: Path, **size: Any) -> dict[str, Any]:
+    """Returns config options of a run of one process and one thread in `folder`, on `write_random_text`'s text.
+
+    Args:
+        folder: Where text, ids and run go.
+        size: rnn, hidden_dim, num_layers, seq_len, batch_size.
+    """
+    return {
+        "data.source": str(folder / "random.txt"),
+        "data.cache_dir": str(folder / "data"),
+        "train.epochs": 0,
+        "train.max_steps": 10**9,
+        "train.threads": 1,
+        "train.mixed_precision": "no",
+        "train.run_dir": str(folder / "run"),
+        **{f"{'data' if name in ('batch_size', 'seq_len') else 'model'}.{name}": n for name, n in size.items()},
+    }
+
+
+def write_random_text(options: dict[str, Any], processes: int = 1) -> RunConfig:
+    """Writes and prepares random printable ASCII, enough for many batches of all processes; returns the config."""
+    config = load_config(None, options)
+    chars = _BATCHES_OF_TEXT * (processes * config.data.batch_size + 1) * config.data.seq_len
+    text = np.random.default_rng(0).integers(ord(" "), ord("~") + 1, chars, np.uint8)
+    Path(config.data.source).write_bytes(text.tobytes())
+    prepare(config.data)
+    return config
+
+
+def reset_accelerator() -> None:
+    """Has the next Accelerator of this process take settings of its own: they are singletons."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def make_trainer(config: RunConfig, *, log: bool = False, clock: Callable[[], float] = time.monotonic) -> Trainer:
+    """Builds a trainer in this process, with weights of its own.
+
+    Args:
+        config: What to train.
+        log: Whether to write metrics.jsonl to the run folder; else nothing is recorded.
+        clock: Seconds.
+    """
+    reset_accelerator()
+    set_threads(config.train.threads)
+    corpus, accelerator, run_dir = prepare(config.data), make_accelerator(config.train), Path(config.train.run_dir)
+    if log:
+        run_dir.mkdir(exist_ok=True)
+    recorder = Recorder.open(config, run_dir, {}, 0) if log else Recorder.null()
+    return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder, clock)
+
+
+def synchronize(trainer: Trainer) -> bool:
+    """Reads the next batch and agrees with the other ranks; returns whether training goes on."""
+    return trainer.next_step()
+
+
+def log_if_due(trainer: Trainer) -> None:
+    """Writes the training metrics every `log.every` steps."""
+    if trainer.schedule.log_due():
+        trainer.log()

@@ -1,0 +1,181 @@
+"""The HTTP side: routes, authorization, limits of what a request may be, errors in one shape."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from infer.server.completions import Completion
+from infer.server.errors import ApiError, draining
+from infer.server.guard import Guard, Service, error_response
+from infer.server.page import page
+from infer.server.pool import Pool
+from infer.server.protocol import parse
+
+log = logging.getLogger("charrnn.serve")
+
+MAX_BODY_BYTES = 2 << 20
+# What is too large is read on and dropped, up to this, so that the client comes to reading the answer.
+_MOST_DROPPED_BYTES = 64 << 20
+BODY_TIMEOUT_S = 10.0
+_STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold the events back
+}
+
+
+async def read_body(request: Request) -> bytes:
+    """The body. Raises: ApiError when it is too large, or takes too long to arrive."""
+    body, size = b"", 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= MAX_BODY_BYTES:
+                    body += chunk
+                if size > _MOST_DROPPED_BYTES:
+                    break
+    except TimeoutError:
+        raise ApiError(400, f"the body did not arrive in {BODY_TIMEOUT_S:g} s", code="slow_body") from None
+    if size > MAX_BODY_BYTES:
+        raise ApiError(413, f"the body has more than {MAX_BODY_BYTES:,} bytes; shorten the prompt", code="too_large")
+    return body
+
+
+async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """What `work` returns; it is cancelled, and None returned, when the client disconnects."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())  # the body is read: what comes next is the disconnection
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for future in (task, gone):
+            future.cancel()
+
+
+class Routes:
+    """The endpoints."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        began = asyncio.get_running_loop().time()
+        asked = parse(await read_body(request), self._service.max_tokens_limit)
+        if self._service.draining:
+            raise draining()
+        pool = self._service.pool(asked.model)
+        completion = Completion(asked, pool, request.scope["request_id"], self._service.timeout, began)
+        facts = request.scope["facts"]
+        facts |= {"model": pool.name, "prompt_chars": completion.prompt_chars}
+        try:
+            completion.submit()
+            if asked.stream:
+                changes = completion.changes()
+                # Errors that come before any text still get a status of their own.
+                first = await unless_gone(request, anext(changes, {}))
+                if first is not None:
+                    events = completion.stream(changes, first)
+                    return StreamingResponse(_counted(events, completion, facts), headers=_STREAM_HEADERS)
+            else:
+                body = await unless_gone(request, completion.complete())
+                if body is not None:
+                    facts["chars"] = completion.chars
+                    return JSONResponse(body)
+        except BaseException:
+            completion.cancel()
+            raise
+        completion.cancel()
+        return Response(status_code=499)
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [_model(pool) for pool in self._service.pools.values()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        return JSONResponse(_model(self._service.pool(request.path_params["name"])))
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: 200 when every model takes requests, else 503."""
+        if self._service.ready:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "draining" if self._service.draining else "loading"}, 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        text, kind = self._service.metrics.text(), "text/plain; version=0.0.4; charset=utf-8"
+        return Response(text, headers={"content-type": kind})
+
+    async def page(self, request: Request) -> Response:
+        """GET /: what this is, and how to use it."""
+        html = page(list(self._service.pools), str(request.base_url), self._service.api_key is not None)
+        return HTMLResponse(html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
+
+async def _counted(events: Any, completion: Completion, facts: dict[str, Any]) -> Any:
+    async with aclosing(events):
+        async for event in events:
+            yield event
+            facts["chars"] = completion.chars
+
+
+def _model(pool: Pool) -> dict[str, Any]:
+    facts = pool.facts or {}
+    own = {name: facts.get(name) for name in ("sha256", "shape", "precision")}
+    return {"id": pool.name, "object": "model", "created": facts.get("created", 0), "owned_by": "charrnn"} | own
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(ApiError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}"))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the log does
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    return error_response(ApiError(500, f"an error of the server; its log has request {request.scope['request_id']}"))
+
+
+def build_app(service: Service) -> Starlette:
+    """The ASGI application."""
+    routes = Routes(service)
+    handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+        ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _gone, Exception: _defect,
+    }  # fmt: skip
+    middleware = [Middleware(Guard, service=service)]
+    if service.origins:
+        cors = Middleware(CORSMiddleware, allow_origins=service.origins, allow_methods=["GET", "POST"],
+                          allow_headers=["*"], expose_headers=["x-request-id", "retry-after"])  # fmt: skip
+        middleware.insert(0, cors)
+    return Starlette(
+        routes=[
+            Route("/", routes.page),
+            Route("/health", routes.health),
+            Route("/metrics", routes.metrics),
+            Route("/v1/models", routes.models),
+            Route("/v1/models/{name:path}", routes.model),
+            Route("/v1/completions", routes.completions, methods=["POST"]),
+        ],
+        middleware=middleware,
+        exception_handlers=handlers,
+    )

@@ -1,0 +1,229 @@
+"""POST /v1/completions: a checked request to jobs, and their events to a response."""
+
+import asyncio
+import base64
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+
+from charrnn.errors import VocabError
+from charrnn.vocab import Vocab
+from infer.engine import fresh_seed
+from infer.server.errors import ApiError
+from infer.server.pool import Pool, Ticket
+from infer.server.protocol import CompletionRequest
+
+# What became known of each choice, by its index.
+Changes = dict[int, dict[str, Any]]
+
+
+class Logprobs:
+    """OpenAI's parallel lists for one choice, from (id, log probability, likeliest) triples."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab, self._decode, self._offset = vocab, vocab.decoder(), 0
+
+    def take(self, scores: list[Any]) -> dict[str, list[Any]]:
+        """The lists of some more characters."""
+        lists: dict[str, list[Any]] = {name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+        for i, logprob, top in scores:
+            lists["tokens"].append(self._token(i))
+            lists["token_logprobs"].append(logprob)
+            likeliest = None if top is None else {self._token(j): lp for j, lp in top} | {self._token(i): logprob}
+            lists["top_logprobs"].append(likeliest)
+            lists["text_offset"].append(self._offset)
+            self._offset += len(self._decode(i))
+        return lists
+
+    def _token(self, i: int) -> str:
+        if self._vocab.kind == "chars":
+            return self._vocab.symbols[i]
+        return chr(i) if i < 0x80 else f"bytes:\\x{i:02x}"
+
+
+class Completion:
+    """One request on its way.
+
+    Args:
+        request: What was asked.
+        pool: The workers of its model.
+        timeout: Seconds until it fails.
+        began: When it arrived, by the event loop's clock.
+    """
+
+    def __init__(self, request: CompletionRequest, pool: Pool, request_id: str, timeout: float, began: float) -> None:
+        self.request, self._pool, self._began, self._deadline = request, pool, began, began + timeout
+        self._vocab = pool.vocab
+        self.head = {"id": request_id, "object": "text_completion", "created": int(time.time()), "model": pool.name}
+        self._ready = asyncio.Event()
+        self._prompts = [self._ids(prompt) for prompt in request.prompts]
+        self._tickets: list[Ticket] = []
+        self.prompt_chars = sum(len(ids) - lead for ids, lead in self._prompts)
+        self.chars = 0
+        self._first_at: dict[int, tuple[float, int]] = {}
+        count = len(self._prompts) * request.choices
+        self._logprobs = None if request.logprobs is None else [Logprobs(self._vocab) for _ in range(count)]
+
+    def _ids(self, prompt: str | tuple[int, ...]) -> tuple[np.ndarray[Any, Any], int]:
+        """What is read, and how many of its first ids are not the prompt's own."""
+        request = self.request
+        if isinstance(prompt, str):
+            try:
+                ids = self._vocab.encode(prompt, request.unknown)
+            except VocabError as error:
+                message = str(error).replace("--unknown skip", 'unknown: "skip"')
+                raise ApiError(422, message, "prompt", "unknown_characters") from None
+        elif not 0 <= min(prompt) <= max(prompt) < len(self._vocab):
+            raise ApiError(422, f"prompt has ids outside of the vocabulary's [0, {len(self._vocab)})", "prompt")
+        else:
+            ids = np.array(prompt, self._vocab.dtype)
+        if request.state is not None:
+            return ids, 0
+        begun = self._vocab.begun(ids)
+        return begun, len(begun) - len(ids)
+
+    def submit(self) -> None:
+        """Gives the jobs to the workers. Raises: ApiError when there is no room."""
+        request = self.request
+        self._pool.check_room(len(self._prompts) * request.choices)
+        for ids, lead in self._prompts:
+            seed = fresh_seed() if request.seed is None else request.seed
+            own_stream = request.state is not None and request.seed is None and request.choices == 1
+            message = {
+                "ids": base64.b64encode(ids.astype("<u4").tobytes()).decode(),
+                "lead": 1 if request.state is not None else lead,
+                "state": request.state,
+                "length": request.max_tokens,
+                "options": dataclasses.asdict(request.options),
+                "seeds": [] if own_stream else [seed + i for i in range(request.choices)],
+                "stop": request.stop,
+                # What best_of chooses by.
+                "logprobs": 0 if request.logprobs is None and request.choices > request.n else request.logprobs,
+                "score_prompt": request.echo and request.logprobs is not None,
+                "return_state": request.return_state,
+            }
+            self._tickets.append(self._pool.submit(message, request.choices, request.stream, self._ready))
+
+    def cancel(self) -> None:
+        """Frees what the request still has."""
+        for ticket in self._tickets:
+            ticket.cancel()
+
+    async def changes(self) -> AsyncIterator[Changes]:
+        """What becomes known of each choice, by its index, at every wake-up.
+
+        A change has `text`, `chars`, and maybe `scores`, `finish` and `state`.
+        """
+        choices = self.request.choices
+        while not all(ticket.done for ticket in self._tickets):
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    await self._ready.wait()
+            except TimeoutError:
+                limit = self._deadline - self._began
+                raise ApiError(503, f"not done in {limit:g} s (--timeout); ask for less", code="timeout") from None
+            self._ready.clear()
+            changes: Changes = {}
+            for p, ticket in enumerate(self._tickets):
+                for event in ticket.take():
+                    for i in range(choices) if "prompt_scores" in event else [event["i"]]:
+                        self._merge(changes.setdefault(p * choices + i, {"text": "", "chars": 0}), event)
+            for index, change in changes.items():
+                self._observe(index, change)
+            if changes:  # a wake-up may come for what was taken already
+                yield changes
+
+    def _merge(self, change: dict[str, Any], event: dict[str, Any]) -> None:
+        change["text"] += event.get("text", "")
+        change["chars"] += event.get("chars", 0)
+        if "scores" in event or "prompt_scores" in event:
+            change.setdefault("scores", []).extend(event.get("scores", event.get("prompt_scores")))
+        for name in ("finish", "state"):
+            if name in event:
+                change[name] = event[name]
+
+    def _observe(self, index: int, change: dict[str, Any]) -> None:
+        """Counts and times what was generated."""
+        now, metrics, name = asyncio.get_running_loop().time(), self._pool.metrics, self._pool.name
+        self.chars += change["chars"]
+        if index not in self._first_at:
+            if change["chars"]:
+                self._first_at[index] = now, self.chars
+                metrics.first.labels(name).observe(now - self._began)
+            return
+        if "finish" in change and len(self._first_at) == 1 == self.request.choices:
+            first, chars = self._first_at[index]
+            if self.chars > chars:
+                metrics.per_char.labels(name).observe((now - first) / (self.chars - chars))
+
+    def prompt_text(self, index: int) -> str:
+        """What `echo` puts before the text of a choice."""
+        ids, lead = self._prompts[index // self.request.choices]
+        return self._vocab.decode(ids[lead:].tolist()) if self.request.echo else ""
+
+    def choice(self, index: int, change: dict[str, Any]) -> dict[str, Any]:
+        """A choice in OpenAI's shape."""
+        scores = change.get("scores", [])
+        shown = {
+            "index": index,
+            "text": change["text"],
+            "logprobs": self._logprobs[index].take(scores) if self._logprobs else None,
+            "finish_reason": change.get("finish"),
+        }
+        return shown | ({"state": change["state"]} if "state" in change else {})
+
+    def usage(self) -> dict[str, int]:
+        """Characters read and generated."""
+        return {
+            "prompt_tokens": self.prompt_chars,
+            "completion_tokens": self.chars,
+            "total_tokens": self.prompt_chars + self.chars,
+        }
+
+    async def complete(self) -> dict[str, Any]:
+        """The response of a request that is not streamed."""
+        request, wholes = self.request, dict[int, dict[str, Any]]()
+        async for changes in self.changes():
+            for index, change in changes.items():
+                whole = wholes.setdefault(index, {"text": self.prompt_text(index), "chars": 0})
+                self._merge(whole, change)
+        choices = []
+        for p in range(len(self._prompts)):
+            ranked = [wholes[p * request.choices + i] for i in range(request.choices)]
+            if request.choices > request.n:
+                ranked.sort(key=_mean_logprob, reverse=True)
+            choices += [self.choice(p * request.choices + i, whole) for i, whole in enumerate(ranked[: request.n])]
+        for index, choice in enumerate(choices):
+            choice["index"] = index
+        return self.head | {"choices": choices, "usage": self.usage()}
+
+    async def stream(self, changes: AsyncIterator[Changes], first: Changes) -> AsyncIterator[str]:
+        """Server-sent events, from the first changes on."""
+        begun = set[int]()
+        head = json.dumps(self.head)[:-1]
+        tail = ', "usage": null}\n\n' if self.request.include_usage else "}\n\n"
+        try:
+            while first:
+                for index, change in first.items():
+                    if index not in begun:
+                        begun.add(index)
+                        change["text"] = self.prompt_text(index) + change["text"]
+                    yield f'data: {head}, "choices": [{json.dumps(self.choice(index, change))}]{tail}'
+                first = await anext(changes, {})
+            if self.request.include_usage:
+                yield f"data: {json.dumps(self.head | {'choices': [], 'usage': self.usage()})}\n\n"
+            yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield f"data: {json.dumps(error.body())}\n\n"
+        finally:
+            self.cancel()
+
+
+def _mean_logprob(whole: dict[str, Any]) -> float:
+    """By which best_of ranks: the mean log probability of the generated characters."""
+    scores = whole["scores"][len(whole["scores"]) - whole["chars"] :]
+    return sum(score[1] for score in scores) / len(scores) if scores else 0.0

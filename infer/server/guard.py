@@ -1,0 +1,123 @@
+"""What every request passes: who may use the server, errors in one shape, a name, a count and a line in the log."""
+
+import hmac
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infer.server.errors import ApiError
+from infer.server.metrics import Metrics
+from infer.server.pool import Pool
+
+log = logging.getLogger("charrnn.serve")
+
+_PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/completions")
+
+
+@dataclass
+class Service:
+    """What the routes need.
+
+    Attributes:
+        pools: The models' workers by name; the first is the default.
+        max_tokens_limit: Most characters a choice may ask for.
+        timeout: Seconds until a request fails.
+        api_key: What /v1 asks for; None lets everyone in.
+        origins: Other sites whose pages may use the API; "*" is all.
+        loopback: Whether the server is reachable from this machine alone.
+        draining: Whether it is about to exit.
+    """
+
+    pools: dict[str, Pool]
+    metrics: Metrics
+    max_tokens_limit: int
+    timeout: float
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()
+    loopback: bool = True
+    draining: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model takes requests."""
+        return not self.draining and all(pool.ready for pool in self.pools.values())
+
+    def pool(self, name: str | None) -> Pool:
+        """The workers of a model. Raises: ApiError 404."""
+        if name is None:
+            return next(iter(self.pools.values()))
+        if name not in self.pools:
+            known = ", ".join(self.pools)
+            raise ApiError(404, f"there is no model {name[:200]!r}; there are: {known}", "model", "model_not_found")
+        return self.pools[name]
+
+
+class Guard:
+    """Lets in whom it should, answers errors, names, counts and logs each request."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 499  # as nginx has it: the client went away before the response
+        scope["request_id"] = f"cmpl-{uuid.uuid4().hex[:24]}"
+        facts: dict[str, Any] = {}
+        scope["facts"] = facts
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-request-id", scope["request_id"].encode()))
+            await send(message)
+
+        try:
+            try:
+                self._check(Request(scope))
+            except ApiError as error:
+                await error_response(error)(scope, receive, named)
+                return
+            await self._app(scope, receive, named)
+        finally:
+            path = scope["path"] if scope["path"] in _PATHS else "other"
+            self._service.metrics.requests.labels(path, status).inc()
+            if not (path in ("/health", "/metrics") and status < 500):
+                facts |= {"status": status, "seconds": round(time.perf_counter() - began, 4), "id": scope["request_id"]}
+                log.info("%s %s", scope["method"], scope["path"][:200], extra={"facts": facts})
+
+    def _check(self, request: Request) -> None:
+        service = self._service
+        # A page of another site may not make the browser of someone who can reach this server use it.
+        origin = request.headers.get("origin")
+        if origin is not None and not {"*", origin} & set(service.origins):
+            netloc, host = urlsplit(origin).netloc, request.headers.get("host", "")
+            if netloc != host or (service.loopback and not is_loopback_name(host)):
+                raise ApiError(403, "the request comes from another site; see --cors-origin", code="origin")
+        if service.api_key is not None and request.url.path.startswith("/v1/"):
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), service.api_key.encode()):
+                raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+
+
+def is_loopback_name(netloc: str) -> bool:
+    """Whether a Host header names this machine itself."""
+    try:
+        return urlsplit(f"//{netloc}").hostname in ("localhost", "127.0.0.1", "::1")
+    except ValueError:
+        return False
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The error as a response; of what follows a request that was not read to its end, nothing is a request."""
+    return JSONResponse(error.body(), error.status, error.headers())

@@ -1,0 +1,235 @@
+"""The workers of one model: started, given jobs, listened to, restarted."""
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from charrnn.vocab import Vocab
+from infer.server.errors import ApiError
+from infer.server.metrics import Metrics
+from infer.server.ticket import Ticket
+
+log = logging.getLogger("charrnn.serve")
+
+_ROOT = Path(__file__).resolve().parents[2]
+# Text is sent at most so often, and at most so many events a second in all: what is faster than the eye only costs.
+_SEND_EVERY_S, _EVENTS_PER_S = 0.02, 2000
+# Of prompts that are with the workers, bytes.
+_MOST_PROMPT_BYTES = 64 << 20
+_MOST_LINE_BYTES = 1 << 30
+_RESTART_S, _MOST_RESTART_S = 0.1, 5.0
+_ids = itertools.count()
+
+
+class Worker:
+    """One process, and the tickets of the jobs that it has."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+        self._process: asyncio.subprocess.Process | None = None
+        self.tickets: dict[int, Ticket] = {}
+        self.ready = self.closing = False
+        self.counts = {"running": 0, "waiting": 0}
+        self._dirty: set[Ticket] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sent = 0.0
+
+    @property
+    def choices(self) -> int:
+        """Of all its jobs."""
+        return sum(ticket.choices for ticket in self.tickets.values())
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return self._process.pid if self._process else None
+
+    def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
+        """Gives it a job."""
+        ticket = Ticket(self.cancel, message, choices, stream, ready)
+        self.tickets[ticket.id] = ticket
+        self._write(message)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Takes a job back, if it has it still."""
+        if self.tickets.pop(ticket.id, None):
+            self._write({"cancel": ticket.id})
+
+    def _write(self, message: dict[str, Any]) -> None:
+        if self._process and self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def run(self) -> None:
+        """Keeps a process alive until `close`."""
+        delay = _RESTART_S
+        while not self.closing:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "infer.server.worker", *self._pool.arguments, limit=_MOST_LINE_BYTES,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+            )  # fmt: skip
+            was_ready = await self._listen(self._process)
+            code = await self._process.wait()
+            self.ready, self.counts = False, {"running": 0, "waiting": 0}
+            for ticket in self.tickets.values():
+                ticket.fail(
+                    ApiError(500, "the worker of this request ended; send the request again", code="worker_lost")
+                )
+            self.tickets.clear()
+            self._pool.changed()
+            if not self.closing:
+                log.error("worker %d of %s ended with code %d; restarting", self._process.pid, self._pool.name, code)
+                self._pool.metrics.restarts.labels(self._pool.name).inc()
+                delay = _RESTART_S if was_ready else min(2 * delay, _MOST_RESTART_S)
+                await asyncio.sleep(delay)
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> bool:
+        """Takes what the process says until it ends; returns whether it ever was ready."""
+        assert process.stdout is not None
+        was_ready = False
+        async for line in process.stdout:
+            message = json.loads(line)
+            if "events" in message:
+                self._take(message)
+            elif "ready" in message:
+                self.ready = was_ready = True
+                self._pool.facts = message["ready"]
+                self._pool.changed()
+            else:
+                self._pool.failed(message["failed"])
+        return was_ready
+
+    def _take(self, message: dict[str, Any]) -> None:
+        for event in message["events"]:
+            ticket = self.tickets.get(event["id"])
+            if ticket is None:
+                continue
+            if "error" in event:
+                del self.tickets[ticket.id]
+                ticket.fail(ApiError(event.get("status", 500), event["error"], event.get("param")))
+                continue
+            ticket.push(event)
+            if ticket.finished:
+                self.tickets.pop(ticket.id, None)
+            else:
+                self._dirty.add(ticket)
+        self.counts |= {name: message["counts"].get(name, count) for name, count in self.counts.items()}
+        self._pool.metrics.tick(self._pool.name, message["counts"])
+        if self._dirty and self._timer is None:
+            loop = asyncio.get_running_loop()
+            interval = max(_SEND_EVERY_S, len(self.tickets) / _EVENTS_PER_S)
+            self._timer = loop.call_at(max(loop.time(), self._sent + interval), self._wake)
+
+    def _wake(self) -> None:
+        """Lets all readers have what came since the last time."""
+        self._sent, self._timer = asyncio.get_running_loop().time(), None
+        for ticket in self._dirty:
+            ticket.wake()
+        self._dirty.clear()
+
+    async def close(self) -> None:
+        """Ends the process, by force if it does not end by itself."""
+        self.closing = True
+        if self._process and self._process.stdin:
+            self._process.stdin.close()
+            try:
+                await asyncio.wait_for(self._process.wait(), 2)
+            except TimeoutError:
+                self._process.kill()
+
+
+class Pool:
+    """The workers of one model.
+
+    Args:
+        name: The model's, in the API.
+        path: Its file.
+        workers: Processes.
+        threads: CPU threads of each.
+        max_streams: Choices that each generates at once.
+        max_queue: Choices that may wait besides.
+
+    Attributes:
+        facts: What a worker reports of the model; None until one is ready.
+        failure: Why the model file was refused when it was opened first, if it was.
+    """
+
+    def __init__(
+        self, name: str, path: Path, metrics: Metrics, workers: int, threads: int, max_streams: int, max_queue: int
+    ) -> None:
+        self.name, self.path, self.metrics = name, path, metrics
+        self.arguments = (str(path), str(threads), str(max_streams))
+        self.capacity = workers * max_streams + max_queue
+        self.facts: dict[str, Any] | None = None
+        self.failure: str | None = None
+        self.workers = [Worker(self) for _ in range(workers)]
+        self.settled = asyncio.Event()  # the first time that a worker is ready, or the file is refused
+        metrics.running.labels(name).set_function(lambda: sum(w.counts["running"] for w in self.workers))
+        metrics.waiting.labels(name).set_function(lambda: sum(w.counts["waiting"] for w in self.workers))
+        metrics.rejected.labels(name)
+        metrics.restarts.labels(name)
+        self.changed()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker takes jobs."""
+        return any(worker.ready for worker in self.workers)
+
+    @property
+    def vocab(self) -> Vocab:
+        """The model's. Raises: ApiError while no worker has loaded it."""
+        if self.facts is None:
+            raise ApiError(503, f"model {self.name} is loading", code="loading", retry_after=1)
+        vocab = self.facts["vocab"]
+        if not isinstance(vocab, Vocab):
+            vocab = self.facts["vocab"] = Vocab.from_json(vocab)
+        return vocab
+
+    def changed(self) -> None:
+        """A worker has become ready, or ended."""
+        self.metrics.ready.labels(self.name).set(sum(worker.ready for worker in self.workers))
+        if self.ready:
+            self.settled.set()
+
+    def failed(self, message: str) -> None:
+        """A worker could not open the model."""
+        log.error("model %s: %s", self.name, message)
+        if self.facts is None:
+            self.failure = message
+            self.settled.set()
+
+    def check_room(self, choices: int) -> None:
+        """Raises: ApiError when as many choices find no room now, or never do."""
+        if choices > self.capacity:
+            raise ApiError(400, f"{choices} choices at once are more than the {self.capacity} of this server", "n")
+        tickets = [ticket for worker in self.workers for ticket in worker.tickets.values()]
+        outstanding = sum(ticket.choices for ticket in tickets)
+        if outstanding + choices > self.capacity or sum(ticket.bytes for ticket in tickets) > _MOST_PROMPT_BYTES:
+            self.metrics.rejected.labels(self.name).inc()
+            limit = f"{outstanding} choices run or wait, of {self.capacity} (--max-streams, --max-queue)"
+            raise ApiError(429, f"the queue is full: {limit}; try again later", code="queue_full", retry_after=1)
+
+    def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
+        """Gives a job to the worker with the fewest choices. Raises: ApiError when no worker is ready."""
+        workers = [worker for worker in self.workers if worker.ready]
+        if not workers:
+            raise ApiError(503, f"no worker of model {self.name} is ready", code="loading", retry_after=1)
+        message["id"] = next(_ids)
+        return min(workers, key=lambda worker: worker.choices).submit(message, choices, stream, ready)
+
+    def fail_all(self, error: ApiError) -> None:
+        """Ends all jobs with an error."""
+        for worker in self.workers:
+            for ticket in list(worker.tickets.values()):
+                ticket.cancel()
+                ticket.fail(error)
+
+    async def close(self) -> None:
+        """Ends the workers."""
+        await asyncio.gather(*(worker.close() for worker in self.workers))

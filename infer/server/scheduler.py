@@ -1,0 +1,214 @@
+"""Continuous batching, character by character: rows join and leave a batch between two runs of the graph's loop.
+
+After "cellular batching", Gao et al., "Low Latency RNN Inference with Cellular Batching", EuroSys 2018,
+doi:10.1145/3190508.3190541. Letters: B rows, T characters read, V vocabulary size.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from charrnn.errors import CharRNNError
+from infer.engine import Engine
+from infer.server.batch import Batch, Job, Row, scored
+from infer.server.states import BLOCK, PrefixCache
+
+# Seconds of a tick: while someone waits for a first character, and else. docs/serving.md has what was measured.
+_SHORT_S, _LONG_S = 0.005, 0.03
+# Characters of a tick. Below the least, what surrounds a run of the graph costs more than the run.
+_LEAST_CHARS, _MOST_CHARS = 4, 128
+# Seconds of reading prompts between two ticks, and the most logits of one reading, 8 MiB.
+_READ_S, _MOST_LOGITS = 0.01, 1 << 21
+
+
+class Scheduler:
+    """Turns jobs into events, on the thread that calls `run`.
+
+    Args:
+        engine: The model.
+        inbox: Where jobs arrive, the ids of those that are cancelled, and at last None.
+        send: Takes a list of events and the counts since the last call; must be quick.
+        max_streams: Most rows at once; more choices wait.
+
+    Every event has `id` (the job's). A choice's have `i` (its index), `text`, `chars` (in ids), and maybe `scores`,
+    `finish` and `state`; a job's own have `prompt_scores` or, as the last one, `error`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        inbox: "SimpleQueue[Job | int | None]",
+        send: Callable[[list[dict[str, Any]], dict[str, int]], None],
+        max_streams: int,
+    ) -> None:
+        self._engine, self._inbox, self._send, self._max_streams = engine, inbox, send, max_streams
+        self._jobs: dict[int, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._reading: list[Job] = []
+        self._ready: deque[Job] = deque()
+        # Rows with a repetition penalty are drawn in numpy, apart from the others, which they would slow down.
+        self._batches = {False: Batch(engine), True: Batch(engine)}
+        self._char_s = {False: (0.0, 1), True: (0.0, 1)}  # seconds of a character of all rows, and how many they were
+        self._cache = PrefixCache()
+        self._events: list[dict[str, Any]] = []
+        self._counts = {"read": 0, "generated": 0}
+
+    @property
+    def running(self) -> int:
+        """Rows that generate."""
+        return sum(len(batch.rows) for batch in self._batches.values())
+
+    @property
+    def waiting(self) -> int:
+        """Choices that do not generate yet."""
+        return sum(len(job.streams) - job.started for job in (*self._waiting, *self._reading, *self._ready))
+
+    def run(self) -> None:
+        """Works until None arrives."""
+        while self._receive():
+            self._start_reading()
+            self._read()
+            self._admit()
+            for penalised in self._batches:
+                self._tick(penalised)
+            self._report()
+
+    def _receive(self) -> bool:
+        """Takes in what has arrived; waits for something when there is nothing to do."""
+        block = not self._jobs
+        while True:
+            try:
+                item = self._inbox.get(block)
+            except Empty:
+                return True
+            block = False
+            if item is None:
+                return False
+            if isinstance(item, Job):
+                self._jobs[item.id] = item
+                self._waiting.append(item)
+            elif item in self._jobs:
+                self._remove([self._jobs[item]])
+
+    def _remove(self, jobs: list[Job]) -> None:
+        """Forgets jobs wherever they are."""
+        for job in jobs:
+            self._jobs.pop(job.id, None)
+            job.cancelled = True
+        self._waiting = deque(job for job in self._waiting if not job.cancelled)
+        self._ready = deque(job for job in self._ready if not job.cancelled)
+        self._reading = [job for job in self._reading if not job.cancelled]
+        for batch in self._batches.values():
+            batch.drop({row for row in batch.rows if row.job.cancelled})
+
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
+        message = str(error) if isinstance(error, CharRNNError) else f"out of memory: {error}"
+        self._events += [{"id": job.id, "error": message} for job in jobs]
+        self._remove(jobs)
+
+    def _start_reading(self) -> None:
+        """Takes up as many waiting jobs as there will be free rows for."""
+        taken = self.running + sum(len(job.streams) - job.started for job in (*self._reading, *self._ready))
+        while self._waiting and taken < self._max_streams:
+            job = self._waiting.popleft()
+            taken += len(job.streams)
+            if not (job.score_prompt or job.continued):
+                job.position, state = self._cache.longest(job.ids[:-1])
+                job.state = state or job.state
+            if job.score_prompt:
+                job.prompt_scores += [(int(job.ids[0]), None, None)] if not job.lead else []
+            self._reading.append(job)
+
+    def _read(self) -> None:
+        """Reads prompts, all together as far as the shortest goes, for a few milliseconds."""
+        end = perf_counter() + _READ_S
+        while self._reading:
+            for job in [job for job in self._reading if job.position == len(job.ids) - 1]:
+                self._reading.remove(job)
+                self._ready.append(job)
+                if job.score_prompt:
+                    self._events.append({"id": job.id, "prompt_scores": job.prompt_scores})
+            if not self._reading or perf_counter() > end:
+                return
+            try:
+                self._read_together(self._reading)
+            except (CharRNNError, MemoryError) as error:
+                self._fail(self._reading, error)
+
+    def _read_together(self, jobs: list[Job]) -> None:
+        lengths = [min(BLOCK - job.position % BLOCK, len(job.ids) - 1 - job.position) for job in jobs]
+        length = min(min(lengths), max(1, _MOST_LOGITS // (len(jobs) * len(self._engine.vocab))))
+        ids = np.stack([job.ids[job.position : job.position + length] for job in jobs])  # (B, T)
+        state = tuple(np.concatenate(parts, axis=1) for parts in zip(*(job.state for job in jobs), strict=True))
+        logits, state = self._engine.step(ids, state)  # (B, T, V), each (L, B, H)
+        self._counts["read"] += ids.size
+        for b, job in enumerate(jobs):
+            if job.score_prompt:
+                nexts = job.ids[job.position + 1 : job.position + 1 + length].tolist()
+                job.prompt_scores += scored(logits[b], nexts, job.logprobs or 0)
+            job.position += length
+            job.state = tuple(part[:, b : b + 1].copy() for part in state)
+            if not job.continued and (job.position % BLOCK == 0 or job.position == len(job.ids) - 1):
+                self._cache.put(job.ids[: job.position], job.state)
+
+    def _admit(self) -> None:
+        """Gives free rows to choices whose prompt is read, first come, first served."""
+        rows: list[Row] = []
+        free = self._max_streams - self.running
+        while self._ready and len(rows) < free:
+            job = self._ready[0]
+            row = Row(job, job.started, self._engine)
+            job.started += 1
+            if job.started == len(job.streams):
+                self._ready.popleft()
+            if job.length:
+                rows.append(row)
+            elif event := row.feed([row.last], None, None):
+                self._deliver([event])
+        for penalised, batch in self._batches.items():
+            batch.join([row for row in rows if row.penalised == penalised])
+
+    def _tick(self, penalised: bool) -> None:
+        """Generates some characters for every row of a batch."""
+        batch = self._batches[penalised]
+        if not batch.rows:
+            return
+        rows, length = len(batch.rows), self._length(penalised)
+        began = perf_counter()
+        try:
+            events = batch.run(length)
+        except (CharRNNError, MemoryError) as error:
+            self._fail(list({row.job.id: row.job for row in batch.rows}.values()), error)
+            return
+        self._char_s[penalised] = (perf_counter() - began) / length, rows
+        self._deliver(events)
+
+    def _length(self, penalised: bool) -> int:
+        """Characters of the next tick: as many as take the time it should."""
+        rows = self._batches[penalised].rows
+        someone_is_new = self._reading or self._ready or any(row.fresh for row in rows)
+        char_s, rows_before = self._char_s[penalised]
+        char_s *= max(1.0, len(rows) / rows_before)
+        length = int((_SHORT_S if someone_is_new else _LONG_S) / char_s) if char_s else _LEAST_CHARS
+        return min(max(length, _LEAST_CHARS), _MOST_CHARS, max(row.left for row in rows))
+
+    def _deliver(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            self._counts["generated"] += event["chars"]
+            if "finish" in event:
+                job = self._jobs[event["id"]]
+                job.finished += 1
+                if job.finished == len(job.streams):
+                    del self._jobs[job.id]
+        self._events += events
+
+    def _report(self) -> None:
+        counts = self._counts | {"running": self.running, "waiting": self.waiting}
+        counts |= {"hits": self._cache.hits, "misses": self._cache.misses}
+        self._send(self._events, counts)
+        self._events, self._counts = [], {"read": 0, "generated": 0}
+        self._cache.hits = self._cache.misses = 0

@@ -1,0 +1,146 @@
+"""Recurrent states that outlive a request: as text for the client, and in a cache by what was read.
+
+Letters: L num_layers, H hidden_dim.
+"""
+
+import base64
+import binascii
+import hashlib
+import struct
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.engine import Engine, State
+
+# A state is cached after every so many characters of a prompt, and at its end.
+BLOCK = 256
+_CACHE_BYTES = 32 << 20
+_MAGIC = b"crn\x01"  # the last byte is the version
+# magic, the model file's SHA-256, seed, characters drawn, ids that follow
+_HEADER = struct.Struct("<4s32sQQH")
+# An LSTM's cell grows by at most 1 a character; |h| is below 1 in either cell.
+_MOST_CELL = 1e6
+
+
+class StateError(ValueError):
+    """A `state` that this model cannot go on from."""
+
+
+@dataclass(frozen=True)
+class TextState:
+    """Where a text ended.
+
+    Attributes:
+        state: (h,) or (h, c), each (L, 1, H), after all ids but the last.
+        recent: The last ids, of which the last is not in `state` yet and the others are for the repetition penalty.
+        seed: Of the random stream.
+        drawn: Numbers taken from it.
+    """
+
+    state: State
+    recent: tuple[int, ...]
+    seed: int
+    drawn: int
+
+    def encode(self, model: bytes) -> str:
+        """As base64. model: the model file's SHA-256, 32 bytes."""
+        header = _HEADER.pack(_MAGIC, model, self.seed, self.drawn, len(self.recent))
+        parts = [header, np.array(self.recent, "<u4").tobytes(), *(part.astype("<f4").tobytes() for part in self.state)]
+        return base64.b64encode(b"".join(parts)).decode()
+
+    @classmethod
+    def decode(cls, text: str, model: bytes, engine: Engine) -> "TextState":
+        """Reads what `encode` wrote.
+
+        Raises:
+            StateError: for anything else, another model's state, or values that no text leads to.
+        """
+        try:
+            raw = base64.b64decode(text, validate=True)
+            magic, sha256, seed, drawn, count = _HEADER.unpack_from(raw)
+        except (binascii.Error, ValueError, struct.error):
+            raise StateError("state is not one that this server returned") from None
+        if magic != _MAGIC:
+            raise StateError("state is of another format; read the text again as a prompt")
+        if sha256 != model:
+            raise StateError("state is of another model file; read the text again as a prompt")
+        shapes = [part.shape for part in engine.zero_state(1)]
+        sizes = [4 * count, *(4 * int(np.prod(shape)) for shape in shapes)]
+        if not count or len(raw) != _HEADER.size + sum(sizes):
+            raise StateError("state is damaged: its length does not fit the model")
+        recent = np.frombuffer(raw, "<u4", count, _HEADER.size)
+        numbers = np.frombuffer(raw, "<f4", offset=_HEADER.size + sizes[0]).astype(np.float32)
+        state = tuple(part.reshape(shapes[0]) for part in np.split(numbers, len(shapes)))
+        bounds = (1.0, _MOST_CELL)
+        # Written so that NaN does not pass.
+        if not all((np.abs(part) <= bound).all() for part, bound in zip(state, bounds, strict=False)):
+            raise StateError("state is damaged: it has values that no text leads to")
+        if recent.max() >= len(engine.vocab):
+            raise StateError("state is damaged: it has ids outside of the vocabulary")
+        return cls(state, tuple(recent.tolist()), seed, drawn)
+
+
+class PrefixCache:
+    """States by the ids that led to them, the least recently used dropped first.
+
+    A key is the hash of all full blocks of BLOCK ids and, as bytes, the ids after them: the longest cached prefix of a
+    prompt is found by one look-up per block.
+
+    Attributes:
+        hits, misses: Look-ups so far that found a prefix, and that did not.
+    """
+
+    def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
+        self.hits = self.misses = 0
+        self._left = most_bytes
+        self._states: OrderedDict[tuple[bytes, bytes], State] = OrderedDict()
+        self._tails: dict[bytes, set[bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def put(self, ids: NDArray[np.int64], state: State) -> None:
+        """Keeps the state, each (L, 1, H), after these ids, (N,)."""
+        key = _digests(ids)[-1], ids[len(ids) // BLOCK * BLOCK :].tobytes()
+        if key in self._states:
+            self._states.move_to_end(key)
+            return
+        self._states[key] = state
+        self._tails.setdefault(key[0], set()).add(key[1])
+        self._left -= _size(key, state)
+        while self._left < 0:
+            (digest, tail), dropped = self._states.popitem(last=False)
+            self._left += _size((digest, tail), dropped)
+            self._tails[digest].discard(tail)
+            if not self._tails[digest]:
+                del self._tails[digest]
+
+    def longest(self, ids: NDArray[np.int64]) -> tuple[int, State | None]:
+        """How many of the first ids, (N,), a cached state has read, and that state; (0, None) if there is none."""
+        for block, digest in reversed(list(enumerate(_digests(ids)))):
+            rest = ids[block * BLOCK : (block + 1) * BLOCK].tobytes()
+            tails = [tail for tail in self._tails.get(digest, ()) if rest.startswith(tail)]
+            if tails and (block or max(map(len, tails))):
+                tail = max(tails, key=len)
+                self._states.move_to_end((digest, tail))
+                self.hits += 1
+                return block * BLOCK + len(tail) // ids.itemsize, self._states[digest, tail]
+        self.misses += 1
+        return 0, None
+
+
+def _digests(ids: NDArray[np.int64]) -> list[bytes]:
+    """The hash of the first 0, 1, 2, ... full blocks of ids, (N,)."""
+    running = hashlib.blake2b(digest_size=16)
+    digests = [running.digest()]
+    for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+        running.update(ids[start : start + BLOCK].tobytes())
+        digests.append(running.copy().digest())
+    return digests
+
+
+def _size(key: tuple[bytes, bytes], state: State) -> int:
+    return sum(part.nbytes for part in state) + sum(map(len, key)) + 500  # Python's own objects

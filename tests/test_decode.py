@@ -1,0 +1,210 @@
+"""Bytes to normalised text: the same for any pieces and any cuts, and every fault named with its place."""
+
+import unicodedata
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from charrnn.data.decode import Piece, Rules, Trace, Utf8Decoder, detect_encoding, last_cut, transcode
+from charrnn.errors import CorpusError
+
+FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+# Letters with marks that join them, reorder, or stay; syllables of Hangul in parts; what looks like two and is one.
+TRICKY = "aé\u0301\u0327\u0344\u0958가\u1100\u1161\u11a8ﾊﾞﬁ😀\ufeff\ufffd\r\n\n\0\x1f 漢"
+tricky_texts = st.text(st.sampled_from(TRICKY), max_size=24)
+
+
+def pieces_of(raw: bytes, size: int, rules: Rules, trace: Trace | None = None, **begin: Any) -> list[Piece]:
+    trace = trace or Trace()
+    chunks = iter([raw[i : i + size] for i in range(0, len(raw), size)])
+    decoder = Utf8Decoder(rules, "novel.txt", trace, **begin)
+    utf8 = chunks if begin else transcode(chunks, rules.encoding, rules, "novel.txt", trace)
+    found = [decoder.feed(chunk) for chunk in utf8] + [decoder.feed(b"", final=True)]
+    return [piece for piece in found if piece]
+
+
+PLAIN = Rules()
+
+
+def decoded(raw: bytes, size: int = 1 << 20, rules: Rules = PLAIN, **begin: Any) -> str:
+    return "".join(piece.raw().decode() for piece in pieces_of(raw, size, rules, **begin))
+
+
+def expected(text: str, rules: Rules) -> str:
+    text = text.removeprefix("\ufeff")
+    if rules.newlines == "universal":
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text if rules.normalize == "none" else unicodedata.normalize(rules.normalize, text)
+
+
+rules = st.builds(Rules, newlines=st.sampled_from(["universal", "keep"]), normalize=st.sampled_from(["none", *FORMS]))
+
+
+@given(tricky_texts, st.integers(1, 7), rules)
+@example("e\r\u0301", 1, Rules(normalize="NFC"))
+def test_where_the_chunks_end_does_not_show(text: str, size: int, rules: Rules) -> None:
+    assert decoded(text.encode(), size, rules) == expected(text, rules)
+
+
+@given(tricky_texts, st.integers(1, 7), st.sampled_from(["utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-be"]))
+def test_utf16_and_utf32_are_found_by_their_mark(text: str, size: int, codec: str) -> None:
+    marks_itself = codec in ("utf-16", "utf-32")
+    raw = (text if marks_itself else "\ufeff" + text).encode(codec)
+    if raw.startswith(b"\xff\xfe\0\0") and "32" not in codec:
+        return  # UTF-16 of a NUL, which looks like UTF-32
+    assert decoded(raw, size) == expected("\ufeff" + text, Rules())
+
+
+@pytest.mark.parametrize(
+    ("codec", "text"),
+    [
+        ("latin-1", "déjà vu\r\n"),
+        ("cp1252", "“smart” – €"),
+        ("koi8-r", "Привет, мир\r"),
+        ("gb18030", "漢字😀 text"),
+        ("shift-jis", "かな漢字"),
+        ("iso2022-jp", "かなabc漢字"),
+        ("utf-7", "Hé ++ 漢字"),
+        ("cp037", "EBCDIC\r\ntext"),
+        ("utf-8-sig", "é"),
+        ("ascii", "plain\0\x1b"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_any_codec_of_python_can_be_named(codec: str, text: str, size: int) -> None:
+    assert decoded(text.encode(codec), size, Rules(encoding=codec)) == expected(text, Rules())
+
+
+@pytest.mark.parametrize(
+    ("head", "codec"),
+    [
+        (b"\xff\xfea\0", "utf-16-le"),
+        (b"\xfe\xff\0a", "utf-16-be"),
+        (b"\xff\xfe\0\0", "utf-32-le"),
+        (b"\0\0\xfe\xff", "utf-32-be"),
+        (b"\xef\xbb\xbfa", "utf-8"),
+        (b"abcd", "utf-8"),
+        (b"", "utf-8"),
+        (b"\xff\xfe", "utf-16-le"),
+    ],
+)
+def test_the_byte_order_mark_tells_the_codec(head: bytes, codec: str) -> None:
+    assert detect_encoding(head) == codec
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("raw", "codec", "told"),
+    [
+        (b"abc\xffdef", "auto", "is not UTF-8 text: byte 0xff at offset 3;"),
+        ("né".encode() + b"\xe2\x82", "auto", "is not UTF-8 text: byte 0xe2 at offset 3;"),
+        ("né".encode("utf-16") + b"\0\xdc", "auto", "is not UTF-16-LE text: byte 0x00 at offset 6;"),
+        (b"ab\xa4\xff", "gb18030", "is not GB18030 text: byte 0xa4 at offset 2;"),
+        (b"ab\x80", "ascii", "is not ASCII text: byte 0x80 at offset 2;"),
+        (b"a\0b\0", "utf-16", "is not UTF-16 text: UTF-16 stream does not start with BOM; name its byte order"),
+    ],
+)
+def test_an_invalid_byte_is_named_with_its_place(raw: bytes, codec: str, told: str, size: int) -> None:
+    with pytest.raises(CorpusError) as fault:
+        decoded(raw, size, Rules(encoding=codec))
+    assert f"novel.txt {told}" in str(fault.value)
+
+
+def test_an_offset_counts_from_the_beginning_of_the_file() -> None:
+    with pytest.raises(CorpusError, match="byte 0xff at offset 1003;"):
+        decoded(b"abc\xff", 2, begins=False, offset=1000)
+
+
+@given(st.binary(max_size=30), st.integers(1, 7))
+@example(b"\xf0\x9f\x98a\xe2\x82", 2)
+def test_replacing_gives_what_python_gives_and_counts_it(raw: bytes, size: int) -> None:
+    raw = b"a" + raw  # without a mark of another codec
+    trace, rules = Trace(), Rules(invalid="replace", newlines="keep")
+    text = raw.decode("utf-8", "replace")
+    assert "".join(piece.raw().decode() for piece in pieces_of(raw, size, rules, trace)) == text
+    assert trace.replaced == text.count("\ufffd") - raw.count("\ufffd".encode())
+    if trace.replaced:
+        with pytest.raises(UnicodeDecodeError) as fault:
+            raw.decode()
+        assert trace.replaced_at == f"byte {fault.value.start} of novel.txt"
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "gb18030", "ascii"])
+def test_replacing_works_for_any_codec(codec: str) -> None:
+    raw, trace = "ab".encode(codec) + b"\xff\xff" + "c".encode(codec), Trace()
+    text = "".join(p.raw().decode() for p in pieces_of(raw, 3, Rules(invalid="replace", encoding=codec), trace))
+    assert text == raw.decode(codec, "replace")
+    assert trace.transcoded
+    if "\ufffd" in text:
+        assert trace.replaced == text.count("\ufffd")
+        assert trace.replaced_at == f"byte {len('ab'.encode(codec))} of novel.txt"
+
+
+def test_a_lone_surrogate_is_refused_or_replaced() -> None:
+    raw = b"a\\ud83d\\u00e9"
+    with pytest.raises(CorpusError, match=r"novel.txt has a lone surrogate, U\+D83D, .*data.invalid=replace"):
+        decoded(raw, rules=Rules(encoding="raw-unicode-escape"))
+    assert decoded(raw, rules=Rules(encoding="raw-unicode-escape", invalid="replace")) == "a\ufffdé"
+
+
+def test_marks_without_end_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charrnn.data.decode._MAX_HELD", 100)
+    with pytest.raises(CorpusError, match=r"more than 100 characters without a line end .*data.normalize=none"):
+        decoded("\u0301".encode() * 200, 10, Rules(normalize="NFC"))
+
+
+# ---- pieces
+
+
+@given(tricky_texts, st.integers(1, 7), rules)
+def test_a_pieces_bytes_symbols_and_ends_are_those_of_its_text(text: str, size: int, rules: Rules) -> None:
+    for piece in pieces_of(text.encode(), size, rules):
+        itself = piece.raw().decode()
+        assert piece.symbols().tolist() == list(map(ord, itself))
+        assert piece.ends_line() == itself.endswith("\n")
+        assert [piece.contains(c) for c in TRICKY] == [c in itself for c in TRICKY]
+
+
+def test_ascii_is_passed_on_without_being_decoded() -> None:
+    chunk = b"plain text\n"
+    assert pieces_of(chunk, 100, Rules()) == [Piece(utf8=chunk)]
+    assert pieces_of(chunk, 100, Rules())[0].symbols().dtype == np.uint8
+
+
+# ---- where a text may be split
+
+
+def test_no_normal_form_joins_an_ascii_character_to_what_precedes_it() -> None:
+    joining = set()
+    for code in range(0x110000):
+        fields = unicodedata.decomposition(chr(code)).split()
+        if len(fields) == 2 and not fields[0].startswith("<"):
+            joining.add(chr(int(fields[1], 16)))
+    assert len(joining) > 50
+    assert not [c for c in map(chr, range(0x80)) if c in joining or unicodedata.combining(c)]
+
+
+@given(st.binary(max_size=40) | tricky_texts.map(str.encode), st.integers(0, 5), rules)
+@example("e\n\u0301a".encode(), 0, Rules(normalize="NFC"))
+@example("abce\u0301\u0327x".encode(), 0, Rules(normalize="NFC"))
+def test_parts_split_at_a_cut_decode_to_what_the_whole_decodes_to(raw: bytes, start: int, rules: Rules) -> None:
+    rules = Rules(invalid="replace", newlines=rules.newlines, normalize=rules.normalize)
+    cut = last_cut(raw[start:], rules)
+    cut = start + cut if cut else 0
+    whole = decoded(b"x" + raw, rules=rules)
+    assert decoded(b"x" + raw[:cut], rules=rules) + decoded(raw[cut:], rules=rules, begins=False) == whole
+
+
+def test_every_line_and_character_offers_a_cut() -> None:
+    assert last_cut(b"one\ntwo", PLAIN) == 4
+    assert last_cut("漢字漢字".encode(), PLAIN) == 9
+    assert last_cut("漢字漢字".encode()[1:], PLAIN) == 8
+    assert last_cut(b"a\r", PLAIN) == 1
+    assert last_cut("a\u0301".encode(), Rules(normalize="NFC")) == 0
+    assert last_cut("a\u0301b\u0301".encode(), Rules(normalize="NFC")) == 3

@@ -1,0 +1,64 @@
+"""What the ranks agree on between two steps: to go on, to stop, or to end with an error that one of them has met."""
+
+from collections.abc import Callable
+
+from charrnn.errors import CharRNNError
+from charrnn.windows import Index
+from train.distributed.collectives import Collectives, StepStatus, check_same_batch
+from train.distributed.signals import StopSignals
+
+
+class Control:
+    """This rank's errors and stop signals, and those of the others.
+
+    Attributes:
+        collectives: The ranks.
+        signals: Stop signals that this process receives.
+        heartbeat: Called as the main thread proceeds, with a number that grows.
+        stopped_by: The signal that the ranks have agreed to stop for, 0 for none.
+    """
+
+    def __init__(
+        self, collectives: Collectives, signals: StopSignals, heartbeat: Callable[..., None] = lambda *_: None
+    ) -> None:
+        self.collectives, self.signals, self.heartbeat = collectives, signals, heartbeat
+        self.stopped_by = 0
+        self._error: CharRNNError | None = None
+
+    def defer(self, action: Callable[[], object]) -> None:
+        """Run what this rank alone runs; a user error waits for the next synchronisation point, where all ranks end."""
+        try:
+            action()
+        except CharRNNError as error:
+            self.note(error)
+
+    def note(self, error: CharRNNError | None) -> None:
+        """Keep an error for the next synchronisation point; the first one counts."""
+        self._error = self._error or error
+
+    def agree(self, step: int, starts: Index, elapsed_s: float) -> float:
+        """Synchronise the ranks ahead of a step.
+
+        Args:
+            step: Steps made so far.
+            starts: Where the global batch's windows begin, (B,).
+            elapsed_s: The run's time by this rank's clock.
+
+        Returns:
+            The run's time by rank 0's clock.
+
+        Raises:
+            CharRNNError: The error that some rank has met, or that the ranks' batches differ; on every rank.
+        """
+        status = self.collectives.all_gather_status(
+            StepStatus(self.signals.received, self._error is not None, elapsed_s, starts)
+        )
+        if status.failed_ranks:
+            self.raise_deferred()
+        check_same_batch(status, step + 1)
+        self.stopped_by = status.stop_signal
+        return status.elapsed_s
+
+    def raise_deferred(self) -> None:
+        """Raise, on every rank, the error that any of them has met."""
+        self.collectives.raise_if_any(self._error)

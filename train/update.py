@@ -1,0 +1,143 @@
+"""One optimizer step: forward, backward, clip, step. Letters: B batch_size (global), T seq_len, L layers, H width."""
+
+import contextlib
+import math
+
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from charrnn.model.rnn import State, detach, zeroed
+from charrnn.windows import rank_slice
+from train.cuda_graph import GraphedUpdate
+from train.dataloader import to_device
+
+
+class Update:
+    """Trains a model on one batch after another, with the hidden state carried from each to the next.
+
+    The wrappers that Accelerate puts around optimizer and scaler are left out of the loop: they look for optional
+    packages and walk over all prepared objects at every call.
+
+    Attributes:
+        state: The hidden state after the last step, each (L, B / world, H).
+        loss_module: The model and its loss, as Accelerate wraps them.
+        optimizer: torch's own.
+        scaler: Scales the loss under fp16; None otherwise.
+        graphed: `compute` as a CUDA graph, which then makes the steps; None = eager.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        loss_module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        *,
+        accumulation_steps: int = 1,
+        grad_clip: float = 0.0,
+    ) -> None:
+        """Prepare to train.
+
+        Args:
+            accelerator: Whose scaler is used under fp16.
+            loss_module: A NextCharLoss, as Accelerate wraps it.
+            optimizer: Of its parameters.
+            state: To start from.
+            accumulation_steps: Micro-batches of a step.
+            grad_clip: Largest global gradient norm; 0 = no clipping.
+        """
+        self.state, self.optimizer, self.scaler = state, optimizer, accelerator.scaler
+        self._accelerator, self.loss_module = accelerator, loss_module
+        self._parameters = list(loss_module.parameters())
+        self._accumulation_steps, self._max_norm = accumulation_steps, grad_clip or math.inf
+        self.graphed: GraphedUpdate | None = None
+        self._zero_state = tuple(torch.zeros_like(part) for part in state)
+
+    def __call__(self, window: Tensor, reset: NDArray, lr: float) -> tuple[Tensor, Tensor]:
+        """Make one step.
+
+        Args:
+            window: This rank's ids, (B / world, T + 1).
+            reset: Rows that begin with a zero state, (B / world,) bool.
+            lr: Learning rate.
+
+        Returns:
+            This rank's loss in nats/char and the global gradient's norm before clipping, each (), on the device.
+        """
+        if self.graphed:
+            loss, grad_norm = self.graphed(window, reset, lr)
+            self.state = self.graphed.state
+            return loss, grad_norm
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss, grad_norm, self.state = self.compute(window, self.state_before(reset))
+        return loss, grad_norm
+
+    def state_before(self, reset: NDArray) -> State:
+        """The state that a batch starts from, each (L, B / world, H): the last one's, zero in the rows to reset."""
+        if reset.all():
+            return self._zero_state
+        return zeroed(self.state, to_device(reset, self.state[0].device)) if reset.any() else self.state
+
+    def compute(self, window: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Forward, backward, clip, optimizer step. A CUDA graph captures it, so the host may ask for no value here.
+
+        Args:
+            window: This rank's ids, (B / world, T + 1).
+            state: Each (L, B / world, H).
+
+        Returns:
+            Loss and gradient norm, each (), and the state after the batch.
+        """
+        loss, state = self._accumulate(window, state)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_grad_norm_(self._parameters, self._max_norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, grad_norm, state
+
+    def gradient_square(self, window: Tensor, state: State) -> Tensor:
+        """The squared norm of this rank's own gradient on some windows, (); changes no weights and no generators."""
+        device = window.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), self._without_sync():
+            loss, _ = self.loss_module(window, state)
+            scale = self.scaler.get_scale() if self.scaler else 1.0
+            (loss * scale).backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]) / scale
+        self.optimizer.zero_grad()
+        return norm.square()
+
+    def _accumulate(self, window: Tensor, state: State) -> tuple[Tensor, State]:
+        """Backward over equal micro-batches, so that the mean of their losses is the mean over all characters."""
+        if self._accumulation_steps == 1:
+            return self._backward(window, state, 1)
+        losses, states = [], []
+        for i in range(self._accumulation_steps):
+            rows = rank_slice(len(window), i, self._accumulation_steps)
+            part = tuple(each[:, rows].contiguous() for each in state)
+            # Gradients cross the ranks once a step, with the last micro-batch.
+            last = i == self._accumulation_steps - 1
+            with contextlib.nullcontext() if last else self._without_sync():
+                loss, after = self._backward(window[rows], part, self._accumulation_steps)
+            losses.append(loss)
+            states.append(after)
+        merged = tuple(torch.cat(parts, dim=1) for parts in zip(*states, strict=True))  # each (L, B / world, H)
+        return torch.stack(losses).mean(), merged
+
+    def _backward(self, window: Tensor, state: State, parts: int) -> tuple[Tensor, State]:
+        """Loss of a micro-batch, one of `parts`, and the state after it; its gradient is added to the parameters'."""
+        loss, after = self.loss_module(window, state)
+        share = loss / parts if parts > 1 else loss
+        (self.scaler.scale(share) if self.scaler else share).backward()
+        return loss.detach(), detach(after)
+
+    def _without_sync(self) -> contextlib.AbstractContextManager[None]:
+        return self._accelerator.no_sync(self.loss_module)
