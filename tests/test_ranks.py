@@ -123,12 +123,13 @@ def seen(launched):
     return seen
 
 
-def agreed(stop=0, faulty=(), odd_batch=()):
-    return {"stop": stop, "elapsed_s": 100.25, "faulty": list(faulty), "odd_batch": list(odd_batch)}
+def agreed(stop_signal=0, failed_ranks=(), mismatched_ranks=()):
+    ranks = {"failed_ranks": list(failed_ranks), "mismatched_ranks": list(mismatched_ranks)}
+    return {"stop_signal": stop_signal, "elapsed_s": 100.25, **ranks}
 
 
 @pytest.mark.slow
-def test_after_an_exchange_all_ranks_know_the_same(seen):
+def test_all_ranks_receive_the_same_status(seen):
     for rank, found in enumerate(seen("exchange")):
         assert found["count"] == 2
         assert found["is_main"] == (rank == 0)
