@@ -1,4 +1,4 @@
-"""Text to ids: exact, in bounded memory, prepared once, whole or not there at all."""
+"""Preparation: exact ids, bounded memory, an atomic cache."""
 
 import hashlib
 import json
@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from folders import names_in
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from charrnn.config import DataConfig
 from charrnn.data import cache, tasks, vocabulary
 from charrnn.data import corpus as module
 from charrnn.data.cache import Entry
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decode import Rules, Trace
 from charrnn.data.parts import Part, Source, plain_part
 from charrnn.errors import CorpusError
 from charrnn.io import Advance
@@ -79,7 +76,7 @@ def test_another_split_uses_the_same_prepared_ids() -> None:
     assert len(names_in("data/prepared")) == 1
 
 
-def test_more_than_256_characters_are_stored_as_little_endian_uint16() -> None:
+def test_more_than_256_characters_are_stored_as_uint16() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 300))) + VERSE
     corpus = prepared(text)
     assert text_of(corpus) == text
@@ -105,6 +102,15 @@ def test_a_byte_order_mark_and_foreign_line_ends_are_normalised() -> None:
     corpus = prepared("\ufeffone\r\ntwo\rthree\n\r\n\ufefffour\r")
     assert text_of(corpus) == "one\ntwo\nthree\n\n\ufefffour\n"
     assert corpus.sha256 == prepared("one\ntwo\nthree\n\n\ufefffour\n").sha256
+
+
+@pytest.mark.parametrize(("codec", "text"), [("utf-16", "漢漢a"), ("cp037", "abc def"), ("gb18030", "漢é")])
+def test_checksum_is_of_the_utf8_in_any_encoding(codec: str, text: str) -> None:
+    """The first two have as many bytes in the codec as in UTF-8."""
+    encoding = "auto" if codec == "utf-16" else codec
+    corpus = prepared(text.encode(codec), encoding=encoding, split=(1, 0, 0))
+    assert text_of(corpus) == text
+    assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_files_are_joined_in_order_each_on_a_new_line() -> None:
@@ -155,7 +161,7 @@ def test_the_document_end_stands_after_each_file_and_record(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
-def test_the_document_end_is_kept_with_the_vocabulary_and_tells_entries_apart(vocab: Any) -> None:
+def test_document_end_distinguishes_cache_entries(vocab: Any) -> None:
     marked = prepared(VERSE, vocab=vocab, document_end="\0")
     assert text_of(marked) == VERSE + "\0"
     assert marked.vocab.document_end == "\0"
@@ -181,29 +187,6 @@ def test_an_empty_document_has_no_end() -> None:
     assert text_of(prepare(DataConfig(source="books", document_end="\0"))) == "one" * 9 + "\0three\0"
 
 
-@given(
-    texts=st.lists(st.text(st.sampled_from("ab\r\n\ufeffé€😀"), max_size=12), min_size=1, max_size=3),
-    chunk_bytes=st.integers(1, 9),
-)
-@example(texts=["\ufeffa\r", "\nb"], chunk_bytes=1)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_where_the_chunks_end_does_not_show(texts: list[str], chunk_bytes: int, tmp_path: Path) -> None:
-    paths = [tmp_path / str(number) for number in range(len(texts))]
-    expected = ""
-    for path, text in zip(paths, texts, strict=True):
-        path.write_bytes(text.encode())
-        clean = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        expected += "\n" * bool(clean and expected and not expected.endswith("\n")) + clean
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "PIECE_BYTES", chunk_bytes)
-        task = next(tasks.split_tasks(map(plain_part, paths), Rules(), lambda _: None, Trace()))
-        ends = ["\n"]
-        for begins, piece in tasks.read_task(task, Rules(), Trace()):
-            ends += ["\n"] * (begins and not ends[-1].endswith("\n")) + [piece.raw().decode()]
-    assert "".join(ends) == "\n" + expected
-    assert tasks.bytes_on_disk(task) == sum(path.stat().st_size for path in paths)
-
-
 def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "PIECE_BYTES", 1 << 16)
     monkeypatch.setattr(tasks, "TASK_BYTES", 1 << 18)
@@ -219,21 +202,6 @@ def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPa
 
 
 # ---- what is refused
-
-
-@pytest.mark.parametrize(
-    ("raw", "byte", "offset"),
-    [(b"abc\xffdef", "0xff", 3), (b"\xef\xbb\xbfab\xc3(", "0xc3", 5), (b"\n" * 9 + "é".encode()[:1], "0xc3", 9)],
-)
-@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 4096])
-def test_a_byte_that_is_not_utf8_is_named_with_its_place(
-    raw: bytes, byte: str, offset: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "PIECE_BYTES", chunk_bytes)
-    with pytest.raises(CorpusError) as fault:
-        prepared(raw)
-    assert f"novel.txt is not UTF-8 text: byte {byte} at offset {offset};" in str(fault.value)
-    assert "--set data.vocab=bytes" in str(fault.value)
 
 
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
@@ -302,7 +270,7 @@ def test_a_second_run_finds_what_the_first_prepared(monkeypatch: pytest.MonkeyPa
     assert prepared(VERSE).ids.tolist() == first.ids.tolist()
 
 
-def test_a_prepared_corpus_can_be_used_from_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_corpus_works_in_read_only_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(VERSE)
 
     def refuse(*_: object, **__: object) -> None:
@@ -313,7 +281,7 @@ def test_a_prepared_corpus_can_be_used_from_a_folder_that_cannot_be_written(monk
     assert prepare(DataConfig(source="novel.txt")).ids.tolist() == first.ids.tolist()
 
 
-def test_the_entry_tells_what_it_is() -> None:
+def test_cache_entry_describes_itself() -> None:
     corpus = prepared(VERSE)
     assert names_in(entry_of(corpus)) == ["ids.bin", "meta.json"]
     meta = json.loads((entry_of(corpus) / "meta.json").read_text())
@@ -428,7 +396,7 @@ def test_the_environments_mirror_stands_in_for_an_empty_one(here: Path, monkeypa
     assert asked == ["/from/environment", "/from/config", ""]
 
 
-def test_what_was_left_out_is_told_on_stderr_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_files_are_logged_and_in_the_notes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("books").mkdir()
     Path("books", "a.txt").write_text(VERSE)
     Path("books", ".b.txt").write_text(VERSE)

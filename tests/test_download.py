@@ -1,4 +1,4 @@
-"""Downloads: whole and checked or not there at all; resumed where that is safe."""
+"""Downloads: complete and verified or absent; resumed where that is safe."""
 
 import hashlib
 import socket
@@ -34,18 +34,18 @@ def part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-def test_a_whole_transfer_leaves_the_file_and_nothing_else(site: Site, tmp_path: Path) -> None:
+def test_complete_transfer_leaves_only_the_file(site: Site, tmp_path: Path) -> None:
     assert brought(site, tmp_path / "new" / "a.txt") == CONTENT
     assert names_in(tmp_path / "new") == ["a.txt"]
 
 
-def test_a_transfer_that_breaks_off_goes_on_from_where_it_was(site: Site, tmp_path: Path) -> None:
+def test_interrupted_transfer_is_resumed(site: Site, tmp_path: Path) -> None:
     site.cuts = [100_000, 50_000]
     assert brought(site, tmp_path / "a.txt") == CONTENT
     assert [wanted for _, wanted in site.asked] == [None, "bytes=100000-", "bytes=150000-"]
 
 
-def test_a_later_call_goes_on_from_what_an_earlier_one_kept(site: Site, tmp_path: Path) -> None:
+def test_later_call_resumes_an_earlier_one(site: Site, tmp_path: Path) -> None:
     site.cuts = [1000] * module.ATTEMPTS
     with pytest.raises(DownloadError, match="interrupted 3 times: received 3000 of 256000 bytes"):
         brought(site, tmp_path / "a.txt")
@@ -54,7 +54,7 @@ def test_a_later_call_goes_on_from_what_an_earlier_one_kept(site: Site, tmp_path
     assert site.asked[-1] == ("/a.txt", "bytes=3000-")
 
 
-def test_a_server_without_ranges_is_read_from_the_beginning_again(site: Site, tmp_path: Path) -> None:
+def test_server_without_ranges_is_read_from_the_start(site: Site, tmp_path: Path) -> None:
     site.ranges = False
     site.cuts = [100_000]
     assert brought(site, tmp_path / "a.txt") == CONTENT
@@ -67,7 +67,7 @@ def test_a_stale_part_of_any_length_does_not_spoil_the_file(site: Site, tmp_path
     assert brought(site, tmp_path / "a.txt") == CONTENT
 
 
-def test_a_part_that_is_already_whole_needs_no_request(site: Site, tmp_path: Path) -> None:
+def test_complete_part_needs_no_request(site: Site, tmp_path: Path) -> None:
     part_of(tmp_path / "a.txt").write_bytes(CONTENT)
     assert brought(site, tmp_path / "a.txt") == CONTENT
     assert not site.asked
@@ -80,7 +80,7 @@ def test_a_range_that_begins_elsewhere_is_not_appended(site: Site, tmp_path: Pat
     assert [wanted for _, wanted in site.asked] == ["bytes=1000-", None]
 
 
-def test_without_a_checksum_a_file_that_changed_meanwhile_is_not_mixed(site: Site, tmp_path: Path) -> None:
+def test_changed_file_is_not_mixed_without_checksum(site: Site, tmp_path: Path) -> None:
     site.cuts = [1000] * module.ATTEMPTS
     with pytest.raises(DownloadError):
         download(f"{site.url}/a.txt", tmp_path / "a.txt")
@@ -89,7 +89,7 @@ def test_without_a_checksum_a_file_that_changed_meanwhile_is_not_mixed(site: Sit
     assert (tmp_path / "a.txt").read_bytes() == CONTENT[::-1]
 
 
-def test_an_interruption_never_puts_a_new_versions_tag_on_an_old_part(
+def test_interruption_never_tags_an_old_part_as_new(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -138,13 +138,13 @@ def test_a_body_shorter_than_its_content_length_is_refused(site: Site, tmp_path:
     assert not (tmp_path / "a.txt").exists()
 
 
-def test_a_server_that_gives_no_length_is_believed(site: Site, tmp_path: Path) -> None:
+def test_server_without_content_length_is_trusted(site: Site, tmp_path: Path) -> None:
     site.lengths = False
     download(f"{site.url}/a.txt", tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_bytes() == CONTENT
 
 
-def test_wrong_content_is_refused_with_both_digests_and_leaves_nothing(site: Site, tmp_path: Path) -> None:
+def test_wrong_content_is_refused_with_both_digests(site: Site, tmp_path: Path) -> None:
     wrong = CONTENT[::-1]
     site.files["/a.txt"] = wrong
     with pytest.raises(DownloadError) as fault:

@@ -1,4 +1,4 @@
-"""Folders that charrnn writes, left out of every corpus: caches, downloads, run folders."""
+"""Caches, downloads and run folders are excluded from every corpus."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_a_run_on_a_folder_with_its_own_files_resumes(source, run_dir):
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("pattern", ["data", "data/**", "data/*/*", "dat*/*/*"])
-def test_caches_and_run_folders_are_left_out_with_one_note(pattern):
+def test_caches_and_run_folders_are_skipped_with_one_note(pattern):
     prepare(load_config(None, {"data.source": "data/mine.txt", "data.cache_dir": "data"}).data)
     with exclusive(Path("data/run")):
         Path("data/run/metrics.jsonl").write_text("{}\n")

@@ -1,4 +1,4 @@
-"""Large texts: cut and shared among workers, the ids are still those of `Vocab.encode`; found again; vocabularies."""
+"""Large texts: ids split among workers equal those of `Vocab.encode`; the cache of unchanged files; vocabularies."""
 
 import hashlib
 import multiprocessing
@@ -24,9 +24,9 @@ from charrnn.config import DataConfig
 from charrnn.data import cache, tasks
 from charrnn.data import corpus as module
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decode import Rules
 from charrnn.data.encode import IdTable, encode, num_ids
 from charrnn.data.parts import Part, Source, plain_part
+from charrnn.data.pieces import Rules
 from charrnn.data.scan import scan
 from charrnn.data.vocabulary import RARE
 from charrnn.data.workers import Workers
@@ -92,12 +92,19 @@ def prepared_ids(parts: list[Part], rules: Rules, folder: Path, workers: Workers
     return found, vocab, np.fromfile(folder / "ids.bin", vocab.dtype).tolist()
 
 
-@given(texts=texts, rules=rules, task_bytes=st.integers(4, 30), window=st.integers(1, 20), chunk=st.integers(0, 9))
-@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0)
-@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1)
+@given(
+    texts=texts,
+    rules=rules,
+    task_bytes=st.integers(4, 30),
+    window=st.integers(1, 20),
+    chunk=st.integers(0, 9),
+    piece=st.integers(1, 9),
+)
+@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0, piece=3)
+@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1, piece=1)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
-    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, tmp_path: Path
+def test_ids_do_not_depend_on_the_split(
+    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, piece: int, tmp_path: Path
 ) -> None:
     for number, text in enumerate(texts):
         (tmp_path / str(number)).write_bytes(text.encode())
@@ -106,7 +113,7 @@ def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
     with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
         patch.setattr(tasks, "TASK_BYTES", task_bytes)
         patch.setattr(tasks, "WINDOW_BYTES", window)
-        patch.setattr(tasks, "PIECE_BYTES", 3)
+        patch.setattr(tasks, "PIECE_BYTES", piece)
         found, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
     text = normalized(texts, rules)
     assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -135,7 +142,7 @@ def test_large_texts_in_other_encodings_are_the_same(
         assert vocab.decode(ids) == normalized(marked, rules)
 
 
-def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
+def test_workers_equal_one_process(tmp_path: Path) -> None:
     text = "".join(np.random.default_rng(0).choice(list(CHARACTERS + "|"), 30_000))
     (tmp_path / "novel").write_text(text, newline="")
     parts = [plain_part(tmp_path / "novel"), streamed_part(tmp_path / "novel", 777)]
@@ -152,7 +159,7 @@ def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     assert alone[0].blocks == together[0].blocks
 
 
-def test_the_first_fault_in_the_text_is_told_by_whichever_worker_meets_it(tmp_path: Path) -> None:
+def test_first_error_in_the_text_is_reported(tmp_path: Path) -> None:
     (tmp_path / "novel").write_bytes(b"a line\n" * 400 + b"\xff" + b"a line\n" * 400 + b"\xfe")
     with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
         patch.setattr(tasks, "TASK_BYTES", 100)
@@ -160,7 +167,7 @@ def test_the_first_fault_in_the_text_is_told_by_whichever_worker_meets_it(tmp_pa
             scan(Source("novel", (plain_part(tmp_path / "novel"),)), Rules(), workers, lambda _: None)
 
 
-def test_a_worker_that_is_killed_is_told_of() -> None:
+def test_killed_worker_is_an_error() -> None:
     with pytest.raises(CorpusError, match=r"was killed \(exit code 7\); run again"), Workers(1) as workers:
         list(workers.map(os._exit, [7]))
 
@@ -202,7 +209,7 @@ def test_a_text_that_cannot_be_split_is_refused(
             scan(Source("marks", (part,)), rules, workers, lambda _: None)
 
 
-def test_too_little_space_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_refused_before_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("novel.txt").write_text("ab" * 1_000_000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_500_000}))
     with pytest.raises(CorpusError, match=r"the ids take 2.0 MB and 1.5 MB are free; .*data.cache_dir=DIR"):
@@ -222,7 +229,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_disk_that_fills_up_is_told_of_and_left_as_it_was(
+def test_full_disk_is_an_error_and_leaves_nothing(
     here: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("novel.txt").write_text("ab\n" * 700_000)
@@ -323,7 +330,7 @@ def test_a_text_that_grows_while_it_is_read_is_refused(monkeypatch: pytest.Monke
         prepared("one\ntwo\n" * 1000)
 
 
-def test_what_a_killed_process_left_is_removed_when_nobody_writes_it_any_more() -> None:
+def test_stale_temporary_folders_are_removed() -> None:
     corpus = prepared("one\ntwo\n" * 9)
     name = names_in("data/prepared")[0]
     for path in Path("data/prepared", name).iterdir():
@@ -387,7 +394,7 @@ def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- vocabularies
 
 
-def test_rare_characters_become_one_and_the_cost_is_told() -> None:
+def test_rare_characters_are_merged_with_a_note() -> None:
     corpus = prepared("aaaabbbbxyz", min_count=2)
     assert corpus.vocab == Vocab("chars", ("a", "b", RARE), RARE)
     assert corpus.vocab.decode(corpus.ids) == "aaaabbbb" + RARE * 3
@@ -418,9 +425,7 @@ def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
 
 @given(texts=st.lists(st.text("abx\n", max_size=9), min_size=1, max_size=4), task_bytes=st.integers(1, 5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_skipping_leaves_out_what_the_vocabulary_lacks_wherever_it_is_cut(
-    texts: list[str], task_bytes: int, tmp_path: Path
-) -> None:
+def test_skipped_characters_get_no_id_at_any_split(texts: list[str], task_bytes: int, tmp_path: Path) -> None:
     for letters in ("ab", "ab\n"):
         vocab = Vocab.of_chars(letters)
         for number, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""What --data may be, and which files that is, in which order."""
+"""The files that --data names, and their order."""
 
 import hashlib
 import io
@@ -43,7 +43,7 @@ def test_a_file_is_named_by_its_stem_made_safe(path: str, name: str) -> None:
     assert (found.name, names(found), found.size) == (name, [path], 5)
 
 
-def test_a_folder_gives_its_files_in_the_order_of_relative_paths() -> None:
+def test_folder_is_its_files_sorted_by_relative_path() -> None:
     write("books/b.txt", "books/a/z.md", "books/a.txt", "books/c/d/e")
     found = find("books/")
     assert names(found) == ["books/a.txt", "books/a/z.md", "books/b.txt", "books/c/d/e"]
@@ -51,7 +51,7 @@ def test_a_folder_gives_its_files_in_the_order_of_relative_paths() -> None:
     assert found.notes == ()
 
 
-def test_a_folder_leaves_out_hidden_and_binary_files_and_says_so() -> None:
+def test_folder_skips_and_reports_hidden_and_binary_files() -> None:
     write("books/a.txt", "books/.git/config", "books/.b.txt", "books/sub/.c")
     write("books/d.png", content=b"\x89PNG\0\0")
     Path("books/gone.txt").symlink_to("nowhere")
@@ -69,7 +69,7 @@ def test_bytes_take_the_binary_files_of_a_folder_too() -> None:
     assert names(find("books", binary=True)) == ["books/a.txt", "books/d.png"]
 
 
-def test_a_folder_around_the_data_folder_does_not_eat_what_is_prepared_in_it() -> None:
+def test_folder_excludes_the_data_folder_in_it() -> None:
     write("a.txt", "data/prepared/x/ids.txt")
     found = find(".")
     assert names(found) == ["a.txt"]
@@ -94,14 +94,14 @@ def test_a_folder_without_text_is_refused(files: list[str], why: str) -> None:
         ("books/**/*.txt", ["books/a.txt", "books/b.txt", "books/sub/d.txt"]),
     ],
 )
-def test_a_glob_gives_its_files_sorted(pattern: str, expected: list[str]) -> None:
+def test_glob_is_its_files_sorted(pattern: str, expected: list[str]) -> None:
     write("books/b.txt", "books/a.txt", "books/c.md", "books/sub/d.txt", "books/.hidden.txt")
     found = find(pattern)
     assert names(found) == expected
     assert found.name == "books"
 
 
-def test_a_folder_that_a_glob_matches_is_left_out_and_said() -> None:
+def test_folder_matched_by_a_glob_is_skipped() -> None:
     write("books/a.txt", "books/sub/b.txt")
     found = find("books/*")
     assert names(found) == ["books/a.txt"]
@@ -172,7 +172,7 @@ def test_other_schemes_than_the_webs_are_refused() -> None:
 # ---- addresses
 
 
-def test_an_address_is_brought_once_under_a_name_of_its_own(site: Site) -> None:
+def test_url_is_downloaded_once_to_a_file_of_its_own(site: Site) -> None:
     site.files["/books/My%20Novel.txt?version=2"] = b"text"
     url = f"{site.url}/books/My%20Novel.txt?version=2"
     first, second = find(url), find(url)
@@ -189,7 +189,7 @@ def test_two_addresses_with_one_file_name_do_not_meet(site: Site) -> None:
     assert [find(f"{site.url}/{folder}/x.txt").parts[0].path.read_bytes() for folder in "ab"] == [b"a", b"b"]
 
 
-def test_an_address_that_cannot_be_brought_names_what_works_offline() -> None:
+def test_failed_download_names_what_works_offline() -> None:
     with closed_port() as url, pytest.raises(CorpusError, match=r"refused; without a network use --data FILE or"):
         find(f"{url}/x.txt")
 

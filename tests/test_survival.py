@@ -18,6 +18,7 @@ from training import make_trainer, tiny_config
 from benchmarks.common import machine
 from benchmarks.reliability import __main__ as program
 from benchmarks.reliability import chains, faults, harness, inject, targets
+from train.checkpoint import format as checkpoint_format
 from train.checkpoint.format import load_newest
 
 ROOT = Path(__file__).parent.parent
@@ -228,6 +229,16 @@ def test_functions_that_faults_strike_in_exist(name):
     owner, attribute = targets.locate(name)
     assert callable(getattr(owner, attribute))
     assert name not in ("step", "write", "replacement", "evaluation", "pruning") or name in faults._CALLS
+
+
+def test_a_replaced_function_is_the_one_that_checkpoints_call():
+    write = getattr(*targets.locate("write"))
+    targets.replace("write", struck := lambda *_: None)
+    try:
+        assert checkpoint_format.write_folder is struck
+    finally:
+        targets.replace("write", write)
+    assert checkpoint_format.write_folder is write
 
 
 def test_renames_have_a_line_between_them():

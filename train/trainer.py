@@ -1,4 +1,4 @@
-"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, L layers, H hidden_dim."""
+"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, L num_layers, H hidden_dim."""
 
 import contextlib
 import logging
@@ -105,7 +105,7 @@ class Trainer:
             accelerator,
             loss_module,
             prepared.optimizer,
-            self.model.zero_state(rows.stop - rows.start, accelerator.device),
+            self.model.zero_state(rows.stop - rows.start, self.data.train.device),
             accumulation_steps=config.train.accumulation_steps,
             grad_clip=config.optim.grad_clip,
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from benchmarks.reliability import targets
 from benchmarks.reliability.targets import locate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,8 +191,7 @@ class Process:
 
     def watch(self) -> None:
         """Records when training begins, and the exit code of a rank that leaves without interpreter tear-down."""
-        leave, (owner, name) = os._exit, locate("fit")
-        fit = getattr(owner, name)
+        leave, fit = os._exit, getattr(*locate("fit"))
 
         def recorded_exit(code: int) -> None:
             self.record("exit", code=code)
@@ -203,22 +203,22 @@ class Process:
             return fit(trainer)
 
         os._exit = recorded_exit  # type: ignore[assignment]
-        setattr(owner, name, recorded_fit)
+        targets.replace("fit", recorded_fit)
 
     def inject(self) -> None:
         """Replaces the function that the fault strikes in, if it is this rank's."""
         fault = self.fault
         if fault is None or fault.rank != self.rank:
             return
-        owner, name = locate({"nan": "loss", "outside": "batch", "elsewhere": "batch"}.get(fault.action, fault.phase))
-        function = getattr(owner, name)
+        target = {"nan": "loss", "outside": "batch", "elsewhere": "batch"}.get(fault.action, fault.phase)
+        function = getattr(*locate(target))
         if fault.action == "nan":
             changed = self._with_nan(function, fault)
         elif fault.action in ("outside", "elsewhere"):
             changed = self._with_wrong_start(function, fault)
         else:
             changed = at_point(function, COUNTED.get(fault.phase, lambda *_: True), fault, self.trigger)
-        setattr(owner, name, changed)
+        targets.replace(target, changed)
 
     def _with_nan(self, loss: Callable[..., Any], fault: ProcessFault) -> Callable[..., Any]:
         """The loss is NaN in one step."""

@@ -6,6 +6,8 @@ A test resolves each function and finds each message in the sources, so that a r
 import functools
 import importlib
 import re
+import sys
+from collections.abc import Callable
 from typing import Any
 
 # "module:qualified name". The first five are phases, in which a fault strikes at a line of a call.
@@ -47,6 +49,16 @@ def locate(name: str) -> tuple[Any, str]:
     module, qualified = FUNCTIONS[name].split(":")
     *owners, attribute = qualified.split(".")
     return functools.reduce(getattr, owners, importlib.import_module(module)), attribute
+
+
+def replace(name: str, changed: Callable[..., Any]) -> None:
+    """Replaces a function of FUNCTIONS, in every module that has imported it by name too."""
+    owner, attribute = locate(name)
+    function = getattr(owner, attribute)
+    setattr(owner, attribute, changed)
+    for module in list(sys.modules.values()):
+        if vars(module).get(attribute) is function:
+            setattr(module, attribute, changed)
 
 
 def message(name: str, *values: str) -> str:

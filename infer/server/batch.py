@@ -1,6 +1,6 @@
 """Rows that generate together, each for one choice of a request.
 
-Letters: B rows, T characters read, N characters generated, L num_layers, H hidden_dim, V vocabulary size.
+Letters: B batch rows, T characters read, N characters generated, L num_layers, H hidden_dim, V vocabulary size.
 """
 
 from collections.abc import Iterator, Sequence

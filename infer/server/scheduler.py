@@ -1,7 +1,7 @@
 """Continuous batching, character by character: rows join and leave a batch between two runs of the graph's loop.
 
 After "cellular batching", Gao et al., "Low Latency RNN Inference with Cellular Batching", EuroSys 2018,
-doi:10.1145/3190508.3190541. Letters: B rows, T characters read, V vocabulary size.
+doi:10.1145/3190508.3190541. Letters: B batch rows, T characters read, V vocabulary size.
 """
 
 from collections import deque

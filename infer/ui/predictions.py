@@ -135,7 +135,9 @@ def surprisal(engine: Engine, text: str) -> list[Character]:
         return []
     inputs = np.concatenate(([engine.vocab.start_id], ids[:-1]))  # (T,)
     logits = engine.step(inputs[None], engine.zero_state(1))[0][0]  # (T, V)
-    log2p = log2_softmax(logits)  # (T, V)
+    if not np.isfinite(logits).all():
+        raise not_finite()
+    log2p = log_softmax(logits) / np.log(2)  # (T, V)
     bits = -log2p[np.arange(len(ids)), ids]  # (T,)
     top = np.argsort(-log2p, axis=-1, kind="stable")[:, :NUM_CANDIDATES]  # (T, NUM_CANDIDATES)
     names = symbol_names(engine.vocab)
@@ -146,13 +148,6 @@ def surprisal(engine: Engine, text: str) -> list[Character]:
         result.append(Character(char, float(bits[start:end].sum()), candidates))
         start = end
     return result
-
-
-def log2_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return log2 softmax of (..., V) logits, (..., V). Raises: SamplingError when one is not finite."""
-    if not np.isfinite(logits).all():
-        raise not_finite()
-    return log_softmax(logits) / np.log(2)
 
 
 def next_character(engine: Engine, prompt: str, temperature: float, top_k: float, top_p: float) -> Distribution:
