@@ -15,7 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.timeout(600)
 def test_every_fault_is_survived(tmp_path):
     model = write_model(tmp_path / "tiny.onnx", precision="int8")
-    command = [sys.executable, "-m", "benchmarks.reliability.serve", "--model", model, "--scale", "0.05", "--soak", "20"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.reliability.serve",
+        "--model",
+        model,
+        "--scale",
+        "0.05",
+        "--soak",
+        "20",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(r"^\| (.+) \|$", done.stdout, re.M)[1:]
