@@ -123,8 +123,9 @@ def seen(launched):
     return seen
 
 
-def agreed(stop=0, faulty=(), odd_batch=()):
-    return {"stop": stop, "elapsed_s": 100.25, "faulty": list(faulty), "odd_batch": list(odd_batch)}
+def agreed(stop_signal=0, failed_ranks=(), mismatched_ranks=()):
+    ranks = {"failed_ranks": list(failed_ranks), "mismatched_ranks": list(mismatched_ranks)}
+    return {"stop_signal": stop_signal, "elapsed_s": 100.25, **ranks}
 
 
 @pytest.mark.slow
