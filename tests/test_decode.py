@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn.data.decode import Piece, Rules, Trace, Utf8Decoder, detect_encoding, last_cut, transcode
+from charrnn.data.decode import Utf8Decoder, detect_encoding, last_cut, transcode
+from charrnn.data.pieces import Piece, Rules, Trace
 from charrnn.errors import CorpusError
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")

@@ -24,9 +24,9 @@ from charrnn.config import DataConfig
 from charrnn.data import cache, tasks
 from charrnn.data import corpus as module
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decode import Rules
 from charrnn.data.encode import IdTable, encode, num_ids
 from charrnn.data.parts import Part, Source, plain_part
+from charrnn.data.pieces import Rules
 from charrnn.data.scan import scan
 from charrnn.data.vocabulary import RARE
 from charrnn.data.workers import Workers

@@ -1,18 +1,22 @@
 """The recipe: valid, trainable fields for any text, machine and budget, under whatever the user sets."""
 
 import math
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.config import ModelConfig, load_config
 from charrnn.windows import WindowPlan, split_bounds
+from train.cudnn import Algorithm, Gpu, algorithm, training_calls
 from train.flops import flops_per_char
 from train.progress import Progress
 from train.recipe import MOST_DEFAULT_S, Facts, Recipe, choose
 from train.sizing import Chosen
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 BASE = ModelConfig(rnn="LSTM", num_layers=2, hidden_dim=512, embedding_dim=128, layer_norm=True)
 
 FACTS = st.builds(
@@ -141,6 +145,29 @@ def test_what_the_user_sets_wins(assigned):
 ])  # fmt: skip
 def test_it_is_known_what_the_user_set(assignments, prefix, found):
     assert Chosen({"train.epochs": 3}, assignments).sets(prefix) is found
+
+
+def test_on_a_gpu_ten_seconds_of_shakespeare_are_the_quick_recipe():
+    fields = choose(Facts(1_115_394, 65, 1e13, budget_s=10, on_gpu=True)).fields
+    quick = load_config(CONFIGS / "gpu-quick.yaml", {})
+    chosen = load_config(None, fields)
+    assert chosen.model.model_copy(update={"dropout": 0.0, "dropout_mask": "character"}) == quick.model
+    assert (chosen.data.batch_size, chosen.data.seq_len, chosen.data.windows) == (64, 64, "carry")
+    assert chosen.optim.lr == quick.optim.lr
+
+
+@given(FACTS)
+def test_on_a_gpu_every_layer_has_a_persistent_kernel(facts):
+    config = config_of(choose(_with(facts, on_gpu=True)))
+    if facts.characters < 10_000 * facts.share:  # too few rows
+        return
+    for call in training_calls(config, torch.float16, processes=facts.share):
+        assert algorithm(call, Gpu((9, 0), 132)) is not Algorithm.STANDARD
+
+
+def test_on_a_cpu_smaller_embeddings_are_cheaper():
+    calls = training_calls(config_of(choose(Facts(1_000_000, 65, 4e11))), torch.float16)
+    assert Algorithm.STANDARD in {algorithm(call, Gpu((9, 0), 132)) for call in calls}
 
 
 def _with(facts: Facts, **changes):

@@ -13,6 +13,8 @@ from train.flops import flops_per_char
 
 # Networks from small to large: layers, hidden_dim, embedding_dim.
 _SIZES = ((1, 128, 32), (1, 256, 64), (1, 512, 64), (2, 512, 128), (2, 1024, 256))
+# On a GPU inputs and widths are multiples of 128, as cuDNN's persistent kernel takes them (train/cudnn.py).
+_GPU_SIZES = ((1, 128, 128), (1, 256, 128), (1, 512, 128), (2, 512, 128), (2, 1024, 256))
 # The default budget, in seconds, at most.
 MOST_DEFAULT_S = 300.0
 _MOST_VALIDATION = 1 << 17
@@ -153,7 +155,7 @@ def _network(facts: Facts, length: int) -> ModelConfig:
     affordable = 0.3 * math.sqrt(facts.flops * budget_s)  # P, by cpu-sized runs of 3e13 and 1.2e14 FLOPs
     borne = 25 * length  # P: 0.4M at 20 KB, with dropout
     chosen = _SIZES[0]
-    for layers, width, embedding in _SIZES:
+    for layers, width, embedding in _GPU_SIZES if facts.on_gpu else _SIZES:
         recurrent = 4 * width * (embedding + width) + (layers - 1) * 8 * width * width
         parameters = recurrent + facts.symbols * (width + embedding)
         if parameters <= min(affordable, max(borne, 400_000)):
@@ -172,20 +174,26 @@ def _dropout(epochs: float, *, fine_tuning: bool) -> float:
 def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
     """Peak learning rate: from pretrained weights by N and the text's distance, else by the depth of the network."""
     if not facts.origin:
-        return 0.006 if model.num_layers == 1 else 0.003
+        if model.num_layers > 1:
+            return 0.003
+        return 0.01 if facts.on_gpu else 0.006  # with more rows, as in configs/gpu-quick.yaml
     by_length = min(3.0, max(1.0, (length / 100_000) ** 0.4))
     return float(f"{min(0.006, 0.0008 * by_length * _distance(facts)):.2g}")
 
 
 def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
     """Rows of a batch over all processes, and characters in each: never more than a quarter of the text in all."""
+    eights = 1
     if facts.on_gpu:
-        rows, seq_len = (64 if length < 10_000_000 else 256), 128
+        # A process has 8 to 128 rows, by eights, as cuDNN's persistent kernel takes them.
+        rows, seq_len = (64, 64) if length < 10_000_000 else (128, 128)
+        rows, eights = max(rows, 8 * facts.share), 8
     else:
         rows, seq_len = (16, 64) if length < 200_000 else (32, 96)
     seq_len = max(1, min(seq_len, length // 8, length // (4 * facts.share)))
     rows = max(1, min(rows, length // (4 * seq_len)))
-    return max(facts.share, rows // facts.share * facts.share), seq_len
+    unit = facts.share * (eights if rows >= eights * facts.share else 1)
+    return max(facts.share, rows // unit * unit), seq_len
 
 
 def _expectation(facts: Facts) -> str:

@@ -26,6 +26,7 @@ from train.recipe import Facts, Recipe, choose
 
 # The network that speed is measured with when training starts from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
+_PROBED_ON_GPU = _PROBED.model_copy(update={"embedding_dim": 128})
 # Share of a text in Latin script, with ASCII's digits and marks, from which on the English base helps.
 _MOSTLY_LATIN = 0.9
 _COUNTED = 1 << 20
@@ -74,7 +75,8 @@ def sized(
         _, lines = _measured(training_speed(before.model, len(corpus.vocab), accelerator), config)
         return before, lines
     init_from, origin = collectives.run_on_all(lambda: _origin(chosen, config, corpus))
-    probed = origin.config.model if origin else _PROBED
+    on_gpu = accelerator.device.type == "cuda"
+    probed = origin.config.model if origin else (_PROBED_ON_GPU if on_gpu else _PROBED)
     speed, lines = _measured(training_speed(probed, len(corpus.vocab), accelerator), config)
     facts = Facts(
         characters=corpus.num_chars,
@@ -85,7 +87,7 @@ def sized(
         origin=origin.config.model if origin else None,
         init_from=init_from,
         origin_loss=collectives.run_on_all(lambda: _loss(origin, init_from, config, corpus)) if origin else 0.0,
-        on_gpu=accelerator.device.type == "cuda",
+        on_gpu=on_gpu,
         share=collectives.world_size * config.train.accumulation_steps,
     )
     recipe = collectives.all_gather(choose(facts))[0]
