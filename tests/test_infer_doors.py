@@ -231,7 +231,7 @@ def test_a_clients_share_of_the_queue_is_limited(page):
         assert joined >= 1
         assert status in (429, 503)
     finally:
-        for event in list(page.blocks._queue.event_ids_to_events.values()):
+        for event in reversed(list(page.blocks._queue.event_ids_to_events.values())):  # the one that runs last
             fields = {"event_id": event._id, "session_hash": event.session_hash, "fn_index": event.fn._id}
             ask(page, "POST", "/gradio_api/cancel", json.dumps(fields).encode())
 
