@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import make_trainer, tiny_config
 
+from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.model.rnn import CharRNN
 from train.cuda_graph import DirectCapture, GraphedUpdate
 from train.dataloader import IdSource
-from train.dynamic import DynamicOptions, dynamic_loss
 
 META = torch.device("meta")
 # What crosses for a step: where its 8 windows begin, and which of its 8 states are reset.

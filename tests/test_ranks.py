@@ -12,7 +12,7 @@ import ranks_worker as worker
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, ended_well, torchrun
-from training import fresh_accelerator
+from training import fresh_accelerator, largest_difference
 
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError, ConfigError, CorpusError, TrainingError
@@ -123,8 +123,9 @@ def seen(launched):
     return seen
 
 
-def agreed(stop=0, faulty=(), odd_batch=()):
-    return {"stop": stop, "elapsed_s": 100.25, "faulty": list(faulty), "odd_batch": list(odd_batch)}
+def agreed(stop_signal=0, failed_ranks=(), mismatched_ranks=()):
+    ranks = {"failed_ranks": list(failed_ranks), "mismatched_ranks": list(mismatched_ranks)}
+    return {"stop_signal": stop_signal, "elapsed_s": 100.25, **ranks}
 
 
 @pytest.mark.slow
@@ -253,12 +254,6 @@ def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goe
         assert len(found["curve"]) == 12
         assert found["curve"] == found["whole_curve"]
         assert found["weights"] == found["whole_weights"]
-
-
-def largest_difference(ours, theirs):
-    """Relative."""
-    assert len(ours) == len(theirs) > 0
-    return float(np.max(np.abs(np.subtract(ours, theirs)) / np.abs(theirs)))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from train.cudnn import Algorithm, Gpu, algorithm, training_calls
 from train.flops import flops_per_char
 from train.progress import Progress
 from train.recipe import MOST_DEFAULT_S, Facts, Recipe, choose
-from train.sizing import Chosen
+from train.sizing import UserSettings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASE = ModelConfig(rnn="LSTM", num_layers=2, hidden_dim=512, embedding_dim=128, layer_norm=True)
@@ -132,7 +132,7 @@ def test_a_small_text_is_told_what_to_expect(origin, part):
 @pytest.mark.parametrize("assigned", ["model.hidden_dim=33", "data.seq_len=7", "optim.lr=0.5", "eval.times=3"])
 def test_what_the_user_sets_wins(assigned):
     recipe = choose(Facts(100_000, 80, 4e11))
-    config = Chosen({}, (assigned,)).over(recipe.fields)
+    config = UserSettings({}, (assigned,)).apply(recipe.fields)
     section, _, rest = assigned.partition(".")
     key, _, value = rest.partition("=")
     assert str(getattr(getattr(config, section), key)) == value
@@ -144,7 +144,7 @@ def test_what_the_user_sets_wins(assigned):
     (("data.reset=0",), "model.", False),
 ])  # fmt: skip
 def test_it_is_known_what_the_user_set(assignments, prefix, found):
-    assert Chosen({"train.epochs": 3}, assignments).sets(prefix) is found
+    assert UserSettings({"train.epochs": 3}, assignments).sets(prefix) is found
 
 
 def test_on_a_gpu_ten_seconds_of_shakespeare_are_the_quick_recipe():

@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -347,25 +345,6 @@ def test_an_error_in_training_does_not_cut_off_a_write_that_is_under_way(tmp_pat
     events = list(gate.events)
     gate.set()
     assert events == ["begin 5", "end 5"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MiB, in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if sys.platform != "linux":
-        pytest.skip("tmpfs is Linux's")
-    try:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        pytest.skip("no mount command")
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 PAGE = 4096  # bytes in which a tmpfs hands out its space

@@ -105,7 +105,7 @@ class Trainer:
             accelerator,
             loss_module,
             prepared.optimizer,
-            self.model.zero_state(rows.stop - rows.start, accelerator.device),
+            self.model.zero_state(rows.stop - rows.start, self.data.train.device),
             accumulation_steps=config.train.accumulation_steps,
             grad_clip=config.optim.grad_clip,
         )

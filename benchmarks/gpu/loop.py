@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.common import free_port
 from benchmarks.gpu.results import Value
 from benchmarks.gpu.setup import Setup, train
+from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.errors import TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss
 from train.dataloader import IdSource
 from train.distributed.setup import compress_gradients
-from train.dynamic import DynamicOptions, dynamic_loss
 from train.trainer import Trainer
 
 

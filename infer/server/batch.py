@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.sampling import SamplingOptions, log_softmax, not_finite
-from infer.engine import Engine, Ids, State
+from infer.engine import Engine
+from infer.network import Ids, State
 from infer.server.states import TextState
 from infer.text_writer import TextWriter
 
