@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
-from train.checkpoint.resume import StartingPoint
+from train.checkpoint.vocab_transfer import StartingPoint
 from train.distributed.setup import make_accelerator, set_threads
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
@@ -66,7 +66,7 @@ def make_trainer(config: RunConfig, *, log: bool = False, clock: Callable[[], fl
     corpus, accelerator, run_dir = prepare(config.data), make_accelerator(config.train), Path(config.train.run_dir)
     if log:
         run_dir.mkdir(exist_ok=True)
-    recorder = Recorder.open(config, run_dir, {}, 0) if log else Recorder.null()
+    recorder = Recorder.open(config, run_dir, {}, 0) if log else Recorder()
     return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder, clock)
 
 

@@ -24,7 +24,7 @@ def run_command(command: Callable[[], object], *, report: bool = True) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (CharRNNError, OSError, MemoryError) as caught:
         error = user_error(caught)
-        if report:
+        if report and sys.stderr is not None:  # print would take None for stdout
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 

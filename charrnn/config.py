@@ -17,7 +17,6 @@ from charrnn.errors import ConfigError, missing_extra
 try:
     import yaml
     from pydantic import (
-        AfterValidator,
         BaseModel,
         BeforeValidator,
         ConfigDict,
@@ -71,20 +70,22 @@ def check_encoding(name: str) -> str:
     return name
 
 
-def check_interval(text: str) -> str:
-    """The text, when it is a duration with its unit, such as "30s". Raises: ValueError otherwise."""
-    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text, re.ASCII):
-        raise ValueError(f"{_SHORT.repr(text)} is no interval; write a number of steps, or a time such as 1s or 10m")
-    return text
+def parse_interval(value: object) -> object:
+    """A number of steps, or a time as text with its unit, such as "30s". Raises: ValueError for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value, re.ASCII):
+        return value
+    if isinstance(value, int) and value >= 0:
+        return value
+    raise ValueError(f"{_SHORT.repr(value)} is no interval; write a number of steps, or a time such as 1s or 10m")
 
 
 def seconds(interval: str) -> float:
-    """Seconds of an interval that `check_interval` has passed."""
+    """Seconds of an interval that is a time."""
     return float(parse_duration(interval))  # type: ignore[arg-type]
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-Interval = Annotated[int, Field(ge=0)] | Annotated[str, AfterValidator(check_interval)]
+Interval = Annotated[int | str, BeforeValidator(parse_interval)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -128,12 +129,12 @@ class ModelConfig(Section):
     hidden_dim: int = Field(256, ge=1, le=65_536, description="H, width of a layer's state")
     num_layers: int = Field(2, ge=1, le=256, description="L, recurrent layers")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="chance of dropping a unit of the embedding, between layers and before the output"
+        0.0, ge=0, lt=1, description="dropout probability, on embeddings, between layers and before the output"
     )
     dropout_mask: Literal["character", "window"] = Field(
-        "character", description="a new mask for every character, or one for a window (variational dropout)"
+        "character", description="a new mask for every character, or one per window (variational dropout)"
     )
-    layer_norm: bool = Field(False, description="normalise what each layer gives")
+    layer_norm: bool = Field(False, description="apply LayerNorm to each layer's output")
 
 
 class DataConfig(Section):
@@ -141,50 +142,44 @@ class DataConfig(Section):
 
     source: str = Field("shakespeare", min_length=1, description="file, folder, glob, URL, hf:NAME, - or a corpus name")
     cache_dir: str = Field("data", description="folder for downloads and prepared corpora")
-    mirror: str = Field("", description="folder or URL looked at before the public ones; empty = none")
+    mirror: str = Field("", description="folder or URL tried before the public ones; empty = none")
     encoding: str = Field("auto", description="codec of the files; auto = UTF-8, or UTF-16 or 32 by byte order mark")
     invalid: Literal["refuse", "replace"] = Field(
-        "refuse", description="bytes that the codec does not allow: refuse the corpus, or put U+FFFD for them"
+        "refuse", description="invalid bytes: refuse the corpus, or replace them by U+FFFD"
     )
-    newlines: Literal["universal", "keep"] = Field(
-        "universal", description="every line end becomes \\n, or all stay as they are"
-    )
-    normalize: Literal["none", "NFC", "NFD", "NFKC", "NFKD"] = Field(
-        "none", description="Unicode's normal form that the text is brought to"
-    )
+    newlines: Literal["universal", "keep"] = Field("universal", description="convert line ends to \\n, or keep them")
+    normalize: Literal["none", "NFC", "NFD", "NFKC", "NFKD"] = Field("none", description="Unicode normalization form")
     vocab: str = Field(
         "chars",
         min_length=1,
-        description="the corpus's characters, all 256 bytes, a vocabulary file, or keep: --init-from's",
+        description="the corpus's characters, all 256 bytes, a vocabulary file, or keep: that of --init-from",
     )
-    min_count: int = Field(
-        1, ge=1, description="characters that occur less often become one replacement entry; 1 = keep all"
-    )
+    min_count: int = Field(1, ge=1, description="rarer characters share one replacement entry; 1 = keep all")
     unknown: Literal["error", "skip", "replace"] = Field(
-        "error", description="characters that a vocabulary file lacks: refuse, drop, or use its replacement entry"
+        "error", description="characters missing from a vocabulary file: refuse, drop, or use its replacement entry"
     )
     text_field: str = Field(
         "", description="field of .jsonl, .parquet and hf: records that holds the text; empty = text"
     )
     include: tuple[str, ...] = Field(
-        (), description="patterns of the files to take from a folder, glob or zip; none = all"
+        (), description="patterns of files to include from a folder, glob or zip; none = all"
     )
-    exclude: tuple[str, ...] = Field((), description="patterns of files and folders to leave out of those")
+    exclude: tuple[str, ...] = Field((), description="patterns of files and folders to exclude")
     document_end: str = Field(
-        "", max_length=1, description="character put after each document, where the state starts anew; empty = none"
+        "", max_length=1, description="character after each document, where the hidden state is reset; empty = none"
     )
     split: tuple[Fraction, Fraction, Fraction] = Field(
-        (0.9, 0.1, 0.0), description="train, val, test shares, contiguous, in this order; they add up to 1"
+        (0.9, 0.1, 0.0), description="fractions of train, val and test, contiguous in this order; they sum to 1"
     )
     batch_size: int = Field(
-        128, ge=1, le=1 << 24, description="B, windows in a batch over all processes and accumulation steps"
+        128, ge=1, le=1 << 24, description="B, windows in a global batch, over all processes and accumulation steps"
     )
     seq_len: int = Field(128, ge=1, le=1 << 24, description="T, characters of truncated backpropagation through time")
     windows: Literal["sliding", "carry"] = Field(
-        "sliding", description="shuffled windows from a zero state, or B lanes whose state is carried"
+        "sliding", description="shuffled windows from a zero state, or B rows whose state is carried"
     )
     stride: int = Field(0, ge=0, description="characters between sliding windows; 0 = seq_len (no overlap)")
-    reset: Fraction = Field(0.0, description="chance that a carried lane begins a window with a zero state")
+    reset: Fraction = Field(0.0, description="probability of resetting the hidden state at a window boundary (carry)")
 
     @model_validator(mode="after")
     def _split_adds_up(self) -> "DataConfig":
@@ -232,23 +227,25 @@ class OptimConfig(Section):
     """AdamW and its learning rate."""
 
     lr: float = Field(0.002, gt=0, le=1e6, description="peak learning rate")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's averaging of gradients and of squares")
-    weight_decay: float = Field(0.01, ge=0, le=1e6, description="AdamW's decay, on weight matrices only; 0 = off")
-    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
-    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="shape after the warm-up")
-    warmup_steps: int = Field(100, ge=0, description="updates of linear warm-up from 0")
-    final_lr: Fraction = Field(0.05, description="share of lr that cosine and linear end at")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="AdamW's beta1 and beta2")
+    weight_decay: float = Field(0.01, ge=0, le=1e6, description="AdamW's weight decay, on matrices only; 0 = off")
+    grad_clip: float = Field(1.0, ge=0, description="maximum global gradient norm; 0 = no clipping")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "cosine", description="learning rate schedule after the warm-up"
+    )
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up from 0")
+    final_lr: Fraction = Field(0.05, description="fraction of lr at the end of cosine and linear")
 
 
 class TrainConfig(Section):
     """How long and how to train. The first limit that is reached ends the run."""
 
-    epochs: float = Field(20, ge=0, le=1e9, description="passes over the training split; 0 = no such limit")
-    max_steps: int = Field(0, ge=0, description="updates; 0 = no such limit")
+    epochs: float = Field(20, ge=0, le=1e9, description="passes over the training split; 0 = no limit")
+    max_steps: int = Field(0, ge=0, description="optimizer steps; 0 = no limit")
     time_limit: Duration = Field(
         0.0, ge=0, le=1e9, description="seconds, or 90s, 2m, 1h30m, without the last evaluation; 0 = no limit"
     )
-    accumulation_steps: int = Field(1, ge=1, description="micro-batches an update is made of")
+    accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
     lr_scaling: Literal["none", "sqrt", "linear"] = Field(
         "none", description="how optim.lr grows with data.batch_size / lr_batch_size"
     )
@@ -256,25 +253,25 @@ class TrainConfig(Section):
     noise_scale_every: int = Field(
         200, ge=0, description="steps between measurements of the gradient noise scale, half a step each; 0 = never"
     )
-    seed: int = Field(1, ge=0, description="start of every random choice")
+    seed: int = Field(1, ge=0, description="random seed")
     init_from: str = Field(
         SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
     )
     mixed_precision: Literal["auto", "native", "no", "fp16", "bf16"] = Field(
         "auto", description="auto = what accelerate launch says; native = bf16 where the device computes it, else no"
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads a process; 0 = all cores / local processes")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads per process; 0 = all cores / local processes")
     run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
-    processes: int = Field(0, ge=0, description="processes the run must have; 0 = as many as are launched")
+    processes: int = Field(0, ge=0, description="required number of processes; 0 = any")
     peer_timeout: Duration = Field(
         600.0,
         ge=0,
         le=1e9,
-        description="seconds, or 30s, 10m, without a sign of life of a process that end the run; 0 = never",
+        description="heartbeat timeout in seconds, or 30s, 10m; 0 disables",
     )
-    bucket_mb: int = Field(25, ge=1, le=65_536, description="MiB of gradients that processes exchange at once")
+    bucket_mb: int = Field(25, ge=1, le=65_536, description="MiB per gradient all-reduce (DDP bucket)")
     grad_compression: Literal["none", "bf16", "fp16"] = Field(
-        "none", description="type in which gradients cross between processes"
+        "none", description="type in which gradients are communicated"
     )
     deterministic: bool = Field(
         False, description="deterministic cuBLAS and cuDNN algorithms on a GPU, which may be slower"
@@ -302,23 +299,23 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Evaluation on the validation split, by both protocols."""
 
-    every: int = Field(250, ge=0, description="updates between evaluations; 0 = only at the end, or as times says")
-    times: int = Field(0, ge=0, description="evaluations spread evenly over the run, besides those of every; 0 = none")
+    every: int = Field(250, ge=0, description="steps between evaluations; 0 = only at the end, or as times says")
+    times: int = Field(0, ge=0, description="evaluations spread evenly over the run, in addition to every; 0 = none")
     sample: int = Field(
         0,
         ge=0,
-        description="characters that an evaluation before the last reads, in training precision; 0 = all, in fp32",
+        description="characters read by evaluations before the last, in training precision; 0 = all, in fp32",
     )
-    window: int = Field(256, ge=1, le=1 << 24, description="characters of a window of the `windows` protocol")
-    batch_rows: int = Field(64, ge=1, le=1 << 24, description="windows evaluated at once")
-    stream_lanes: int = Field(16, ge=1, le=1 << 24, description="lanes the `stream` protocol reads side by side")
+    window: int = Field(256, ge=1, le=1 << 24, description="window length of the `windows` protocol, characters")
+    batch_rows: int = Field(64, ge=1, le=1 << 24, description="windows per evaluation batch")
+    stream_lanes: int = Field(16, ge=1, le=1 << 24, description="parallel rows of the `stream` protocol")
     stream_warmup: int = Field(
-        512, ge=0, le=1 << 24, description="uncounted characters that build up a later lane's state"
+        512, ge=0, le=1 << 24, description="uncounted characters that warm up the state of the rows after the first"
     )
-    best_by: Literal["stream", "windows"] = Field("stream", description="protocol whose loss decides what is best")
-    patience: int = Field(
-        0, ge=0, description="evaluations without a better one before the rate decays and the run ends; 0 = off"
+    best_by: Literal["stream", "windows"] = Field(
+        "stream", description="protocol whose loss selects the best checkpoint"
     )
+    patience: int = Field(0, ge=0, description="evaluations without improvement before early stopping; 0 = off")
 
 
 class LogConfig(Section):
@@ -335,25 +332,25 @@ class CheckpointConfig(Section):
     every: Interval = Field(
         "1m", description="steps, or a time such as 1m, between step checkpoints; 0 = only at the end"
     )
-    keep: int = Field(2, ge=1, description="newest step checkpoints kept; best/ is kept besides")
+    keep: int = Field(2, ge=1, description="number of step checkpoints to retain, in addition to best/")
 
 
 class SampleConfig(Section):
     """The text written at each evaluation."""
 
-    prompt: str = Field("\n", min_length=1, description="text to go on from; what the vocabulary lacks is dropped")
+    prompt: str = Field("\n", min_length=1, description="prompt; characters outside the vocabulary are dropped")
     length: int = Field(200, ge=0, le=1 << 24, description="characters; 0 = no sample")
     every: int = Field(1, ge=1, description="evaluations between samples")
-    temperature: float = Field(0.8, ge=0, le=1e6, description="divides the logits; 0 = always the likeliest")
-    top_k: int = Field(0, ge=0, description="draw among the k likeliest; 0 = all")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw among the likeliest that hold this probability; 1 = all")
-    seed: int = Field(0, ge=0, description="seed of the draws")
+    temperature: float = Field(0.8, ge=0, le=1e6, description="sampling temperature; 0 = greedy")
+    top_k: int = Field(0, ge=0, description="sample from the k most likely characters; 0 = all")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus (top-p) threshold; 1 = off")
+    seed: int = Field(0, ge=0, description="sampling seed")
 
 
 class TrackingConfig(Section):
     """Where figures go besides metrics.jsonl, which always has them all."""
 
-    tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="tracker that figures are sent to")
+    tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="tracker to log metrics to")
     project: str = Field("charrnn", min_length=1, description="the tracker's project")
     name: str = Field("", description="run name; empty = the run folder's name")
     group: str = Field("", description="group of the run's segments; empty = the run name")

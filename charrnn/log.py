@@ -15,7 +15,8 @@ class StderrHandler(logging.Handler):
 
     def show(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # print would take None for stdout
+            print(text, file=sys.stderr, flush=True)
 
 
 def configure_logging(level: int = logging.INFO, handler: logging.Handler | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Logits to probabilities to ids: temperature, top-k, top-p and their like, and the loop that generates. numpy only.
+"""From logits to probabilities to ids: temperature, top-k, top-p and min-p, and the loop that generates. numpy only.
 
-One implementation serves the trainer's samples, the command line and the page; model files carry the same rules in
-their graph (train/export/onnx_graph.py), and the tests hold the two together. Letters: B batch, V vocabulary size.
+Model files have the same rules in their graph (train/export/onnx_sampling.py), and tests compare the two.
+Letters: B batch, V vocabulary size.
 """
 
 import math
@@ -10,7 +10,7 @@ import operator
 import reprlib
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,13 +26,19 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a character is drawn from its logits; the order of the fields is that of their application.
+    """How a character is sampled from its logits; the repetition penalty applies first, the rest in this order.
 
-    repetition_penalty: makes characters less likely that are among the last `repetition_window` (0 = all so far, the
-    prompt included); 1 = no matter. temperature: divides the logits; 0 takes the likeliest. top_k: draw among the k
-    likeliest; 0 = all. top_p: draw among the likeliest that together hold this probability; 1 = all. min_p: draw among
-    those that have this share of the likeliest one's probability; 0 = all.
-    Raises: SamplingError when a value is out of range.
+    Attributes:
+        temperature: Divides the logits; 0 is argmax.
+        top_k: Sample from the k most likely characters; 0 = all.
+        top_p: Nucleus threshold, above 0 to 1; 1 = all.
+        min_p: Minimum probability as a fraction of the most likely character's, 0 to 1; 0 = all.
+        repetition_penalty: 1 or more; divides the positive logits of recent characters, multiplies negative ones;
+            1 = none.
+        repetition_window: Characters that the penalty looks back on; 0 = the text so far, prompt included.
+
+    Raises:
+        SamplingError: if a value is out of range.
     """
 
     temperature: float = 1.0
@@ -64,7 +70,7 @@ class SamplingOptions:
 
 
 def real_number(value: object, name: str) -> float:
-    """An argument as a float. Raises: SamplingError that names it when it is no number, or too large for one."""
+    """Return an argument as a float. Raises: SamplingError that names it if it is no number, or too large for one."""
     if not isinstance(value, numbers.Real):
         raise SamplingError(f"{name} must be a number, not {reprlib.repr(value)}")
     try:
@@ -74,7 +80,7 @@ def real_number(value: object, name: str) -> float:
 
 
 def whole_number(value: object, name: str) -> int:
-    """An argument as an int, of numpy's types too. Raises: SamplingError that names it when it is no whole number."""
+    """Return an argument, numpy's types included, as an int. Raises: SamplingError that names it if it is none."""
     try:
         return operator.index(value)  # type: ignore[arg-type]  # which is what it finds out
     except TypeError:
@@ -84,24 +90,34 @@ def whole_number(value: object, name: str) -> int:
 def probabilities(
     logits: Floats, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> NDArray[np.float64]:
-    """The distribution that the next character is drawn from.
+    """Return the distribution that the next character is sampled from.
 
-    Temperature 0 puts everything on the likeliest id. Else the logits are divided by the temperature, the top_k
-    likeliest are kept, then of those the fewest likeliest whose share reaches top_p (at least one), then of those the
-    ones at least min_p times as likely as the likeliest; the rest get 0. Equal logits rank by id, the lower first. A
-    top_k above V keeps all.
+    Temperature 0 puts everything on the most likely id. Else the logits are divided by the temperature; the top_k most
+    likely are kept; of those the fewest whose probability reaches top_p (at least one); of those the ones at least
+    min_p times as likely as the most likely. The rest get 0. Equal logits rank by id, the lower first.
 
-    logits: (..., V). Returns (..., V) float64; each row sums to 1.
-    Raises: SamplingError for options out of range, or logits without a finite maximum.
-    Source of top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751; of min-p:
+    Sources: top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751; min-p:
     Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024, arXiv:2407.01082.
+
+    Args:
+        logits: (..., V).
+        temperature: As in `SamplingOptions`, like the rest.
+        top_k: Above V it keeps all.
+        top_p: See above.
+        min_p: See above.
+
+    Returns:
+        (..., V) float64; each row sums to 1.
+
+    Raises:
+        SamplingError: for options out of range, or logits without a finite maximum.
     """
     shares = shares_of(logits, SamplingOptions(temperature, top_k, top_p, min_p))
     return shares / shares.sum(axis=-1, keepdims=True)
 
 
 def shares_of(logits: Floats, options: SamplingOptions) -> NDArray[np.float64]:
-    """`probabilities` before the division by their sum: the likeliest has 1. logits: (..., V). Returns (..., V)."""
+    """`probabilities`, unnormalised: the most likely has 1. logits: (..., V). Returns (..., V)."""
     wide = np.asarray(logits, np.float64)  # (..., V)
     peak = wide.max(axis=-1, keepdims=True)  # (..., 1)
     if not np.isfinite(peak).all():
@@ -116,13 +132,20 @@ def shares_of(logits: Floats, options: SamplingOptions) -> NDArray[np.float64]:
     return np.where(shares >= options.min_p, shares, 0.0) if options.min_p else shares
 
 
+def log_softmax(logits: Floats) -> NDArray[np.float64]:
+    """Return log probabilities in float64. logits: (..., V). Returns (..., V)."""
+    wide = np.asarray(logits, np.float64)
+    shifted = wide - wide.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def not_finite() -> SamplingError:
-    """The error of a model that gives NaN or infinity."""
+    """Return the error for a model whose logits are NaN or infinite."""
     return SamplingError("the model's logits are not finite: its weights are damaged, or its training diverged")
 
 
 def _kept(logits: Floats, shares: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.bool_]:
-    """Which entries top-k and then top-p leave: (..., V)."""
+    """Return which entries top-k and then top-p keep: (..., V)."""
     order = np.argsort(-logits, axis=-1, kind="stable")  # (..., V), the likeliest first, ties by id
     by_rank = np.empty(logits.shape, bool)
     by_rank[...] = np.arange(logits.shape[-1]) < (options.top_k or logits.shape[-1])
@@ -137,21 +160,32 @@ def _kept(logits: Floats, shares: NDArray[np.float64], options: SamplingOptions)
 
 
 def penalised(logits: Floats, seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float64]:
-    """Logits in which those of `seen` are divided by the penalty where positive, and multiplied by it where negative.
+    """Divide the logits of `seen` characters by the penalty where positive, and multiplies where negative.
 
-    logits, seen: (..., V). Returns (..., V).
     Source: Keskar et al., "CTRL", 2019, arXiv:1909.05858, section 4.1, with the sign as Hugging Face's transformers
-    treats it: dividing a negative logit would make its character likelier.
+    treats it: dividing a negative logit would make its character more likely.
+
+    Args:
+        logits: (..., V).
+        seen: (..., V).
+        penalty: At least 1.
+
+    Returns:
+        (..., V) float64.
     """
     wide = np.asarray(logits, np.float64)
     return np.where(seen, np.where(wide > 0, wide / penalty, wide * penalty), wide)
 
 
 def draw(shares: NDArray[np.float64], uniforms: NDArray[np.float64]) -> Ids:
-    """One id a row, by inverting the cumulative distribution over the ids in their order.
+    """Sample one id per row by inverting the cumulative distribution over the ids in their order.
 
-    shares: (B, V), probabilities up to a factor. uniforms: (B,) in [0, 1). Returns (B,) int64;
-    an id whose share is 0 is never drawn.
+    Args:
+        shares: (B, V), probabilities up to a factor.
+        uniforms: (B,) in [0, 1).
+
+    Returns:
+        (B,) int64; an id whose share is 0 never occurs.
     """
     cumulative = shares.cumsum(axis=-1)  # (B, V)
     targets = uniforms[:, None] * cumulative[:, -1:]  # (B, 1)
@@ -167,32 +201,44 @@ def generate(
     seeds: Sequence[int],
     prompt: Ids | None = None,
 ) -> Iterator[Ids]:
-    """Draws `length` characters for each of B streams, feeding each back to the model.
+    """Sample `length` characters for each of B streams, feeding each back to the model.
 
-    step: (ids (B, 1), state) -> (logits (B, 1, V), state). logits: (B, V), what the prompt ended with. prompt: (N,),
-    for the repetition penalty.
-    Row b takes one uniform a character from numpy's default generator seeded with seeds[b], so that a batch draws
-    what its rows would draw alone. Yields (B,) ids; the last needs no further step.
-    Raises: SamplingError, at the call, for a length or a seed below 0.
+    Row b takes one uniform per character from numpy's default generator seeded with seeds[b], so that a batch gives
+    what its rows would give alone.
+
+    Args:
+        step: (ids (B, 1), state) -> (logits (B, 1, V), state).
+        state: The state after the prompt.
+        logits: (B, V), those after the prompt.
+        length: Characters to sample.
+        options: How they are sampled.
+        seeds: B seeds.
+        prompt: (N,), for the repetition penalty.
+
+    Yields:
+        (B,) ids; the last needs no further step.
+
+    Raises:
+        SamplingError: at the call, for a length or a seed below 0.
     """
     streams = random_streams(length, seeds)
 
-    def drawn(logits: Any, state: State) -> Iterator[Ids]:
-        before = History(len(seeds), prompt, options)
+    def sampled(logits: Any, state: State) -> Iterator[Ids]:
+        history = History([[] if prompt is None else prompt] * len(seeds), options)
         for remaining in range(length, 0, -1):
             uniforms = np.array([stream.random() for stream in streams])  # (B,)
-            ids = draw(shares_of(before.penalise(np.asarray(logits)), options), uniforms)  # (B,)
-            before.add(ids)
+            ids = draw(shares_of(history.penalise(np.asarray(logits)), options), uniforms)  # (B,)
+            history.add(ids)
             yield ids
             if remaining > 1:
                 stepped, state = step(ids[:, None], state)  # (B, 1, V)
                 logits = stepped[:, 0]  # (B, V)
 
-    return drawn(logits, state)
+    return sampled(logits, state)
 
 
 def random_streams(length: int, seeds: Sequence[int]) -> list[np.random.Generator]:
-    """Where the uniforms of each stream come from. Raises: SamplingError for a length or a seed below 0."""
+    """Return a generator per seed. Raises: SamplingError for a length or a seed below 0."""
     if length < 0:
         raise SamplingError(f"length must be 0 characters or more, not {length}")
     if min(seeds) < 0:
@@ -201,17 +247,21 @@ def random_streams(length: int, seeds: Sequence[int]) -> list[np.random.Generato
 
 
 class History:
-    """What each of B streams has written, as far as the repetition penalty looks back."""
+    """The characters before in each of B streams, as far as the repetition penalty looks back.
 
-    def __init__(self, batch: int, prompt: Ids | None, options: SamplingOptions) -> None:
+    Args:
+        rows: B sequences of ids.
+        options: The penalty and its window.
+    """
+
+    def __init__(self, rows: Sequence[Iterable[int]], options: SamplingOptions) -> None:
         self._penalty = options.repetition_penalty
-        start = [int(i) for i in prompt] if prompt is not None and self._penalty != 1 else []
-        # No text is longer than what a deque can be told.
+        # No text is longer than the largest length of a deque.
         longest = min(options.repetition_window, sys.maxsize) or None
-        self._rows = [deque(start, longest) for _ in range(batch)]
+        self._rows = [deque(map(int, row), longest) for row in rows] if self._penalty != 1 else []
 
     def penalise(self, logits: Floats) -> Floats:
-        """logits: (B, V). Returns them, (B, V), with the penalty on what was written."""
+        """Apply the penalty to logits (B, V). Returns (B, V)."""
         if self._penalty == 1:
             return logits
         seen = np.zeros(logits.shape, bool)
@@ -220,7 +270,7 @@ class History:
         return penalised(logits, seen, self._penalty)
 
     def add(self, ids: Ids) -> None:
-        """ids: (B,)."""
+        """Add one character per stream, ids (B,)."""
         if self._penalty != 1:
             for row, i in zip(self._rows, ids, strict=True):
                 row.append(int(i))

@@ -3,6 +3,7 @@
 Letters: N characters in a split, T seq_len, B batch_size (global), R rows of an evaluation batch.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -118,7 +119,7 @@ class WindowPlan:
         return np.random.default_rng([self.seed, epoch, k]).random(self.batch_size) < self.reset
 
     def _epoch_draws(self, epoch: int) -> tuple[int, NDArray[np.uint64]]:
-        draws = np.random.SeedSequence([self.seed, epoch]).generate_state(1 + _ROUNDS, np.uint64).astype(np.uint64)
+        draws = _random_words(self.seed, epoch)
         return int(draws[0]) % (self._max_offset + 1), draws[1:]
 
     def _too_small_message(self) -> str:
@@ -151,6 +152,12 @@ def _max_offset(slack: int, step_chars: int) -> int:
 
 
 _ROUNDS = 6
+
+
+@functools.lru_cache(maxsize=4)
+def _random_words(seed: int, epoch: int) -> NDArray[np.uint64]:
+    """(1 + rounds,) words of an epoch: drawn once, where they would take a twentieth of a small model's step."""
+    return np.random.SeedSequence([seed, epoch]).generate_state(1 + _ROUNDS, np.uint64).astype(np.uint64)
 
 
 def permute(positions: NDArray[np.uint64], count: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,9 +16,8 @@ from charrnn import __version__
 from charrnn.errors import ModelFileError, printable
 from charrnn.sampling import SamplingOptions
 from infer import child
-
-if TYPE_CHECKING:
-    from infer.engine import Engine
+from infer.engine import Engine
+from infer.model_file.layout import NUM_GATES
 
 STREAMS = (1, 8, 64)
 # As many characters take some tenths of a second: long against a clock's grain, short against what a machine does else.
@@ -32,14 +31,14 @@ _FIRST_TEXT = (
 )
 
 
-def bench(engine: "Engine", rounds: int, options: SamplingOptions) -> dict[str, Any]:
+def bench(engine: Engine, rounds: int, options: SamplingOptions) -> dict[str, Any]:
     """Measures everything. rounds: of each figure, taken in turn; medians and quartiles are over them.
 
     `streams`: for each number of streams, characters a second in all, by the graph's loop where the file has one.
     `stepped`: the same for one stream drawn in numpy. `bare_step`: one stream, runs of the network alone, a second.
     """
     measures: dict[str, Callable[[], float]] = {str(n): partial(chars_per_s, engine, n, options) for n in STREAMS}
-    measures["stepped"] = partial(chars_per_s, engine, 1, options, stepped=True)
+    measures["stepped"] = partial(chars_per_s, engine, 1, options, in_graph=False)
     measures["bare_step"] = lambda: 1 / bare_step_s(engine)
     measures["large"] = partial(bandwidth, _LARGE_BYTES)
     measures["small"] = partial(bandwidth, _SMALL_BYTES)
@@ -67,10 +66,10 @@ def bench(engine: "Engine", rounds: int, options: SamplingOptions) -> dict[str, 
     }
 
 
-def chars_per_s(engine: "Engine", streams: int, options: SamplingOptions, *, stepped: bool = False) -> float:
+def chars_per_s(engine: Engine, streams: int, options: SamplingOptions, *, in_graph: bool = True) -> float:
     """Characters a second of all streams together, the prompt and the model's loading left out."""
     prompt = np.array([engine.vocab.start_id])
-    drawn = engine.drawn(prompt, 10**9, options, range(streams), stepped=stepped)
+    drawn = engine.drawn(prompt, 10**9, options, range(streams), in_graph=in_graph)
     for _ in range(6):  # the first runs find cold caches, and the loop's runs have not got their length
         next(drawn)
     count, began = 0, perf_counter()
@@ -79,7 +78,7 @@ def chars_per_s(engine: "Engine", streams: int, options: SamplingOptions, *, ste
     return count / seconds
 
 
-def bare_step_s(engine: "Engine") -> float:
+def bare_step_s(engine: Engine) -> float:
     """Seconds of one run of the network for one character of one stream, nothing drawn."""
     ids, state = np.zeros((1, 1), np.int64), engine.zero_state(1)
     count, began = 0, perf_counter()
@@ -102,14 +101,12 @@ def bandwidth(size: int) -> float:
     return best
 
 
-def weight_bytes(engine: "Engine") -> int:
+def weight_bytes(engine: Engine) -> int:
     """Bytes of weights that one character of one stream reads: all but the rows of the table that it does not need."""
-    model, bits = engine.config["model"], {"fp32": 32, "int8": 8, "int4": 4}
-    width, gates = model["hidden_dim"], {"GRU": 3, "LSTM": 4}[model["rnn"]]
-    precision = bits.get(engine.metadata.get("charrnn.precision", "fp32"), 32)
+    model = engine.config["model"]
+    width, gates = model["hidden_dim"], NUM_GATES[model["rnn"]]
     values = (2 * model["num_layers"] - 1) * gates * width * width + width * len(engine.vocab)
-    scales = values // 32 * 4 if precision == 4 else 0
-    return values * precision // 8 + scales
+    return values * {"fp32": 4, "int8": 1}[engine.metadata.get("charrnn.precision", "fp32")]
 
 
 def start_up(path: str) -> dict[str, float]:
@@ -126,7 +123,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"q1": low, "median": middle, "q3": high}
 
 
-def machine(engine: "Engine") -> dict[str, Any]:
+def machine(engine: Engine) -> dict[str, Any]:
     """Where and with what it was measured."""
     return {
         "cpu": _cpu_name(),

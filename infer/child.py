@@ -16,7 +16,7 @@ _ADDRESS_BYTES, _ADDRESS_PER_FILE_BYTE = 6 << 30, 12
 
 
 def python(arguments: list[str], timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Runs this Python with charrnn on its path, and without the current folder, whose files could pass for modules."""
+    """Run this Python with charrnn on its path, and without the current folder, whose files could pass for modules."""
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", *arguments]
     return subprocess.run(

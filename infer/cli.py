@@ -8,8 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -19,6 +17,19 @@ import typer
 from charrnn import __version__
 from charrnn.cli import run_command
 from charrnn.errors import EXIT_INTERRUPTED, ConfigError, listing
+from infer.options import (
+    JsonOption,
+    ModelArgument,
+    ModelOption,
+    Split,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    Unknown,
+    UnknownOption,
+)
+from infer.server.command import serve
 
 # Typer exports only this leaf of its usage errors, and has moved their base between versions.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -33,51 +44,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class Unknown(StrEnum):
-    """What to do with characters that are not in the vocabulary."""
-
-    ERROR = "error"
-    SKIP = "skip"
-    REPLACE = "replace"
-
-
-class Split(StrEnum):
-    """Part of a text, by the fractions that the model was trained with."""
-
-    ALL = "all"
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
-
-
-class LogFormat(StrEnum):
-    """Form of the server's log lines."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-ModelArgument = Annotated[
-    Path | None, typer.Argument(metavar="[MODEL]", help="Model file (.onnx).  [default: the shipped model]")
-]
-ModelOption = Annotated[
-    Path | None, typer.Option("-m", "--model", help="Model file (.onnx).  [default: the shipped model]")
-]
-UnknownOption = Annotated[
-    Unknown, typer.Option(help="Characters not in the vocabulary: list and refuse, drop, or replace them.")
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(help="CPU threads; the text does not depend on them.  [default: by model size and free cores]"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-TemperatureOption = Annotated[
-    float, typer.Option("--temp", "--temperature", help="Divides the logits; 0 is greedy decoding.")
-]
-TopKOption = Annotated[int, typer.Option(help="Keep the K most likely characters; 0 = all.")]
-TopPOption = Annotated[float, typer.Option(help="Nucleus (top-p) threshold; 1 = all.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -157,9 +123,9 @@ def generate(
     lead = engine.vocab.decode(engine.vocab.encode(text, unknown.value)) if echo else ""
     pieces: Iterable[str]
     if num_samples == 1:
-        pieces = itertools.chain([lead], timing.count(engine.generate(text, length, **asdict(options), **how)), ["\n"])
+        pieces = itertools.chain([lead], timing.count(engine.generate(text, length, options, **how)), ["\n"])
     else:
-        texts = timing.count(engine.generate_batch(text, num_samples, length, **asdict(options), **how))
+        texts = timing.count(engine.generate_batch(text, num_samples, length, options, **how))
         pieces = (f"--- sample {i} (seed {seed + i - 1}) ---\n{lead}{t}\n" for i, t in enumerate(texts, 1))
     _warn_of_unknown(engine.vocab.unknown_in(text), unknown)
     for piece in pieces if stream else ["".join(pieces)]:
@@ -248,54 +214,7 @@ def ui(
     serve(model, models, host, port)
 
 
-@app.command()
-def serve(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-m",
-            "--model",
-            metavar="[NAME=]FILE",
-            help="Model file; repeat for several, chosen by name in requests.  [default: the shipped model]",
-        ),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 serves other machines too.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 picks a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes per model, each with its own copy.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads per worker.")] = 1,
-    max_streams: Annotated[
-        int, typer.Option(min=1, max=65536, help="Concurrent streams per worker; more are queued.")
-    ] = 512,
-    max_queue: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Queued requests per model; more are answered with 429.")
-    ] = 512,
-    max_tokens_limit: Annotated[
-        int, typer.Option(min=1, max=1_000_000_000, help="Upper limit of max_tokens.")
-    ] = 100_000,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a request fails.")] = 600,
-    drain_timeout: Annotated[
-        float, typer.Option(min=0, max=86400, help="Seconds for running requests to finish after SIGTERM or Ctrl-C.")
-    ] = 10,
-    api_key: Annotated[
-        str | None, typer.Option(help="API key that requests to /v1 must carry; better in CHARRNN_API_KEY.")
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Allowed CORS origin; repeat for several; * is all.")
-    ] = None,
-    log_format: Annotated[LogFormat, typer.Option(help="Form of log lines on standard error.")] = LogFormat.TEXT,
-) -> None:
-    """Serve models over an OpenAI-compatible API (needs: pip install 'charrnn[serve]').
-
-    POST /v1/completions, GET /v1/models, /health, /metrics. Requests run in one batch, which they join and leave at
-    every character. Ctrl-C or SIGTERM lets those that run finish.
-    """
-    from infer.server import main
-
-    main.serve(
-        model or [], host=host, port=port, workers=workers, threads=threads, max_streams=max_streams,
-        max_queue=max_queue, max_tokens_limit=max_tokens_limit, timeout=timeout, drain_timeout=drain_timeout,
-        api_key=api_key, cors_origins=cors_origin or [], log_json=log_format is LogFormat.JSON,
-    )  # fmt: skip
+app.command()(serve)
 
 
 def _print(text: str) -> None:

@@ -1,11 +1,14 @@
 """What every test stands on: one thread for torch, no tracker or mirror of the machine's own, small engines."""
 
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from loopback import Site, serve
 from tiny_models import write_model
 
 from charrnn.log import configure_logging
@@ -31,6 +34,20 @@ def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A web server on loopback."""
+    with serve() as site:
+        yield site
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
@@ -49,3 +66,15 @@ def gru(model_folder: Path) -> Engine:
 @pytest.fixture(scope="module")
 def byte_engine(model_folder: Path) -> Engine:
     return Engine(write_model(model_folder / "bytes.onnx", Vocab.of_bytes()))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB in memory, where mounting one is permitted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk, on Linux")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

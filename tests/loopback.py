@@ -1,4 +1,4 @@
-"""A small web server on loopback whose behaviour a test chooses, and which records what it was asked."""
+"""A web server on loopback with configurable faults, which records its requests."""
 
 import hashlib
 import threading

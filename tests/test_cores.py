@@ -1,4 +1,4 @@
-"""infer.cores, and the number of threads that an engine takes by it."""
+"""charrnn.cores.free_cores, and the number of threads that an engine takes by it."""
 
 import math
 import os
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from infer import Engine, cores, engine
-from infer.engine import fitting_threads
+from charrnn import cores
+from infer import Engine, engine
+from infer.engine import default_threads
 from infer.model_file.loader import default_model
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,7 @@ def test_a_moment_is_too_short_to_know(later):
 
 
 def test_the_count_begins_before_what_is_slow_to_import():
-    code = "import sys, infer; assert 'infer.cores' in sys.modules and 'numpy' not in sys.modules"
+    code = "import sys, infer; assert 'charrnn.cores' in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -71,14 +72,14 @@ def test_the_count_begins_before_what_is_slow_to_import():
     [(2, 1.0, 1), (2, 0.3, 1), (2, 1.4, 1), (2, 1.8, 2), (2, math.inf, 2), (8, 3.1, 3), (8, 7.9, 4), (1, 8, 1)],
 )
 def test_a_large_model_takes_the_cores_that_are_free(monkeypatch, allowed, free, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.setattr(engine, "cores", lambda: allowed)
     monkeypatch.setattr(engine, "free_cores", lambda: free)
-    assert fitting_threads(default_model(), 1) == threads
+    assert default_threads(default_model(), 1) == threads
 
 
 def test_a_small_model_takes_one_thread_on_an_idle_machine_too(monkeypatch, gru):
     monkeypatch.setattr(engine, "free_cores", lambda: 64.0)
-    assert fitting_threads(gru.path, 1) == 1
+    assert default_threads(gru.path, 1) == 1
 
 
 def test_threads_that_were_asked_for_are_taken_on_a_busy_machine_too(monkeypatch, gru):

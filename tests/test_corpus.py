@@ -1,4 +1,4 @@
-"""Text to ids: exact, in bounded memory, prepared once, whole or not there at all."""
+"""Preparation: exact ids, bounded memory, an atomic cache."""
 
 import hashlib
 import json
@@ -14,28 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 from folders import names_in
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from charrnn.config import DataConfig
 from charrnn.data import cache, tasks, vocabulary
 from charrnn.data import corpus as module
 from charrnn.data.cache import Entry
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decode import Rules, Trace
 from charrnn.data.parts import Part, Source, plain_part
 from charrnn.errors import CorpusError
 from charrnn.io import Advance
 
+pytestmark = pytest.mark.usefixtures("here")
+
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the user stands in."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CHARRNN_DATA_MIRROR", raising=False)
-    return tmp_path
 
 
 def prepared(content: str | bytes, **fields: Any) -> Corpus:
@@ -55,7 +46,6 @@ def entry_of(corpus: Corpus, cache_dir: str = "data") -> Path:
 # ---- what comes out
 
 
-@pytest.mark.usefixtures("here")
 def test_a_corpus_is_its_text_as_ids_of_its_sorted_characters() -> None:
     corpus = prepared(VERSE)
     assert text_of(corpus) == VERSE
@@ -65,7 +55,6 @@ def test_a_corpus_is_its_text_as_ids_of_its_sorted_characters() -> None:
     assert corpus.ids.dtype == np.uint8
 
 
-@pytest.mark.usefixtures("here")
 def test_splits_are_contiguous_read_only_views_of_one_file() -> None:
     corpus = prepared(VERSE, split=(0.5, 0.25, 0.25))
     n = len(VERSE)
@@ -81,15 +70,13 @@ def test_splits_are_contiguous_read_only_views_of_one_file() -> None:
         assert not part.flags.writeable
 
 
-@pytest.mark.usefixtures("here")
 def test_another_split_uses_the_same_prepared_ids() -> None:
     prepared(VERSE)
     prepared(VERSE, split=(0.5, 0.25, 0.25))
     assert len(names_in("data/prepared")) == 1
 
 
-@pytest.mark.usefixtures("here")
-def test_more_than_256_characters_are_stored_as_little_endian_uint16() -> None:
+def test_more_than_256_characters_are_stored_as_uint16() -> None:
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 300))) + VERSE
     corpus = prepared(text)
     assert text_of(corpus) == text
@@ -97,7 +84,6 @@ def test_more_than_256_characters_are_stored_as_little_endian_uint16() -> None:
     assert np.frombuffer(stored, "<u2").tolist() == corpus.vocab.encode(text).tolist()
 
 
-@pytest.mark.usefixtures("here")
 def test_bytes_encode_any_file_as_it_is() -> None:
     raw = bytes(range(256)) * 3 + b"\xef\xbb\xbf\r\n\xff"
     corpus = prepared(raw, vocab="bytes")
@@ -106,21 +92,27 @@ def test_bytes_encode_any_file_as_it_is() -> None:
     assert corpus.sha256 == hashlib.sha256(raw).hexdigest()
 
 
-@pytest.mark.usefixtures("here")
 def test_characters_and_bytes_of_one_text_are_kept_apart() -> None:
     assert prepared("é" * 50 + VERSE).num_chars == 50 + len(VERSE)
     assert prepared("é" * 50 + VERSE, vocab="bytes").num_chars == 100 + len(VERSE)
     assert len(names_in("data/prepared")) == 2
 
 
-@pytest.mark.usefixtures("here")
 def test_a_byte_order_mark_and_foreign_line_ends_are_normalised() -> None:
     corpus = prepared("\ufeffone\r\ntwo\rthree\n\r\n\ufefffour\r")
     assert text_of(corpus) == "one\ntwo\nthree\n\n\ufefffour\n"
     assert corpus.sha256 == prepared("one\ntwo\nthree\n\n\ufefffour\n").sha256
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("codec", "text"), [("utf-16", "漢漢a"), ("cp037", "abc def"), ("gb18030", "漢é")])
+def test_checksum_is_of_the_utf8_in_any_encoding(codec: str, text: str) -> None:
+    """The first two have as many bytes in the codec as in UTF-8."""
+    encoding = "auto" if codec == "utf-16" else codec
+    corpus = prepared(text.encode(codec), encoding=encoding, split=(1, 0, 0))
+    assert text_of(corpus) == text
+    assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
 def test_files_are_joined_in_order_each_on_a_new_line() -> None:
     Path("books").mkdir()
     for name, raw in {
@@ -158,21 +150,18 @@ def prepared_records(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> str:
     return text_of(prepare(DataConfig(source="records", **fields)))
 
 
-@pytest.mark.usefixtures("here")
 def test_records_are_joined_each_on_a_new_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepared_records(monkeypatch) == "zero\none\ntwo\nthree\nfour"
     assert prepared_records(monkeypatch, vocab="bytes") == "zeroone\r\ntwo\nthree\rfour\n"
 
 
-@pytest.mark.usefixtures("here")
 def test_the_document_end_stands_after_each_file_and_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepared_records(monkeypatch, document_end="|") == "zero|one\n|two|three\nfour|"
     assert prepared_records(monkeypatch, vocab="bytes", document_end="|") == "zero|one\r\n|two|three\rfour|"
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
-def test_the_document_end_is_kept_with_the_vocabulary_and_tells_entries_apart(vocab: Any) -> None:
+def test_document_end_distinguishes_cache_entries(vocab: Any) -> None:
     marked = prepared(VERSE, vocab=vocab, document_end="\0")
     assert text_of(marked) == VERSE + "\0"
     assert marked.vocab.document_end == "\0"
@@ -181,7 +170,6 @@ def test_the_document_end_is_kept_with_the_vocabulary_and_tells_entries_apart(vo
     assert plain.vocab.document_end is None
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
 def test_a_text_with_the_document_end_in_it_is_refused(vocab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
@@ -192,7 +180,6 @@ def test_a_text_with_the_document_end_in_it_is_refused(vocab: Any, monkeypatch: 
         prepared_records(monkeypatch, vocab=vocab, document_end="h")
 
 
-@pytest.mark.usefixtures("here")
 def test_an_empty_document_has_no_end() -> None:
     Path("books").mkdir()
     for name, text in {"1": "one" * 9, "2": "", "3": "three"}.items():
@@ -200,30 +187,6 @@ def test_an_empty_document_has_no_end() -> None:
     assert text_of(prepare(DataConfig(source="books", document_end="\0"))) == "one" * 9 + "\0three\0"
 
 
-@given(
-    texts=st.lists(st.text(st.sampled_from("ab\r\n\ufeffé€😀"), max_size=12), min_size=1, max_size=3),
-    chunk_bytes=st.integers(1, 9),
-)
-@example(texts=["\ufeffa\r", "\nb"], chunk_bytes=1)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_where_the_chunks_end_does_not_show(texts: list[str], chunk_bytes: int, tmp_path: Path) -> None:
-    paths = [tmp_path / str(number) for number in range(len(texts))]
-    expected = ""
-    for path, text in zip(paths, texts, strict=True):
-        path.write_bytes(text.encode())
-        clean = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        expected += "\n" * bool(clean and expected and not expected.endswith("\n")) + clean
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "PIECE_BYTES", chunk_bytes)
-        task = next(tasks.split_tasks(map(plain_part, paths), Rules(), lambda _: None, Trace()))
-        ends = ["\n"]
-        for begins, piece in tasks.read_task(task, Rules(), Trace()):
-            ends += ["\n"] * (begins and not ends[-1].endswith("\n")) + [piece.raw().decode()]
-    assert "".join(ends) == "\n" + expected
-    assert tasks.bytes_on_disk(task) == sum(path.stat().st_size for path in paths)
-
-
-@pytest.mark.usefixtures("here")
 def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "PIECE_BYTES", 1 << 16)
     monkeypatch.setattr(tasks, "TASK_BYTES", 1 << 18)
@@ -241,23 +204,6 @@ def test_a_large_text_is_prepared_in_bounded_memory(monkeypatch: pytest.MonkeyPa
 # ---- what is refused
 
 
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(
-    ("raw", "byte", "offset"),
-    [(b"abc\xffdef", "0xff", 3), (b"\xef\xbb\xbfab\xc3(", "0xc3", 5), (b"\n" * 9 + "é".encode()[:1], "0xc3", 9)],
-)
-@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 4096])
-def test_a_byte_that_is_not_utf8_is_named_with_its_place(
-    raw: bytes, byte: str, offset: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "PIECE_BYTES", chunk_bytes)
-    with pytest.raises(CorpusError) as fault:
-        prepared(raw)
-    assert f"novel.txt is not UTF-8 text: byte {byte} at offset {offset};" in str(fault.value)
-    assert "--set data.vocab=bytes" in str(fault.value)
-
-
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("vocab", ["chars", "bytes"])
 @pytest.mark.parametrize(("text", "why"), [("", "is empty"), ("aaaa", "4 times the symbol 'a' and nothing else")])
 def test_a_text_from_which_nothing_can_be_learnt_is_refused(text: str, why: str, vocab: str) -> None:
@@ -266,7 +212,6 @@ def test_a_text_from_which_nothing_can_be_learnt_is_refused(text: str, why: str,
     assert not Path("data/prepared").exists()
 
 
-@pytest.mark.usefixtures("here")
 def test_more_symbols_than_a_vocabulary_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     characters = [chr(c) for c in range(0x10000, 0x10000 + 65_537)]
     corpus = prepared("".join(characters))
@@ -277,7 +222,6 @@ def test_more_symbols_than_a_vocabulary_holds_are_refused(monkeypatch: pytest.Mo
         prepared("".join(characters))
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("split", "part"), [((0.9, 0.1, 0.0), "val"), ((0.5, 0.45, 0.05), "test")])
 def test_a_split_too_small_to_evaluate_is_refused(split: tuple[float, float, float], part: str) -> None:
     with pytest.raises(
@@ -287,7 +231,6 @@ def test_a_split_too_small_to_evaluate_is_refused(split: tuple[float, float, flo
     assert len(prepared("abcdefghij", split=(1.0, 0.0, 0.0)).val) == 0
 
 
-@pytest.mark.usefixtures("here")
 def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("novel.txt").write_text(VERSE)
     gone = Source("novel", (plain_part(Path("novel.txt")),))
@@ -297,14 +240,12 @@ def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) ->
         prepare(DataConfig(source="novel.txt"))
 
 
-@pytest.mark.usefixtures("here")
 def test_a_cache_folder_that_cannot_be_made_is_named() -> None:
     Path("file").write_text("in the way")
     with pytest.raises(CorpusError, match=r"cannot write to file/data/prepared: Not a directory.*data.cache_dir=DIR"):
         prepared(VERSE, cache_dir="file/data")
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX's")
 def test_a_full_disk_is_named_and_leaves_nothing_half_made() -> None:
     import resource
@@ -323,15 +264,13 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_made() -> None:
 # ---- the cache
 
 
-@pytest.mark.usefixtures("here")
 def test_a_second_run_finds_what_the_first_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(VERSE)
     monkeypatch.setattr(cache, "write", None)
     assert prepared(VERSE).ids.tolist() == first.ids.tolist()
 
 
-@pytest.mark.usefixtures("here")
-def test_a_prepared_corpus_can_be_used_from_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_corpus_works_in_read_only_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(VERSE)
 
     def refuse(*_: object, **__: object) -> None:
@@ -342,8 +281,7 @@ def test_a_prepared_corpus_can_be_used_from_a_folder_that_cannot_be_written(monk
     assert prepare(DataConfig(source="novel.txt")).ids.tolist() == first.ids.tolist()
 
 
-@pytest.mark.usefixtures("here")
-def test_the_entry_tells_what_it_is() -> None:
+def test_cache_entry_describes_itself() -> None:
     corpus = prepared(VERSE)
     assert names_in(entry_of(corpus)) == ["ids.bin", "meta.json"]
     meta = json.loads((entry_of(corpus) / "meta.json").read_text())
@@ -359,30 +297,21 @@ def test_the_entry_tells_what_it_is() -> None:
     }
 
 
-def truncate(entry: Path) -> None:
-    (entry / "ids.bin").write_bytes((entry / "ids.bin").read_bytes()[:-1])
-
-
-def lose_meta(entry: Path) -> None:
-    (entry / "meta.json").unlink()
-
-
-def garble_meta(entry: Path) -> None:
-    (entry / "meta.json").write_text("[1")
-
-
 def swap_vocabulary(entry: Path) -> None:
     meta = json.loads((entry / "meta.json").read_text())
     (entry / "meta.json").write_text(json.dumps(meta | {"vocab": "{}"}))
 
 
-def empty_entry(entry: Path) -> None:
-    shutil.rmtree(entry)
-    entry.mkdir()
+DAMAGE = {
+    "truncated": lambda entry: os.truncate(entry / "ids.bin", 5),
+    "without meta": lambda entry: (entry / "meta.json").unlink(),
+    "garbled meta": lambda entry: (entry / "meta.json").write_text("[1"),
+    "other vocabulary": swap_vocabulary,
+    "empty": lambda entry: (shutil.rmtree(entry), entry.mkdir()),
+}
 
 
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("damage", [truncate, lose_meta, garble_meta, swap_vocabulary, empty_entry])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_entry_is_made_again(damage: Any, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = prepared(VERSE)
     damage(entry_of(corpus))
@@ -392,7 +321,6 @@ def test_a_damaged_entry_is_made_again(damage: Any, capsys: pytest.CaptureFixtur
     assert names_in("data/prepared") == [entry_of(corpus).name]
 
 
-@pytest.mark.usefixtures("here")
 def test_an_interrupted_preparation_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -405,7 +333,6 @@ def test_an_interrupted_preparation_leaves_nothing_behind(monkeypatch: pytest.Mo
     assert text_of(prepared(VERSE)) == VERSE
 
 
-@pytest.mark.usefixtures("here")
 def test_an_entry_that_another_process_finished_first_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     write_ids = module.encode
 
@@ -434,7 +361,6 @@ def test_concurrent_preparations_agree(here: Path) -> None:
     assert len(names_in("data/prepared")) == 1
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("change", [VERSE.replace("T", "Z"), VERSE[:-1], VERSE.replace("forests", "stsefor")])
 def test_a_text_that_changes_while_it_is_read_is_refused(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = module.scan
@@ -470,8 +396,7 @@ def test_the_environments_mirror_stands_in_for_an_empty_one(here: Path, monkeypa
     assert asked == ["/from/environment", "/from/config", ""]
 
 
-@pytest.mark.usefixtures("here")
-def test_what_was_left_out_is_told_on_stderr_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_files_are_logged_and_in_the_notes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("books").mkdir()
     Path("books", "a.txt").write_text(VERSE)
     Path("books", ".b.txt").write_text(VERSE)

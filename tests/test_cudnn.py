@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from charrnn.config import load_config
+from charrnn.model.rnn import CharRNN
 from train.cudnn import Algorithm, Call, Gpu, algorithm, training_calls
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -70,6 +71,17 @@ def test_the_gpu_recipes_qualify(name):
 def test_a_recipe_off_the_rules_does_not_qualify(assignment):
     calls = training_calls(load_config(CONFIGS / "gpu-quick.yaml", {}, [assignment]), torch.float16)
     assert Algorithm.STANDARD in {algorithm(call, H100) for call in calls}
+
+
+@pytest.mark.parametrize("assignments", [
+    [], ["model.layer_norm=true"], ["model.dropout=0.2"], ["model.num_layers=1"], ["model.num_layers=3"],
+])  # fmt: skip
+def test_the_calls_are_those_that_the_model_makes(assignments):
+    config = load_config(None, {"model.hidden_dim": 16, "model.embedding_dim": 8}, assignments)
+    model = CharRNN(config.model, 5)
+    assert (len(training_calls(config, torch.float16)) > 1 or config.model.num_layers == 1) == (
+        model.runs_layer_by_layer("cuda", training=True) or config.model.num_layers == 1
+    )
 
 
 def test_rows_are_those_of_a_micro_batch():

@@ -84,7 +84,7 @@ def prepared_ones(config: RunConfig) -> Any:
 
 @pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("options", ROWS)
-def test_what_the_table_says_to_type_trains(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_in_the_table_train(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(training_options(f"accelerate launch train/main.py {options}"), monkeypatch)
     if not config.data.source.startswith(NEEDS_NETWORK):
         assert prepared_ones(config).num_chars > 1000
@@ -133,7 +133,7 @@ def test_every_kind_of_source_has_its_row() -> None:
 
 
 @pytest.mark.usefixtures("reader")
-def test_the_folder_command_takes_what_the_text_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_command_selects_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = [line for line in TRAINING if "2019" in line]
     corpus = prepare(config_of(training_options(line), monkeypatch).data)
     [note] = corpus.notes

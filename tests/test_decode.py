@@ -1,4 +1,4 @@
-"""Bytes to normalised text: the same for any pieces and any cuts, and every fault named with its place."""
+"""Decoding: independent of how the bytes are split; errors name the offset."""
 
 import unicodedata
 from typing import Any
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn.data.decode import Piece, Rules, Trace, Utf8Decoder, detect_encoding, last_cut, transcode
+from charrnn.data.decode import Utf8Decoder, detect_encoding, last_cut, transcode
+from charrnn.data.pieces import Piece, Rules, Trace
 from charrnn.errors import CorpusError
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -91,7 +92,7 @@ def test_any_codec_of_python_can_be_named(codec: str, text: str, size: int) -> N
         (b"\xff\xfe", "utf-16-le"),
     ],
 )
-def test_the_byte_order_mark_tells_the_codec(head: bytes, codec: str) -> None:
+def test_byte_order_mark_selects_the_codec(head: bytes, codec: str) -> None:
     assert detect_encoding(head) == codec
 
 
@@ -100,7 +101,7 @@ def test_the_byte_order_mark_tells_the_codec(head: bytes, codec: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 @pytest.mark.parametrize(
-    ("raw", "codec", "told"),
+    ("raw", "codec", "message"),
     [
         (b"abc\xffdef", "auto", "is not UTF-8 text: byte 0xff at offset 3;"),
         ("né".encode() + b"\xe2\x82", "auto", "is not UTF-8 text: byte 0xe2 at offset 3;"),
@@ -110,10 +111,11 @@ def test_the_byte_order_mark_tells_the_codec(head: bytes, codec: str) -> None:
         (b"a\0b\0", "utf-16", "is not UTF-16 text: UTF-16 stream does not start with BOM; name its byte order"),
     ],
 )
-def test_an_invalid_byte_is_named_with_its_place(raw: bytes, codec: str, told: str, size: int) -> None:
+def test_an_invalid_byte_is_named_with_its_place(raw: bytes, codec: str, message: str, size: int) -> None:
     with pytest.raises(CorpusError) as fault:
         decoded(raw, size, Rules(encoding=codec))
-    assert f"novel.txt {told}" in str(fault.value)
+    assert f"novel.txt {message}" in str(fault.value)
+    assert ("--set data.vocab=bytes" in str(fault.value)) == ("at offset" in message)
 
 
 def test_an_offset_counts_from_the_beginning_of_the_file() -> None:
@@ -123,7 +125,7 @@ def test_an_offset_counts_from_the_beginning_of_the_file() -> None:
 
 @given(st.binary(max_size=30), st.integers(1, 7))
 @example(b"\xf0\x9f\x98a\xe2\x82", 2)
-def test_replacing_gives_what_python_gives_and_counts_it(raw: bytes, size: int) -> None:
+def test_replacement_equals_pythons_and_is_counted(raw: bytes, size: int) -> None:
     raw = b"a" + raw  # without a mark of another codec
     trace, rules = Trace(), Rules(invalid="replace", newlines="keep")
     text = raw.decode("utf-8", "replace")
@@ -153,7 +155,7 @@ def test_a_lone_surrogate_is_refused_or_replaced() -> None:
     assert decoded(raw, rules=Rules(encoding="raw-unicode-escape", invalid="replace")) == "a\ufffdé"
 
 
-def test_marks_without_end_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_combining_marks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("charrnn.data.decode._MAX_HELD", 100)
     with pytest.raises(CorpusError, match=r"more than 100 characters without a line end .*data.normalize=none"):
         decoded("\u0301".encode() * 200, 10, Rules(normalize="NFC"))
@@ -180,7 +182,7 @@ def test_ascii_is_passed_on_without_being_decoded() -> None:
 # ---- where a text may be split
 
 
-def test_no_normal_form_joins_an_ascii_character_to_what_precedes_it() -> None:
+def test_normal_forms_join_no_ascii_to_what_precedes() -> None:
     joining = set()
     for code in range(0x110000):
         fields = unicodedata.decomposition(chr(code)).split()
@@ -193,10 +195,12 @@ def test_no_normal_form_joins_an_ascii_character_to_what_precedes_it() -> None:
 @given(st.binary(max_size=40) | tricky_texts.map(str.encode), st.integers(0, 5), rules)
 @example("e\n\u0301a".encode(), 0, Rules(normalize="NFC"))
 @example("abce\u0301\u0327x".encode(), 0, Rules(normalize="NFC"))
-def test_parts_split_at_a_cut_decode_to_what_the_whole_decodes_to(raw: bytes, start: int, rules: Rules) -> None:
+def test_text_split_at_a_cut_decodes_the_same(raw: bytes, start: int, rules: Rules) -> None:
     rules = Rules(invalid="replace", newlines=rules.newlines, normalize=rules.normalize)
     cut = last_cut(raw[start:], rules)
-    cut = start + cut if cut else 0
+    if not cut:
+        return
+    cut += start
     whole = decoded(b"x" + raw, rules=rules)
     assert decoded(b"x" + raw[:cut], rules=rules) + decoded(raw[cut:], rules=rules, begins=False) == whole
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 import training
+from accelerate.state import PartialState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import make_trainer, tiny_config
 
+from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.model.rnn import CharRNN
 from train.cuda_graph import DirectCapture, GraphedUpdate
 from train.dataloader import IdSource
-from train.dynamic import DynamicOptions, dynamic_loss
 
 META = torch.device("meta")
 # What crosses for a step: where its 8 windows begin, and which of its 8 states are reset.
@@ -62,7 +63,7 @@ def on_meta(monkeypatch):
 
     def accelerator(**options):
         made = original(**options)
-        made.state.device = META
+        PartialState._shared_state["device"] = made.state.device = META
         return made
 
     monkeypatch.setattr(training, "fresh_accelerator", accelerator)
@@ -85,13 +86,13 @@ KINDS = {
 
 def trainer_on_meta(folder, kind):
     trainer = make_trainer(tiny_config(folder, [*SETTINGS, *KINDS[kind]]))
-    assert {p.device for group in trainer.optimizer.param_groups for p in group["params"]} == {META}
+    assert {p.device for group in trainer.update.optimizer.param_groups for p in group["params"]} == {META}
     return trainer
 
 
 def steps(trainer, count):
     for _ in range(count):
-        trainer._go_on()
+        trainer.next_step()
         trainer.train_step()
 
 
@@ -108,9 +109,8 @@ def test_training_steps_stay_on_the_device(tmp_path, on_meta, kind):
 @pytest.mark.parametrize("kind", ["LSTM, layer norm", "micro-batches"])
 def test_replayed_steps_stay_on_the_device(tmp_path, on_meta, kind):
     trainer = trainer_on_meta(tmp_path, kind)
-    trainer.graphed = GraphedUpdate(
-        trainer._update, trainer.optimizer.optimizer, trainer.carried, trainer.plan.seq_len, DirectCapture()
-    )
+    update = trainer.update
+    update.graphed = GraphedUpdate(update.compute, update.optimizer, update.state, 16, DirectCapture())
     with Placement() as seen:
         steps(trainer, 5)
     assert (seen.mixed, seen.waits) == ([], [])
@@ -132,14 +132,14 @@ def test_evaluation_stays_on_the_device(tmp_path, on_meta, sample):
         trainer.evaluate()
     assert seen.mixed == []
     assert len(seen.waits) <= 2  # one for the sums of each protocol
-    assert trainer.metrics
+    assert trainer.metrics.latest
 
 
 def test_dynamic_evaluation_stays_on_the_device(tmp_path, on_meta):
     trainer = trainer_on_meta(tmp_path, "LSTM, layer norm")
-    short = IdSource(np.asarray(trainer.corpus.val[:100]), META)
+    short = IdSource(np.asarray(trainer.data.corpus.val[:100]), META)
     with Placement() as seen:
-        dynamic_loss(trainer.model, short, trainer.train_ids, DynamicOptions(statistics=3))
+        dynamic_loss(trainer.model, short, trainer.data.train, DynamicOptions(statistics=3))
     assert seen.mixed == []
 
 
@@ -153,15 +153,15 @@ def test_dynamic_evaluation_stays_on_the_device(tmp_path, on_meta):
 def test_a_tensor_on_the_wrong_device_is_found(tmp_path, on_meta, wrong, found):
     """Negative control: what is planted into a step, and nothing else, is noted."""
     trainer = trainer_on_meta(tmp_path, "GRU")
-    update = trainer._update
+    compute = trainer.update.compute
 
     def planted(*args):
-        loss, *rest = update(*args)
+        loss, *rest = compute(*args)
         with suppress(RuntimeError):  # torch may refuse a mixture itself
             wrong(loss)
         return loss, *rest
 
-    trainer._update = planted
+    trainer.update.compute = planted
     with Placement() as seen:
         steps(trainer, 1)
     noted = {"mixed": seen.mixed, "waits": seen.waits, "sent": [s for s in seen.sent if s not in EXPECTED]}

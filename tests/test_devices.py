@@ -15,7 +15,7 @@ from charrnn.config import EvalConfig, ModelConfig, RunConfig
 from charrnn.errors import CorpusError, TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
 from train.checkpoint.format import Checkpoint
-from train.checkpoint.resume import set_rank_rng
+from train.checkpoint.rng import restore_rank_rng
 from train.dataloader import IdSource, to_device
 from train.errors import MOST_SKIPPED
 from train.evaluate import evaluate, full_fp32
@@ -216,16 +216,17 @@ def test_steps_that_no_loss_scale_saves_are_a_divergence():
 
 
 @pytest.mark.parametrize(("before", "now"), [("cpu", "cuda"), ("cuda", "cpu")])
-def test_generators_are_seeded_anew_on_another_kind_of_device(before, now, monkeypatch):
+def test_generators_are_reseeded_on_another_kind_of_device(before, now, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: pytest.fail("another device's state"))
     states = {"cpu": torch.get_rng_state()} | ({"cuda": torch.get_rng_state()} if before == "cuda" else {})
     config = RunConfig.model_validate({"model": {"dropout": 0.1}})
     saved = Checkpoint(config, None, {}, {"step": 7}, rng=(states,))
-    messages, seeds = [], []
+    seeds = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device(now))
-    set_rank_rng(accelerator, saved, config, messages.append)
-    assert messages == [f"device {before} before, {now} now: dropout's random generators start anew, all else goes on"]
+    restore_rank_rng(accelerator, saved, config)
+    effect = "dropout's random generators are reseeded, all else is restored"
+    assert caplog.messages == [f"device {before} before, {now} now: {effect}"]
     assert len(seeds) == 1
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from train.tracking.console import Display, format_duration
+from train.tracking.console import ConsoleHandler, Display, format_duration
 
 RECORD = {"train/loss": 1.8324, "train/bpc": 2.6436, "train/chars_per_s": 18032.4, "train/lr": 0.002}
 EVALUATION = {
@@ -41,34 +41,34 @@ def test_without_a_terminal_a_record_is_one_whole_line():
     out, display = plain(clock)
     with display:
         clock.now += 10
-        display.update(250, RECORD)
+        display.update({"step": 250, **RECORD})
     assert out.getvalue() == (
         "step 250/5,000  epoch 0.51  loss 1.8324  2.644 bits/char  18,032 chars/s  lr 2.00e-03  left 3m10s\n"
     )
 
 
-def test_without_a_terminal_training_lines_are_thinned_out_and_evaluations_are_not():
+def test_without_a_terminal_only_training_lines_are_thinned():
     clock = Clock()
     out, display = plain(clock)
     with display:
         for step in range(1, 101):
             clock.now += 0.1
-            display.update(step, RECORD)
+            display.update({"step": step, **RECORD})
             if step % 25 == 0:
-                display.update(step, EVALUATION)
+                display.update({"step": step, **EVALUATION})
     lines = out.getvalue().splitlines()
     assert sum(line.startswith("step") and "validation" not in line for line in lines) == 2
     assert sum("validation  stream 1.5000 nats 2.1640 bits  windows 1.5200" in line for line in lines) == 4
     assert lines.count("  | [bold]What?") == 4
 
 
-def test_a_terminal_gets_a_bar_with_every_figure_and_messages_above_it():
+def test_a_terminal_shows_a_bar_with_all_metrics():
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=True, width=160)
     with Display(5000, 0, 0, 490, console=console, clock=clock) as display:
         clock.now += 10
-        display.update(250, RECORD)
-        display.message("a word [in brackets]")
+        display.update({"step": 250, **RECORD})
+        ConsoleHandler(console).show("a word [in brackets]")
         display._bar.refresh()
     shown = out.getvalue()
     for part in ("250/5,000", "epoch 0.51", "loss 1.8324", "2.644 bits/char", "18,032 chars/s", "lr 2.00e-03", "3m10s"):
@@ -76,12 +76,12 @@ def test_a_terminal_gets_a_bar_with_every_figure_and_messages_above_it():
     assert "a word [in brackets]" in shown
 
 
-def test_a_terminal_of_80_columns_shows_the_bar_and_every_figure_of_a_long_run():
+def test_the_bar_fits_80_columns():
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=True, width=80)
     with Display(500_000, 0, 0, 4900, console=console, clock=clock) as display:
         clock.now += 400_000
-        display.update(123_456, {**RECORD, "train/chars_per_s": 12_345_678.0})
+        display.update({"step": 123_456, **RECORD, "train/chars_per_s": 12_345_678.0})
         display._bar.refresh()
         shown = out.getvalue()
     for part in ("━━", "123,456/500,000", "epoch 25.20", "12,345,678 chars/s", "lr 2.00e-03", "left 14d02h"):
@@ -93,7 +93,7 @@ def test_the_bar_is_for_terminals_that_can_redraw(monkeypatch, dumb):
     monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
     out = io.StringIO()
     with Display(5000, 0, 0, 490, console=Console(file=out, force_terminal=True, width=120)) as display:
-        display.update(250, RECORD)
+        display.update({"step": 250, **RECORD})
     assert ("━━" not in out.getvalue()) == dumb
     assert out.getvalue().startswith("step 250/5,000") == dumb
 
@@ -101,14 +101,14 @@ def test_the_bar_is_for_terminals_that_can_redraw(monkeypatch, dumb):
 def test_a_sample_cannot_steer_the_terminal():
     out, display = plain(Clock())
     with display:
-        display.update(1, {"sample": "a\x1b[2Jb\x9b\u3000c\n:smile:"})
+        display.update({"step": 1, "sample": "a\x1b[2Jb\x9b\u3000c\n:smile:"})
     assert out.getvalue() == "  | a\\x1b[2Jb\\x9b\u3000c\n  | :smile:\n"
 
 
 def test_time_left_is_unknown_until_a_step_has_been_made():
     out, display = plain(Clock())
     with display:
-        display.update(0, RECORD)
+        display.update({"step": 0, **RECORD})
     assert out.getvalue().endswith("left ?\n")
 
 
@@ -117,5 +117,5 @@ def test_time_left_is_by_the_nearer_limit():
     out = io.StringIO()
     with Display(5000, 60, 0, 490, elapsed_s=20, console=Console(file=out), clock=clock) as display:
         clock.now += 10
-        display.update(250, RECORD)
+        display.update({"step": 250, **RECORD})
     assert "left 30s" in out.getvalue()

@@ -29,6 +29,7 @@ from train.export import exporter as export
 ROOT = Path(__file__).resolve().parent.parent
 HOW_IT_WORKS = ROOT / "docs" / "how-it-works.md"
 MODEL_FILE = ROOT / "docs" / "model-file.md"
+INFERENCE = ROOT / "docs" / "inference.md"
 FOLDERS = (".", "docs", "checkpoints", "configs", "launch", "benchmarks", "tests")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 SOURCES = sorted(path for package in ("charrnn", "train", "infer") for path in (ROOT / package).rglob("*.py"))
@@ -173,7 +174,7 @@ def test_python_in_docs_stands_only_in_documents_that_are_run() -> None:
         for document in (ROOT / "docs").glob("*.md")
         if any(b.language == "python" for b in fenced_blocks(document.read_text(encoding="utf-8")))
     }
-    assert with_python == {HOW_IT_WORKS, MODEL_FILE}
+    assert with_python == {HOW_IT_WORKS, MODEL_FILE, INFERENCE}
 
 
 @each_document
@@ -183,6 +184,48 @@ def test_every_fence_is_closed_and_names_its_language(document: Path) -> None:
     blocks = fenced_blocks(text)
     assert len(fences) == 2 * len(blocks)
     assert {b.language for b in blocks} <= {"python", "bash", "text", "json", "yaml", "toml"}
+
+
+# --- inference
+
+
+def inference_commands() -> list[str]:
+    """The document's commands that are not the README's too, which test_readme runs."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    blocks = [b for b in fenced_blocks(INFERENCE.read_text(encoding="utf-8")) if b.language == "bash"]
+    return [
+        line for block in blocks for line in block.code.splitlines() if "infer ui" not in line and line not in readme
+    ]
+
+
+@pytest.mark.parametrize("command", inference_commands())
+def test_the_commands_of_inference_run(command: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (tmp_path / "novel.txt").write_text("It was a dark night, and the owls were out; 7 of them.\n" * 20)
+    command = re.sub(r"(^|\| )infer ", rf"\1{shlex.quote(sys.executable)} -m infer.cli ", command)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_python_of_inference_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_python(INFERENCE)
+    assert len(capsys.readouterr().out) == 200
+
+
+def test_the_limits_in_inference_are_the_pages() -> None:
+    guard, limits = pytest.importorskip("infer.ui.guard"), pytest.importorskip("infer.http_limits")
+    from infer.ui.app import MAX_QUEUE
+
+    text = " ".join(INFERENCE.read_text(encoding="utf-8").split())
+    for sentence in (
+        f"{MAX_QUEUE} requests wait in the queue, {guard.MAX_WAITING_PER_CLIENT} of them of one client",
+        f"{limits.MAX_CONNECTIONS_PER_CLIENT} connections per client",
+        f"{limits.HEADER_TIMEOUT_S:g} s to send a request's headers, {guard.BODY_TIMEOUT_S:g} s for its body",
+        f"{guard.MAX_BODY_BYTES >> 20} MiB per body",
+    ):
+        assert sentence in text
 
 
 # --- the model file's specification
@@ -219,10 +262,10 @@ def test_minimal_client_refuses_a_newer_file(tmp_path: Path, monkeypatch: pytest
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) {y = Neg(x)}'
     )
-    onnx.helper.set_model_props(proto, {"charrnn.format_version": "4"})
+    onnx.helper.set_model_props(proto, {"charrnn.format_version": "2"})
     onnx.save(proto, tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="format version 4"):
+    with pytest.raises(SystemExit, match="format version 2"):
         run_python(MODEL_FILE)
 
 
@@ -231,18 +274,15 @@ def test_specified_tensors_are_those_of_the_file(rnn: str, exported: Path) -> No
     letter_of = {number: letter for letter, number in sizes(exported).items()}
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     found = [
-        [n.name, direction, n.type.removeprefix("tensor(").removesuffix(")"), [letter_of.get(d, d) for d in n.shape]]
-        for direction, nodes in (
-            ("input", session.get_inputs()),
-            ("optional input", session.get_overridable_initializers()),
-            ("output", session.get_outputs()),
-        )
+        ["optional " * n.type.startswith("optional") + direction, n.name, re.sub(r".*\((\w+)\)+", r"\1", n.type)]
+        + [letter_of.get(d, d) for d in n.shape]
+        for direction, nodes in (("input", session.get_inputs()), ("output", session.get_outputs()))
         for n in nodes
     ]
+    assert not session.get_overridable_initializers()
     rows = table_rows(MODEL_FILE.read_text(encoding="utf-8"), "Name")
     specified = [
-        # The default of uniforms is of one row, so its B has no name in the file.
-        [name, direction, kind, [d for d in shape.strip("()").split(", ") if d] if name != "uniforms" else [None, "N"]]
+        [direction, name, kind, *shape.strip("()").split(", ")]
         for name, direction, kind, shape, cell in rows
         if cell in ("both", rnn)
     ]
@@ -259,7 +299,9 @@ def test_specified_weights_are_those_of_the_file(rnn: str, exported: Path) -> No
         assert shapes[name] == tuple(numbers[d] for d in re.findall(r"\w+", shape)), name
         if name != "table":
             assert shapes[f"{name}_bias"] == shapes[name][1:]
-    weights = {name for name in shapes if np.prod(shapes[name]) > numbers["L"] * 2 and not name.endswith("_bias")}
+    weights = {name for name in shapes if np.prod(shapes[name]) > numbers["L"] * 2 and not name.endswith("_bias")} - {
+        "ranks"
+    }
     assert weights == {name for name, *_ in rows} | {"recurrent1"}
 
 

@@ -17,7 +17,6 @@ from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer.cli import app
 from infer.engine import Engine
-from infer.model_file.graph_forms import FORMS
 from infer.scoring import read_text, score
 from infer.text_writer import TextWriter
 from train.evaluate import sample_text
@@ -148,12 +147,12 @@ def test_the_graph_forgets_at_the_end_row_by_row(engine: Engine) -> None:
         np.testing.assert_allclose(ours[:, 0], theirs[:, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
 def test_the_loop_the_step_and_the_whole_text_agree_past_the_end(precision: Any, rnn: str, tmp_path: Path) -> None:
     engine = Engine(write_model(tmp_path / "m.onnx", VOCAB, rnn=rnn, precision=precision, hidden_dim=32))
     drawn = [
-        np.concatenate(list(engine.drawn(np.array([VOCAB.start_id]), 300, SamplingOptions(1.0), [1, 2], stepped=s)), 1)
+        np.concatenate(list(engine.drawn(np.array([VOCAB.start_id]), 300, SamplingOptions(1.0), [1, 2], in_graph=s)), 1)
         for s in (False, True)
     ]
     assert np.array_equal(*drawn)
@@ -169,12 +168,7 @@ def test_a_model_without_documents_has_the_graph_that_it_had() -> None:
     plain = Vocab.of_chars(VOCAB.symbols)
     assert sorted([*operators(plain), "Gather"]) == sorted(operators(VOCAB))
     names = {t.name for t in onnx.load_from_string(model_bytes(plain)).graph.initializer}
-    assert "goes_on" not in names
-
-
-def test_a_file_with_documents_asks_for_no_operator_that_older_readers_refuse(tmp_path: Path) -> None:
-    Engine(write_model(tmp_path / "m.onnx", VOCAB))
-    assert not any("Equal(" in form and "OrEqual(" not in form for form in FORMS)
+    assert "keep_state" not in names
 
 
 # ---- generation

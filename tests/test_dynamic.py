@@ -5,15 +5,17 @@ import math
 
 import pytest
 import torch
+import typer
 from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
+from benchmarks.quality import dynamic
+from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss, mean_squares
 from charrnn.errors import ConfigError, CorpusError
 from charrnn.model.rnn import CharRNN
 from train import evaluate as evaluation
 from train.checkpoint.format import load_for_inference
 from train.dataloader import IdSource
-from train.dynamic import DynamicOptions, dynamic_loss, mean_squares
 from train.evaluate import evaluate_checkpoint
 from train.texts import GivenText
 
@@ -98,10 +100,8 @@ def test_a_checkpoints_figures_are_those_of_its_training(trained):
 
 
 def test_another_part_of_another_cut_is_named_after_it(trained):
-    figures = evaluate_checkpoint(
-        trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.25,0.25", DynamicOptions(segment=50)
-    )
-    assert {"test/stream/loss", "test/windows/bpc", "dynamic/stream/loss"} <= figures.keys()
+    figures = evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.25,0.25")
+    assert {"test/stream/loss", "test/windows/bpc"} <= figures.keys()
     assert not any(name.startswith("val/") for name in figures)
 
 
@@ -114,9 +114,18 @@ def test_a_part_that_is_empty_or_a_cut_that_does_not_add_up_is_refused(trained):
         evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "half,0.1,0.1")
 
 
-def test_the_command_prints_one_json_object(trained):
-    app = evaluation.typer.Typer()
-    app.command()(evaluation.command)
-    ran = CliRunner().invoke(app, [str(trained.checkpoints.run_dir), "--json", "--dynamic"])
+def invoke(command, *arguments):
+    app = typer.Typer()
+    app.command()(command)
+    ran = CliRunner().invoke(app, [str(a) for a in arguments])
     assert ran.exit_code == 0
-    assert "dynamic/stream/loss" in json.loads(ran.stdout)
+    return ran.stdout
+
+
+def test_the_commands_print_what_they_measure(trained):
+    run_dir = trained.checkpoints.run_dir
+    losses = json.loads(invoke(evaluation.command, run_dir, "--json"))
+    assert losses == pytest.approx(evaluate_checkpoint(run_dir, GivenText(), "val"))
+    still = invoke(dynamic.command, run_dir, "--lr", "0")
+    expected = losses_of(trained, trained.data.corpus.val, lr=0.0)["dynamic/stream/loss"]
+    assert f"dynamic/stream   {expected:.4f} nats/char" in still

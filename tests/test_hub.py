@@ -1,4 +1,4 @@
-"""hf: sources, on datasets of this machine; and no hub."""
+"""hf: sources, from datasets on this machine and without a hub."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def save(folder: str, splits: dict[str, dict[str, Any]] | None = None) -> None:
         datasets.DatasetDict({k: datasets.Dataset.from_dict(v) for k, v in splits.items()}).save_to_disk(folder)
 
 
-def test_a_saved_dataset_is_its_texts_and_goes_to_workers_as_a_path() -> None:
+def test_saved_dataset_is_memory_mapped_in_workers() -> None:
     save("books")
     found = find("hf:books")
     assert found.name == "books"
@@ -99,10 +99,10 @@ def test_a_folder_that_is_no_dataset_is_refused() -> None:
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_without_a_hub_it_ends_soon_and_says_what_to_do(offline: bool, tmp_path: Path) -> None:
+def test_unreachable_hub_fails_fast_with_a_remedy(offline: bool, tmp_path: Path) -> None:
     code = (
         "from charrnn.data.sources import find_source; from charrnn.errors import CorpusError\n"
-        "from charrnn.config import DataConfig\n"
+        "from charrnn.config import DataConfig; from charrnn.log import configure_logging; configure_logging()\n"
         "try: find_source(DataConfig(source='hf:nobody/nothing'), progress=True)\n"
         "except CorpusError as error: print(error)"
     )

@@ -1,4 +1,4 @@
-"""python -m charrnn.data inspect, against plain counting."""
+"""`python -m charrnn.data inspect`, compared with plain counting."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def plain_entropy(text, order):
 
 @given(text=st.text("ab\nc", min_size=1, max_size=60), chunk=st.integers(1, 20))
 @settings(max_examples=60)
-def test_entropies_are_those_of_plain_counting_wherever_chunks_end(text, chunk):
+def test_entropies_equal_plain_counting_for_any_chunks(text, chunk):
     ids = np.frombuffer(text.encode(), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stats, "_CHUNK", chunk)
@@ -69,7 +69,7 @@ def test_lines_are_those_of_plain_counting_wherever_blocks_end(text, chunk):
     assert sum(found.histogram) == len(expected)
 
 
-def test_the_page_tells_what_the_json_does(tmp_path, monkeypatch):
+def test_text_output_equals_the_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("texts").mkdir()
     for name, text in {"a.txt": "one\ntwo\n\none\n", "b.txt": "three é\n", "c.txt": "three é\n"}.items():

@@ -15,6 +15,7 @@ import yaml
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 KUBERNETES = (LAUNCH / "kubernetes.yaml").read_text(encoding="utf-8")
+SERVE = (LAUNCH / "serve" / "kubernetes.yaml").read_text(encoding="utf-8")
 SKYPILOT = (LAUNCH / "skypilot.yaml").read_text(encoding="utf-8")
 
 
@@ -33,6 +34,8 @@ def faults(value, kind, path="."):
         return [f for key, part in parts for f in faults(part, collection[1] or collection[2], f"{path}/{key}")]
     if kind in ("str", "int", "bool", "float"):
         return [] if type(value).__name__ == kind else [f"{path} is {value!r}, no {kind}"]
+    if kind == "object":  # a port's name or number, say
+        return []
     model = model_named(kind)
     fields = {name: attribute for attribute, name in model.attribute_map.items()}
     if not isinstance(value, dict):
@@ -53,7 +56,7 @@ def kubernetes_faults(text):
     return faults(claim, "V1PersistentVolumeClaim") + faults(job, "KubeflowOrgV1PyTorchJob")
 
 
-def test_the_kubernetes_manifest_is_what_the_published_models_allow():
+def test_the_kubernetes_manifest_fits_the_schemas():
     assert kubernetes_faults(KUBERNETES) == []
     assert [(t["apiVersion"], t["kind"]) for t in yaml.safe_load_all(KUBERNETES)] == [
         ("v1", "PersistentVolumeClaim"),
@@ -74,6 +77,21 @@ def test_the_kubernetes_manifest_is_what_the_published_models_allow():
 def test_a_fault_in_the_kubernetes_manifest_is_found(right, wrong):
     assert right in KUBERNETES
     assert kubernetes_faults(KUBERNETES.replace(right, wrong))
+
+
+def serve_faults(text):
+    kinds = ("V1Deployment", "V1Service", "V2HorizontalPodAutoscaler")
+    found = [faults(part, kind) for part, kind in zip(yaml.safe_load_all(text), kinds, strict=True)]
+    return [fault for part in found for fault in part]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("", ""), ("readinessProbe", "readyProbe"), ("scaleTargetRef", "targetRef"), ("maxReplicas: 8", "maxReplicas: x")],
+)
+def test_the_server_manifest_fits_the_schemas(right, wrong):
+    assert right in SERVE
+    assert bool(serve_faults(SERVE.replace(right, wrong) if right else SERVE)) == bool(right)
 
 
 def read_by_skypilot(text, tmp_path):

@@ -15,15 +15,15 @@ import pytest
 from folders import names_in
 
 from charrnn.errors import CheckpointError
-from train.checkpoint.run_lock import only_run_in
+from train.checkpoint.run_lock import exclusive
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import sys
 from pathlib import Path
-from train.checkpoint.run_lock import only_run_in
+from train.checkpoint.run_lock import exclusive
 
-with only_run_in(Path(sys.argv[1])):
+with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -44,7 +44,7 @@ def another_process_in(run_dir):
         holder.communicate()
 
 
-def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path):
+def test_a_second_run_is_refused_with_the_holder(tmp_path):
     with another_process_in(tmp_path / "run") as holder:
         with (
             pytest.raises(
@@ -52,11 +52,11 @@ def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path):
                 match=rf"^another run trains in {tmp_path}/run \(process {holder.pid} on {socket.gethostname()}, since "
                 r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\); stop that one, or name another --run-dir$",
             ),
-            only_run_in(tmp_path / "run"),
+            exclusive(tmp_path / "run"),
         ):
             pytest.fail("both are in")
         assert names_in(tmp_path / "run") == [".lock", ".lock.json"]
-        with pytest.raises(CheckpointError, match=f"process {holder.pid} on"), only_run_in(tmp_path / "run"):
+        with pytest.raises(CheckpointError, match=f"process {holder.pid} on"), exclusive(tmp_path / "run"):
             pytest.fail("a refused run took the lock away")
 
 
@@ -65,9 +65,9 @@ def test_another_name_of_the_folder_is_the_same_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with another_process_in(tmp_path / "run"):
         for name in ("link", "run/../run"):
-            with pytest.raises(CheckpointError, match="another run trains"), only_run_in(Path(name)):
+            with pytest.raises(CheckpointError, match="another run trains"), exclusive(Path(name)):
                 pytest.fail("both are in")
-        with only_run_in(Path("run2")):
+        with exclusive(Path("run2")):
             assert Path("run2", ".lock.json").exists()
 
 
@@ -76,56 +76,56 @@ def test_the_lock_is_free_again_once_its_holder_has_ended(tmp_path):
     with another_process_in(tmp_path) as holder:
         holder.communicate("")
         assert holder.returncode == 0
-        with only_run_in(tmp_path):
+        with exclusive(tmp_path):
             assert json.loads((tmp_path / ".lock.json").read_text())["process"] == os.getpid()
 
 
-def test_the_lock_of_a_process_that_was_killed_is_no_obstacle(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     with another_process_in(tmp_path) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         assert json.loads((tmp_path / ".lock.json").read_text())["process"] == holder.pid  # nothing was tidied up
-        with only_run_in(tmp_path):
+        with exclusive(tmp_path):
             assert json.loads((tmp_path / ".lock.json").read_text())["process"] == os.getpid()
     assert names_in(tmp_path) == [".lock", "metrics.jsonl"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
-def test_a_holder_that_cannot_be_read_is_just_not_named(tmp_path, content):
+def test_an_unreadable_holder_is_not_named(tmp_path, content):
     with another_process_in(tmp_path):
         (tmp_path / ".lock.json").write_bytes(content)
         with (
             pytest.raises(CheckpointError, match=rf"^another run trains in {tmp_path}; stop that one"),
-            only_run_in(tmp_path),
+            exclusive(tmp_path),
         ):
             pytest.fail("both are in")
 
 
-def test_a_folder_that_stays_empty_is_taken_away_again_with_the_parents_that_were_made_for_it(tmp_path):
-    with only_run_in(tmp_path / "a" / "b" / "run"):
+def test_an_empty_folder_is_removed_with_its_new_parents(tmp_path):
+    with exclusive(tmp_path / "a" / "b" / "run"):
         assert names_in(tmp_path / "a" / "b" / "run") == [".lock", ".lock.json"]
     assert names_in(tmp_path) == []
-    with pytest.raises(ZeroDivisionError), only_run_in(tmp_path / "run"):
+    with pytest.raises(ZeroDivisionError), exclusive(tmp_path / "run"):
         raise ZeroDivisionError
     assert names_in(tmp_path) == []
 
 
 def test_a_folder_that_was_there_before_stays(tmp_path):
     (tmp_path / "run").mkdir()
-    with only_run_in(tmp_path / "run"):
+    with exclusive(tmp_path / "run"):
         pass
     assert names_in(tmp_path / "run") == []
 
 
 def test_a_parent_that_came_to_hold_something_else_stays(tmp_path):
-    with only_run_in(tmp_path / "runs" / "one"):
+    with exclusive(tmp_path / "runs" / "one"):
         (tmp_path / "runs" / "notes.txt").touch()
     assert names_in(tmp_path / "runs") == ["notes.txt"]
 
 
 def test_what_a_run_left_stays(tmp_path):
-    with only_run_in(tmp_path / "run"):
+    with exclusive(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     assert names_in(tmp_path / "run") == [".lock", "metrics.jsonl"]
 
@@ -135,20 +135,20 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     for run_dir in (tmp_path / "file", tmp_path / "file" / "run"):
         with (
             pytest.raises(CheckpointError, match=rf"^cannot write to run folder {run_dir}: .*choose another --run-dir"),
-            only_run_in(run_dir),
+            exclusive(run_dir),
         ):
             pytest.fail("it was made")
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "EOPNOTSUPP", "ENOLCK"])
-def test_whatever_the_system_answers_for_a_disk_without_file_locks_it_is_warned_of(tmp_path, monkeypatch, capsys, code):
+def test_a_disk_without_file_locks_is_a_warning(tmp_path, monkeypatch, capsys, code):
     def without(*_):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
     monkeypatch.setattr(fcntl, "flock", without)
-    with only_run_in(tmp_path / "run"):
+    with exclusive(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").touch()
     run_dir = tmp_path / "run"
-    warning = f"warning: the disk of {run_dir} has no file locks: see that no other run trains there\n"
+    warning = f"warning: the disk of {run_dir} has no file locks: make sure that no other run trains there\n"
     assert capsys.readouterr().err == warning
     assert "metrics.jsonl" in names_in(run_dir)

@@ -20,7 +20,7 @@ def text_of(source):
     return b"".join(source.chunks()).decode()
 
 
-def test_a_seed_gives_one_text_whatever_the_version_of_numpy():
+def test_seed_fixes_the_text_for_any_numpy():
     """The golden strings were written down once; numpy promises that PCG64's raw numbers stay."""
     assert text_of(MarkovSource(1, 1, 40)) == GOLDEN[1]
     assert text_of(MarkovSource(3, 7, 40)) == GOLDEN[3]
@@ -43,14 +43,14 @@ def test_the_stationary_distribution_solves_the_linear_system(order):
 
 @pytest.mark.parametrize("order", [0, 1, 2, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_row_is_a_distribution_in_which_all_can_follow_and_the_rate_lies_well_below_log2(order, seed):
+def test_every_row_is_a_positive_distribution_below_log2(order, seed):
     source = MarkovSource(order, seed)
     assert (source.weights.sum(1) == 2**16).all()
     assert source.weights.min() >= 64
     assert source.entropy_rate < 0.95 * math.log2(len(ALPHABET))
 
 
-def test_the_texts_own_surprise_is_the_rate_within_its_sampling_error():
+def test_surprisal_is_the_rate_within_sampling_error():
     """64 texts: their mean surprises scatter about the rate as their standard error says."""
     scores = []
     for seed in range(64):
@@ -86,7 +86,7 @@ def check_against_the_limit(folder, source, assignments, closeness):
     return reached, source.entropy_rate, bits.mean(), error
 
 
-def test_a_trained_models_loss_comes_near_the_limit_and_not_below_it(tmp_path):
+def test_trained_loss_nears_the_limit_from_above(tmp_path):
     settings = [
         "model.hidden_dim=32",
         "model.num_layers=1",

@@ -1,4 +1,4 @@
-"""The n-gram baseline, held against a plain implementation by dictionaries, and against texts whose loss is known."""
+"""The n-gram baseline, compared with a plain implementation and with texts of known loss."""
 
 import math
 import random
@@ -59,7 +59,7 @@ def test_a_character_never_seen_has_a_finite_loss():
     assert math.isfinite(ngram_loss(np.zeros(50, np.uint8), np.ones(5, np.uint8), 2))
 
 
-def test_noise_costs_the_logarithm_of_the_alphabet_and_repetition_nothing():
+def test_noise_costs_log_v_and_repetition_nothing():
     noise = np.array(random.Random(0).choices(range(16), k=40_000), np.uint8)
     assert ngram_loss(noise[:36_000], noise[36_000:], 16, order=2) == pytest.approx(math.log(16), rel=0.01)
     cycle = np.resize(np.arange(7, dtype=np.uint8), 7000)

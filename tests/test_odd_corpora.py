@@ -1,4 +1,4 @@
-"""Too little, too odd: whatever is thrown at preparation becomes a corpus or one line that says why not."""
+"""Unusable and random input becomes a corpus or a one-line error."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_what_a_refusal_names_fits(num_chars, seq_len, batch_size, windows, stri
             assert num_chars < 10  # not even a window of 8
 
 
-def test_a_diary_of_2_kb_trains_with_the_line_that_its_refusal_names(tmp_path):
+def test_diary_trains_with_the_suggested_settings(tmp_path):
     (tmp_path / "diary.txt").write_text(some_text(2048))
     fields = {
         "data.source": str(tmp_path / "diary.txt"),
@@ -72,7 +72,7 @@ def test_a_diary_of_2_kb_trains_with_the_line_that_its_refusal_names(tmp_path):
         (bytes(range(256)) * 20, r"not UTF-8.*byte 0x80 at offset 128.*data\.vocab=bytes"),
     ],
 )
-def test_what_cannot_train_is_refused_before_a_run_folder_is_made(content, why, tmp_path, monkeypatch):
+def test_unusable_text_is_refused_before_a_run_folder(content, why, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("train.trainer.CharRNN", lambda *_: pytest.fail("a model was built"))
     Path("odd.txt").write_bytes(content)
@@ -84,13 +84,13 @@ def test_what_cannot_train_is_refused_before_a_run_folder_is_made(content, why, 
     assert not Path("run").exists()
 
 
-def test_a_corpus_changed_since_the_run_began_is_refused_with_both_digests(tmp_path):
+def test_changed_corpus_is_refused_on_resume(tmp_path):
     first = make_trainer(tiny_config(tmp_path))
     first.fit()
     (tmp_path / "words.txt").write_text(some_text(seed=9))
     config = tiny_config(tmp_path)
     changed = prepare(config.data).sha256
-    with pytest.raises(CheckpointError, match=f"{first.corpus.sha256[:12]}.*{changed[:12]}"):
+    with pytest.raises(CheckpointError, match=f"{first.data.corpus.sha256[:12]}.*{changed[:12]}"):
         make_trainer(config)
 
 

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from training import make_trainer, tiny_config
 
-from charrnn.config import ModelConfig, OptimConfig
+from charrnn.config import ModelConfig, OptimConfig, RunConfig, load_config
+from charrnn.errors import ConfigError
 from charrnn.model.rnn import CharRNN
-from train.optimizer import lr_at, make_optimizer
+from train.optimizer import lr_at, lr_factor, make_optimizer
 
 
 def optim(**fields):
@@ -40,3 +42,35 @@ def test_only_matrices_decay():
     spared = {id(p) for g in groups if g["weight_decay"] == 0.0 for p in g["params"]}
     assert decayed == {id(p) for p in model.parameters() if p.dim() > 1}
     assert spared == {id(p) for p in model.parameters() if p.dim() == 1}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "factor"), [("none", 256, 1), ("sqrt", 256, 2), ("linear", 256, 4), ("sqrt", 16, 0.5)]
+)
+def test_the_rate_grows_with_the_batch_by_its_rule(scaling, batch, factor):
+    train = {} if scaling == "none" else {"lr_scaling": scaling, "lr_batch_size": 64}
+    config = RunConfig.model_validate({"data": {"batch_size": batch}, "train": train})
+    assert lr_factor(config) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("train", [{"lr_scaling": "sqrt"}, {"lr_batch_size": 64}])
+def test_a_rule_needs_the_batch_that_the_rate_is_meant_for(train):
+    with pytest.raises(ConfigError, match="go together"):
+        load_config(None, {f"train.{key}": value for key, value in train.items()})
+
+
+def test_a_scaled_run_warms_up_over_the_same_steps_and_so_more_characters(tmp_path):
+    """LEGW: k times the batch, sqrt(k) times the rate, k times the warm-up in epochs."""
+    rates = {}
+    for batch in (4, 16):
+        settings = [
+            "optim.warmup_steps=5",
+            f"data.batch_size={batch}",
+            "train.lr_scaling=sqrt",
+            "train.lr_batch_size=4",
+        ]
+        trainer = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / str(batch)}"]))
+        trainer.fit()
+        rates[batch] = [r["train/lr"] for r in trainer.recorder.records if "train/lr" in r]
+    assert rates[16] == pytest.approx([2 * rate for rate in rates[4]])
+    assert max(rates[16]) == rates[16][4] == pytest.approx(2 * trainer.config.optim.lr)

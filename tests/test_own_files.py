@@ -1,4 +1,4 @@
-"""Folders that charrnn writes, left out of every corpus: caches, downloads, run folders."""
+"""Caches, downloads and run folders are excluded from every corpus."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from training import fresh_accelerator, some_text, tiny_config
 from charrnn.config import load_config
 from charrnn.data.corpus import prepare
 from charrnn.errors import ConfigError, CorpusError
-from train.checkpoint.run_lock import only_run_in
+from train.checkpoint.run_lock import exclusive
 from train.run import run
 
 
@@ -39,9 +39,9 @@ def test_a_run_on_a_folder_with_its_own_files_resumes(source, run_dir):
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("pattern", ["data", "data/**", "data/*/*", "dat*/*/*"])
-def test_caches_and_run_folders_are_left_out_with_one_note(pattern):
+def test_caches_and_run_folders_are_skipped_with_one_note(pattern):
     prepare(load_config(None, {"data.source": "data/mine.txt", "data.cache_dir": "data"}).data)
-    with only_run_in(Path("data/run")):
+    with exclusive(Path("data/run")):
         Path("data/run/metrics.jsonl").write_text("{}\n")
         Path("data/sub").mkdir()
         Path("data/sub/more.txt").write_text("text\n")

@@ -1,4 +1,4 @@
-"""Large texts: cut and shared among workers, the ids are still those of `Vocab.encode`; found again; vocabularies."""
+"""Large texts: ids split among workers equal those of `Vocab.encode`; the cache of unchanged files; vocabularies."""
 
 import hashlib
 import multiprocessing
@@ -24,15 +24,17 @@ from charrnn.config import DataConfig
 from charrnn.data import cache, tasks
 from charrnn.data import corpus as module
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.decode import Rules
 from charrnn.data.encode import IdTable, encode, num_ids
 from charrnn.data.parts import Part, Source, plain_part
+from charrnn.data.pieces import Rules
 from charrnn.data.scan import scan
 from charrnn.data.vocabulary import RARE
 from charrnn.data.workers import Workers
 from charrnn.errors import CharRNNError, CorpusError, VocabError
 from charrnn.io import Advance, release_pages
 from charrnn.vocab import Vocab
+
+pytestmark = pytest.mark.usefixtures("here")
 
 CHARACTERS = "ab \r\n\ufeffé\u0301\u0327가\u1100\u1161漢😀\0"
 texts = st.lists(st.text(st.sampled_from(CHARACTERS), max_size=40), min_size=1, max_size=3)
@@ -42,13 +44,6 @@ rules = st.builds(
     normalize=st.sampled_from(["none", "NFC", "NFD"]),
     document_end=st.sampled_from(["", "|"]),
 )
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the user stands in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -97,12 +92,19 @@ def prepared_ids(parts: list[Part], rules: Rules, folder: Path, workers: Workers
     return found, vocab, np.fromfile(folder / "ids.bin", vocab.dtype).tolist()
 
 
-@given(texts=texts, rules=rules, task_bytes=st.integers(4, 30), window=st.integers(1, 20), chunk=st.integers(0, 9))
-@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0)
-@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1)
+@given(
+    texts=texts,
+    rules=rules,
+    task_bytes=st.integers(4, 30),
+    window=st.integers(1, 20),
+    chunk=st.integers(0, 9),
+    piece=st.integers(1, 9),
+)
+@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0, piece=3)
+@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1, piece=1)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
-    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, tmp_path: Path
+def test_ids_do_not_depend_on_the_split(
+    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, piece: int, tmp_path: Path
 ) -> None:
     for number, text in enumerate(texts):
         (tmp_path / str(number)).write_bytes(text.encode())
@@ -111,7 +113,7 @@ def test_ids_are_those_of_the_whole_text_wherever_it_is_cut(
     with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
         patch.setattr(tasks, "TASK_BYTES", task_bytes)
         patch.setattr(tasks, "WINDOW_BYTES", window)
-        patch.setattr(tasks, "PIECE_BYTES", 3)
+        patch.setattr(tasks, "PIECE_BYTES", piece)
         found, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
     text = normalized(texts, rules)
     assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -140,7 +142,7 @@ def test_large_texts_in_other_encodings_are_the_same(
         assert vocab.decode(ids) == normalized(marked, rules)
 
 
-def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
+def test_workers_equal_one_process(tmp_path: Path) -> None:
     text = "".join(np.random.default_rng(0).choice(list(CHARACTERS + "|"), 30_000))
     (tmp_path / "novel").write_text(text, newline="")
     parts = [plain_part(tmp_path / "novel"), streamed_part(tmp_path / "novel", 777)]
@@ -157,7 +159,7 @@ def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     assert alone[0].blocks == together[0].blocks
 
 
-def test_the_first_fault_in_the_text_is_told_by_whichever_worker_meets_it(tmp_path: Path) -> None:
+def test_first_error_in_the_text_is_reported(tmp_path: Path) -> None:
     (tmp_path / "novel").write_bytes(b"a line\n" * 400 + b"\xff" + b"a line\n" * 400 + b"\xfe")
     with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
         patch.setattr(tasks, "TASK_BYTES", 100)
@@ -165,7 +167,7 @@ def test_the_first_fault_in_the_text_is_told_by_whichever_worker_meets_it(tmp_pa
             scan(Source("novel", (plain_part(tmp_path / "novel"),)), Rules(), workers, lambda _: None)
 
 
-def test_a_worker_that_is_killed_is_told_of() -> None:
+def test_killed_worker_is_an_error() -> None:
     with pytest.raises(CorpusError, match=r"was killed \(exit code 7\); run again"), Workers(1) as workers:
         list(workers.map(os._exit, [7]))
 
@@ -207,8 +209,7 @@ def test_a_text_that_cannot_be_split_is_refused(
             scan(Source("marks", (part,)), rules, workers, lambda _: None)
 
 
-@pytest.mark.usefixtures("here")
-def test_too_little_space_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_refused_before_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("novel.txt").write_text("ab" * 1_000_000)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_500_000}))
     with pytest.raises(CorpusError, match=r"the ids take 2.0 MB and 1.5 MB are free; .*data.cache_dir=DIR"):
@@ -216,19 +217,8 @@ def test_too_little_space_is_told_before_anything_is_written(monkeypatch: pytest
     assert names_in("data/prepared") == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    (tmp_path / "disk").mkdir()
-    options = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path / "disk")]
-    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(options, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
-
-
 @pytest.mark.usefixtures("all_large")
-def test_a_disk_that_fills_up_is_told_of_and_left_as_it_was(
+def test_full_disk_is_an_error_and_leaves_nothing(
     here: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("novel.txt").write_text("ab\n" * 700_000)
@@ -263,7 +253,7 @@ def prepared(content: str, **fields: Any) -> Corpus:
     return prepare(DataConfig(source="novel.txt", **{"split": (0.5, 0.5, 0.0)} | fields))
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_a_large_text_that_was_not_touched_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared("one\ntwo\n" * 1000, min_count=1001)
     assert first.notes
@@ -273,7 +263,7 @@ def test_a_large_text_that_was_not_touched_is_not_read_again(monkeypatch: pytest
     assert (again.sha256, again.vocab, again.notes) == (first.sha256, first.vocab, first.notes)
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize(
     "change",
     [
@@ -294,7 +284,7 @@ def test_what_was_touched_or_damaged_is_read_again(change: Any) -> None:
     assert again.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize(
     "fields",
     [{"newlines": "keep"}, {"normalize": "NFD"}, {"encoding": "latin-1"}, {"min_count": 900}, {"document_end": "|"}],
@@ -309,14 +299,14 @@ def test_each_option_that_changes_ids_has_an_entry_of_its_own(fields: dict[str, 
     assert len(names_in("data/prepared")) == 2
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_a_text_written_just_before_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_RACY_NS", 2_000_000_000)
     prepared("one\ntwo\n" * 1000)
     assert not list(Path("data/known").glob("[!.]*.json"))
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_a_text_that_grows_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def scan_then_append(*args: Any) -> Any:
         found = scan(*args)
@@ -329,8 +319,7 @@ def test_a_text_that_grows_while_it_is_read_is_refused(monkeypatch: pytest.Monke
         prepared("one\ntwo\n" * 1000)
 
 
-@pytest.mark.usefixtures("here")
-def test_what_a_killed_process_left_is_removed_when_nobody_writes_it_any_more() -> None:
+def test_stale_temporary_folders_are_removed() -> None:
     corpus = prepared("one\ntwo\n" * 9)
     name = names_in("data/prepared")[0]
     for path in Path("data/prepared", name).iterdir():
@@ -376,7 +365,7 @@ def test_a_waiting_process_reports_the_holder_and_its_progress(
     assert names_in(tmp_path) in ([".it.lock"], [])
 
 
-@pytest.mark.usefixtures("here", "all_large")
+@pytest.mark.usefixtures("all_large")
 def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared("one\ntwo\n" * 1000)
     find, asked = module._Preparation.find, []
@@ -394,8 +383,7 @@ def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- vocabularies
 
 
-@pytest.mark.usefixtures("here")
-def test_rare_characters_become_one_and_the_cost_is_told() -> None:
+def test_rare_characters_are_merged_with_a_note() -> None:
     corpus = prepared("aaaabbbbxyz", min_count=2)
     assert corpus.vocab == Vocab("chars", ("a", "b", RARE), RARE)
     assert corpus.vocab.decode(corpus.ids) == "aaaabbbb" + RARE * 3
@@ -404,7 +392,6 @@ def test_rare_characters_become_one_and_the_cost_is_told() -> None:
     assert prepared("aabb", min_count=2).vocab == Vocab.of_chars("ab")
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
     vocab = Vocab("chars", tuple("cab\n?"), "?") if as_json else Vocab.of_chars("abc\n?")
@@ -427,9 +414,7 @@ def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
 
 @given(texts=st.lists(st.text("abx\n", max_size=9), min_size=1, max_size=4), task_bytes=st.integers(1, 5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_skipping_leaves_out_what_the_vocabulary_lacks_wherever_it_is_cut(
-    texts: list[str], task_bytes: int, tmp_path: Path
-) -> None:
+def test_skipped_characters_get_no_id_at_any_split(texts: list[str], task_bytes: int, tmp_path: Path) -> None:
     for letters in ("ab", "ab\n"):
         vocab = Vocab.of_chars(letters)
         for number, text in enumerate(texts):
@@ -445,7 +430,6 @@ def test_skipping_leaves_out_what_the_vocabulary_lacks_wherever_it_is_cut(
         assert len(ids) == num_ids(found, vocab, skip=True)
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("vocab", "content", "told"),
     [
@@ -462,7 +446,6 @@ def test_a_vocabulary_file_that_is_none_is_refused(vocab: str, content: bytes | 
         prepared("abc\n" * 9, vocab=vocab)
 
 
-@pytest.mark.usefixtures("here")
 def test_replaced_bytes_are_counted_and_placed() -> None:
     Path("novel.txt").write_bytes(b"abc\xff\xfeabc")
     corpus = prepare(DataConfig(source="novel.txt", invalid="replace", split=(0.5, 0.5, 0.0)))

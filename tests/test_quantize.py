@@ -5,7 +5,6 @@ import json
 import numpy as np
 import onnx
 import pytest
-from format_1 import format_1
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,36 +13,15 @@ from tiny_models import CHARS, model_bytes, write_model
 from charrnn.errors import CorpusError, ExportError, ModelFileError
 from infer.engine import Engine
 from train.export import exporter as export
-from train.export.quantize import BLOCK, by_column, pack_columns
+from train.export.quantize import quantize_columns, quantize_embedding
 from train.texts import GivenText
 
 matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))
 
 
-def unpacked(packed, inner):
-    """(K, N) back from the layout, by its description in onnxruntime's ContribOperators.md."""
-    stored = packed.blocks
-    if packed.bits == 4:
-        stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(*stored.shape[:2], -1)
-    scales = packed.scales.reshape(*stored.shape[:2], 1)
-    values = (stored.astype(np.float32) - 2 ** (packed.bits - 1)) * scales
-    return values.reshape(len(values), -1)[:, :inner].T
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@given(matrix=matrices)
-def test_a_value_lies_within_half_a_step_of_the_exact_one(precision, matrix):
-    packed = pack_columns(matrix, precision)
-    steps = {"int8": 127, "int4": 7}[precision]
-    for start in range(0, len(matrix), BLOCK):
-        exact, found = matrix[start : start + BLOCK], unpacked(packed, len(matrix))[start : start + BLOCK]
-        limit = np.abs(exact).max(axis=0) / steps / 2
-        assert (np.abs(found - exact) <= limit * 1.001 + 1e-9).all()
-
-
 @given(matrix=matrices)
 def test_by_columns_a_value_lies_within_half_a_step_too(matrix):
-    found = by_column(matrix)
+    found = quantize_columns(matrix)
     limit = np.abs(matrix).max(axis=0) / 127 / 2
     assert (np.abs(found.steps * found.scales - matrix) <= limit * 1.001 + 1e-9).all()
 
@@ -51,7 +29,7 @@ def test_by_columns_a_value_lies_within_half_a_step_too(matrix):
 @given(matrix=matrices, size=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]))
 def test_a_bias_survives_its_column_however_small_that_is(matrix, size):
     bias = np.linspace(-size, size, matrix.shape[1], dtype=np.float32)
-    found = by_column(matrix, bias)
+    found = quantize_columns(matrix, bias)
     assert np.isfinite(found.bias).all()
     assert (found.scales > 0).all()
     np.testing.assert_allclose(found.bias * found.scales, bias, rtol=1e-6, atol=1e-37)
@@ -63,29 +41,11 @@ def test_an_int8_file_is_under_a_third_of_the_float_one(rnn):
     assert sizes["int8"] < sizes["fp32"] / 3
 
 
-@pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_a_file_of_version_1_is_written_anew(tmp_path, rnn, precision):
-    old = tmp_path / "old.onnx"
-    old.write_bytes(format_1(rnn=rnn))
-    out, _, line = export.export(old, None, precision, None)
-    assert out == tmp_path / f"old-{precision}.onnx"
-    assert precision in line
-    engine, before = Engine(out), Engine(old)
-    assert (engine.draws, before.draws) == (True, False)
-    assert engine.metadata["charrnn.precision"] == precision
-    ids = CHARS.encode("ROMEO: am i")[None]
-    logits = (engine.step(ids, engine.zero_state(1))[0], before.step(ids, before.zero_state(1))[0])
-    np.testing.assert_allclose(*logits, atol={"fp32": 1e-4, "int8": 0.5, "int4": 6}[precision])
-
-
-@pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
-def test_version_1_and_version_2_write_the_same_text(tmp_path, rnn):
-    old = tmp_path / "old.onnx"
-    old.write_bytes(format_1(rnn=rnn))
-    new = Engine(write_model(tmp_path / "new.onnx", rnn=rnn))
-    texts = ["".join(e.generate("ROMEO:", 300, temperature=0.8, top_k=9, seed=4)) for e in (Engine(old), new)]
-    assert texts[0] == texts[1]
+@given(matrix=matrices)
+def test_embedding_is_within_half_a_step(matrix):
+    steps, scaled = quantize_embedding(matrix, np.eye(matrix.shape[1], dtype=np.float32))
+    found = (steps.astype(np.float32) - 128) / 127 @ scaled
+    assert (np.abs(found - matrix) <= np.abs(matrix).max(axis=0) / 127 / 2 * 1.001 + 1e-9).all()
 
 
 def test_a_float_file_gives_back_its_weights_bit_for_bit(tmp_path):
@@ -99,17 +59,17 @@ def test_a_float_file_gives_back_its_weights_bit_for_bit(tmp_path):
 
 def test_a_rounded_file_is_not_rounded_again(tmp_path):
     path = write_model(tmp_path / "m.onnx", precision="int8")
-    with pytest.raises(ExportError, match="is int8: its weights cannot be had back"):
-        export.export(path, None, "int4", None)
+    with pytest.raises(ExportError, match="is int8: its weights are rounded"):
+        export.export(path, None, "int8", None)
 
 
 def test_weights_in_a_wrong_place_fail_the_export_of_a_rounded_file(tmp_path, monkeypatch):
-    path, build = write_model(tmp_path / "m.onnx"), export.build_of_matrices
+    path, build = write_model(tmp_path / "m.onnx"), export.build_from_folded
 
     def scrambled(config, vocab, matrices, metadata, precision):
         return build(config, vocab, matrices | {"recurrent0": matrices["recurrent0"][::-1]}, metadata, precision)
 
-    monkeypatch.setattr(export, "build_of_matrices", scrambled)
+    monkeypatch.setattr(export, "build_from_folded", scrambled)
     with pytest.raises(ExportError, match="was not written"):
         export.export(path, tmp_path / "out.onnx", "int8", None)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

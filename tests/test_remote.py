@@ -98,7 +98,7 @@ def test_a_drivers_error_is_one_line(bucket: Any, monkeypatch: pytest.MonkeyPatc
     assert not [path for path in Path("data/downloads").rglob("*") if "b.txt" in path.name]
 
 
-def test_addresses_are_told_from_paths() -> None:
+def test_addresses_are_distinguished_from_paths() -> None:
     assert all(map(is_remote, ["s3://a/b", "https://a", "memory://x", "abfs+x://y"]))
     assert not any(map(is_remote, ["a.txt", "C:/a", "c://a", "hf:a/b", "-", "a/b://c"]))
     assert names_in(".") == []

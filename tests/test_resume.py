@@ -7,7 +7,8 @@ from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError
-from train.checkpoint.format import BEST, load, step_folders
+from train.checkpoint.folders import BEST, step_folders
+from train.checkpoint.format import load
 from train.checkpoint.resume import starting_point
 
 
@@ -17,9 +18,9 @@ def finished(tmp_path):
     return tmp_path
 
 
-def resumed(folder, *assignments, warn=pytest.fail, resume=True):
+def resumed(folder, *assignments, resume=True):
     config = tiny_config(folder, ["sample.length=0", *assignments])
-    return starting_point(config, prepare(config.data), folder / "run", resume=resume, warn=warn)
+    return starting_point(config, prepare(config.data), folder / "run", resume=resume)
 
 
 @pytest.mark.parametrize("origin", ["nowhere", "base", "elsewhere/run"])
@@ -28,7 +29,7 @@ def test_another_origin_than_the_runs_is_refused(finished, origin):
         resumed(finished, f"train.init_from={origin}")
 
 
-def test_an_origin_need_not_be_repeated_and_none_given_beside_one_is_refused(tmp_path):
+def test_an_origin_need_not_be_repeated_and_none_is_refused(tmp_path):
     make_trainer(tiny_config(tmp_path, ["train.run_dir=" + str(tmp_path / "origin")])).fit()
     origin = tmp_path / "origin"
     make_trainer(tiny_config(tmp_path), init_from=origin).fit()
@@ -58,15 +59,14 @@ def test_a_folder_with_best_alone_is_not_overwritten(finished, resume):
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_finished_run_without_its_best_gets_one_from_its_step_checkpoint(finished, damage):
+def test_a_lost_best_is_made_again_from_the_step_checkpoint(finished, damage, caplog):
     best = finished / "run" / BEST
     if damage == "missing":
         shutil.rmtree(best)
     else:
         (best / "model.safetensors").write_bytes(b"damaged")
-    warnings = []
-    assert resumed(finished, warn=warnings.append).resumed.trainer["best_step"] == -1
-    assert "best checkpoint cannot be used" in warnings[0]
+    assert resumed(finished).resumed.trainer["best_step"] == -1
+    assert "best checkpoint cannot be used" in caplog.messages[-1]
     again = make_trainer(tiny_config(finished, ["sample.length=0"]), ListRecorder())
     again.fit()
     assert load(best).step == 12 == again.progress.best_step

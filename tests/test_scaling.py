@@ -92,8 +92,8 @@ def test_projection_adds_the_network_to_a_step():
 
 
 def test_a_case_is_the_mean_over_steps_and_processes_and_its_skew_what_the_slowest_adds():
-    first = estimates.Turn([{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}], 1.0, 9.0, [])
-    second = estimates.Turn([{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}], 0.5, 9.0, [])
+    first = estimates.Turn([{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}], 1.0, [])
+    second = estimates.Turn([{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}], 0.5, [])
     assert estimates.case_metrics("apart", [first, second]) == pytest.approx(
         {"apart.step": 1.75, "apart.input": 0.2, "apart.skew": 2.5 - 1.75, "apart.cpu": 0.75}
     )
@@ -120,75 +120,26 @@ def test_summary_takes_quartiles_of_what_each_round_says():
     assert (quartiles.q1, quartiles.median, quartiles.q3) == pytest.approx((0.16, 0.2, 0.4))
 
 
-class IdleWorkers:
+class FakeWorkers:
+    def __init__(self):
+        self.cases = []
+
     def turn(self, case, steps):
-        return []
+        self.cases.append(case)
+        return [estimates.Turn([{"step": 1.0, "input": 0.1}] * steps, 1.0, [7.0, len(self.cases)])] * 2
 
     def message(self):
-        return estimates.Message([4], [[0]])
+        return estimates.Message([4, 4], [[0, 1]])
 
 
-def measured_while_others_take(monkeypatch, shares, rounds):
-    """Runs `measure` on rounds in which other programs take `shares` of a core; gives the orders of the cases too."""
-    coming, orders = iter(shares), []
-
-    def measure_round(started, cases, steps):
-        orders.append(cases)
-        return estimates.Round({**ROUND, "others": next(coming)}, [1.0])
-
-    monkeypatch.setattr(scaling, "measure_round", measure_round)
-    return scaling.measure(IdleWorkers(), 1, rounds, most_others=0.05, patience_s=0.0), orders
-
-
-def test_disturbed_rounds_are_discarded_and_measured_again(monkeypatch):
-    measured, _ = measured_while_others_take(monkeypatch, [0.01, 0.9, 0.05, 0.06, 0.0], 3)
-    assert [r.metrics["others"] for r in measured.rounds] == [0.01, 0.05, 0.0]
-    assert [r.metrics["others"] for r in measured.discarded] == [0.9, 0.06]
-
-
-def test_on_a_machine_that_is_never_quiet_every_round_counts(monkeypatch):
-    measured, _ = measured_while_others_take(monkeypatch, [0.01, *[0.5] * 6], 3)
-    assert sorted(r.metrics["others"] for r in measured.rounds) == [0.01, *[0.5] * 6]
-    assert not measured.discarded
-
-
-def test_every_case_comes_in_every_place_of_a_round(monkeypatch):
-    _, orders = measured_while_others_take(monkeypatch, [0.0] * 5, 5)
-    for place in zip(*orders, strict=True):
+def test_every_case_comes_in_every_place_of_a_round():
+    started = FakeWorkers()
+    measured = scaling.measure(started, 1, 5)
+    rounds = [started.cases[i : i + 5] for i in range(5, 30, 5)]  # after one turn of each
+    for place in zip(*rounds, strict=True):
         assert sorted(place) == sorted(estimates.CASES)
-
-
-@pytest.mark.parametrize(("deadline", "slept"), [(100.0, 3), (3.0, 2), (0.0, 0)])
-def test_a_round_waits_for_others_to_rest_but_not_for_ever(monkeypatch, deadline, slept):
-    seconds, busy, work = [0.0], [0.0], iter([2.0, 1.0, 0.05])
-
-    def sleep(duration):
-        seconds[0] += duration
-        busy[0] += next(work)
-
-    monkeypatch.setattr(scaling.time, "sleep", sleep)
-    monkeypatch.setattr(scaling.time, "perf_counter", lambda: seconds[0])
-    monkeypatch.setattr(scaling, "busy_seconds", lambda: busy[0])
-    scaling.wait_until_idle(0.05, deadline)
-    assert seconds[0] == slept * scaling._IDLE_S
-
-
-def test_one_round_adds_up_what_others_took_and_what_crossed(monkeypatch):
-    class OneSecond:
-        def turn(self, case, steps):
-            wall[0] += 1.0
-            busy[0] += 1.5
-            sent[0] += 600
-            return [estimates.Turn([{"step": 1.0}], 1.0, 0.5, [7.0])] * 2
-
-    wall, busy, sent = [0.0], [0.0], [0]
-    monkeypatch.setattr(scaling.time, "perf_counter", lambda: wall[0])
-    monkeypatch.setattr(scaling, "busy_seconds", lambda: busy[0])
-    monkeypatch.setattr(scaling, "loopback_bytes", lambda: sent[0])
-    done = scaling.measure_round(OneSecond(), estimates.CASES, 1)
-    assert done.metrics["others"] == pytest.approx(0.5)  # 1.5 worked in each second, 2 x 0.5 of that its own
-    assert done.metrics["wire"] == 600 / 2 / 3  # 2 processes, a timed step between two untimed ones
-    assert done.ready == [7.0]
+    assert len(measured.rounds) == 5
+    assert measured.median_ready() == [7.0, 19.0]  # `one` has turns 6, 15, 19, 23 and 27
 
 
 def test_one_process_is_not_compared_with_itself():
@@ -208,7 +159,7 @@ def test_a_worker_that_ends_early_ends_the_program(tmp_path):
 def test_the_program_measures_every_case_and_its_numbers_agree():
     size = ["--rnn", "GRU", "--hidden-dim", "24", "--num-layers", "1", "--seq-len", "8", "--rows", "4"]
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), *size, "--steps", "2", "--rounds", "3", "--others", "100", "--json"],
+        [sys.executable, str(PROGRAM), *size, "--steps", "2", "--rounds", "3", "--json"],
         capture_output=True,
         text=True,
         timeout=240,
@@ -217,7 +168,7 @@ def test_the_program_measures_every_case_and_its_numbers_agree():
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
-    assert set(report) == {"machine", "settings", "metrics", "message", "projection", "rounds", "discarded"}
+    assert set(report) == {"machine", "settings", "metrics", "message", "projection", "rounds"}
     check_rounds(report)
     check_message(report)
     check_projection(report)
@@ -246,8 +197,6 @@ def check_message(report):
     model = CharRNN(ModelConfig(rnn="GRU", hidden_dim=24, num_layers=1), 95)  # the printable ASCII characters
     assert message["bytes"] == 4 * model.num_parameters() == sum(message["bucket_bytes"])
     assert message["ring_bytes"] == message["bytes"]  # of 2 processes
-    if message["wire_bytes"] is not None:
-        assert message["wire_bytes"] > message["bytes"]
     assert message["gbit_s"] == pytest.approx(message["bytes"] * 8e-9 / measured["allreduce.step"]["median"])
 
 

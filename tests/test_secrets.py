@@ -24,15 +24,15 @@ from train.tracking import recorder
         ("what?.txt", "what?.txt"),
     ],
 )
-def test_credentials_of_an_address_are_left_out(text, clean):
+def test_credentials_are_removed_from_addresses(text, clean):
     assert without_credentials(text) == clean
 
 
-def test_a_token_is_written_nowhere_and_a_finished_run_opens_no_tracker(tmp_path, monkeypatch):
+def test_token_is_not_written_and_no_tracker_reopened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fresh_accelerator()
     opened = []
-    monkeypatch.setattr(recorder, "open_tracker", lambda t, *rest: opened.append((t.tracker, rest)))
+    monkeypatch.setattr(recorder, "make_tracker", lambda t, *rest: opened.append((t.tracker, rest)))
     monkeypatch.setattr("charrnn.data.remote.download", lambda url, target, **_: target.write_text(some_text()))
     address = "https://user:secret@host/words.txt?token=secret"
     settings = ["train.max_steps=2", "sample.length=0", f"data.source={address}", "tracking.tracker=wandb"]

@@ -8,11 +8,11 @@ import numpy as np
 import openai
 import pytest
 from openai import OpenAI
-from serving import serving
 from tiny_models import write_model
 
+from benchmarks.serving import serving
 from charrnn.vocab import Vocab
-from infer import Engine
+from infer import Engine, SamplingOptions
 
 PROMPT = "ROMEO:\n"
 
@@ -66,7 +66,7 @@ def test_models_are_listed_by_name(client):
 def test_the_text_is_what_generate_writes(ask, engines, model):
     made = ask(model=model, max_tokens=150, temperature=0.9, top_k=12, repetition_penalty=1.1)
     (choice,) = made.choices
-    wanted = engines[model].generate(PROMPT, 150, 0.9, 12, repetition_penalty=1.1, seed=1)
+    wanted = engines[model].generate(PROMPT, 150, SamplingOptions(0.9, 12, repetition_penalty=1.1), seed=1)
     assert choice.text == "".join(wanted)
     assert (choice.finish_reason, choice.logprobs, made.model) == ("length", None, model)
     assert made.usage.model_dump(exclude_none=True) == {
@@ -236,3 +236,16 @@ def test_every_request_is_logged_with_its_id(served, client):
     (line,) = [line for line in served.lines() if line.get("id") == made.headers["x-request-id"]]
     assert {"level": "info", "status": 200, "chars": 4, "model": "chars"}.items() <= line.items()
     assert json.loads(made.text)["id"] == line["id"]
+
+
+def test_tokens_go_to_text_and_back(served, engines):
+    with httpx.Client(base_url=served.url) as http:
+        tokens = http.post("/tokenize", json={"prompt": PROMPT, "add_special_tokens": False}).json()
+        assert tokens == {"tokens": engines["chars"].vocab.encode(PROMPT).tolist(), "count": 7}
+        assert http.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": PROMPT}
+        assert http.post("/tokenize", json={"prompt": "\u00e9", "model": "bytes"}).json()["tokens"] == [0xC3, 0xA9]
+        assert http.get("/tokenizer_info").json() == {"bos_token": "\n", "eos_token": None}
+        wrong = [{"prompt": 5}, {"tokens": ["a"]}, {"tokens": [10**9]}, {"prompt": "\N{SNOWMAN}"}]
+        paths = ["/tokenize", "/detokenize", "/detokenize", "/tokenize"]
+        statuses = [http.post(path, json=body).status_code for path, body in zip(paths, wrong, strict=True)]
+        assert statuses == [400, 400, 422, 422]

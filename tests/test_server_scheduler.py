@@ -73,7 +73,7 @@ def job(engine, id=0, prompt=PROMPT, length=50, seeds=(1,), **fields):
 
 
 def alone(engine, prompt, length, seed, **options):
-    return "".join(engine.generate(prompt, length, seed=seed, **options))
+    return "".join(engine.generate(prompt, length, SamplingOptions(**options), seed=seed))
 
 
 OPTIONS = [
@@ -88,7 +88,7 @@ def test_text_does_not_depend_on_load(precision, model_folder):
     engine = Engine(write_model(model_folder / f"load-{precision}.onnx", precision=precision))
     rng = np.random.default_rng(0)
     jobs = [
-        job(engine, i, "ROMEO:\n"[: 1 + i % 7] * (1 + i % 60), int(rng.integers(1, 150)), [i], options=OPTIONS[i % 8])
+        job(engine, i, "ROMEO:\n"[: 1 + i % 7] * (1 + i % 60), int(rng.integers(100, 600)), [i], options=OPTIONS[i % 8])
         for i in range(64)
     ]
     wanted = [alone(engine, engine.vocab.decode(j.ids), j.length, j.id, **OPTIONS[j.id % 8]) for j in jobs]
@@ -209,7 +209,7 @@ def test_an_error_of_the_engine_ends_its_jobs_alone(gru, monkeypatch):
         raise SamplingError("the logits are not finite")
 
     decode, failing = gru.decode, [True]
-    monkeypatch.setattr(gru, "decode", lambda *a: fail() if failing.pop() else decode(*a))
+    monkeypatch.setattr(gru, "decode", lambda *a, **k: fail() if failing.pop() else decode(*a, **k))
     failing = [False] * 500 + [True]
     run = Run(gru, [job(gru, 0)], then=[job(gru, 1)])
     assert run.errors == {0: "the logits are not finite"}

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, ended_well, torchrun
 from sharding_worker import CELLS, HALF, MODES, SMALL, STEPS, WORLDS
+from training import largest_difference
 
 import train.evaluate
 from charrnn.config import EvalConfig
@@ -125,15 +126,6 @@ def launched(folder):
 def launches(test):
     """Marks a test that needs the three launches, of which the first such test waits for all."""
     return pytest.mark.slow(pytest.mark.timeout(900)(test))
-
-
-def largest_difference(ours, theirs):
-    """The largest relative difference between two curves of finite figures."""
-    ours, theirs = np.array(ours), np.array(theirs)
-    assert ours.shape == theirs.shape
-    assert ours.size
-    assert np.isfinite([ours, theirs]).all()
-    return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
 
 
 def by_rank(launched, world, name):
@@ -277,7 +269,7 @@ def test_after_a_change_in_their_number_the_ranks_draw_other_dropout_masks_and_t
     resumed = by_rank(launched, 4, "dropout-resumed")
     assert len({rank["generator"] for rank in resumed}) == 4
     assert "2 process(es) before, 4 now" in resumed[0]["messages"][0]
-    assert "random generators start anew" in resumed[0]["messages"][0]
+    assert "random generators are reseeded" in resumed[0]["messages"][0]
 
 
 @launches
@@ -287,6 +279,6 @@ def test_with_the_same_number_dropout_goes_on_bit_for_bit_and_nothing_is_said(la
     ):
         assert begun["loss"] + resumed["loss"] == whole["loss"]
         assert resumed["weights"] == whole["weights"]
-        assert not any("anew" in message for message in resumed["messages"])
+        assert not any("reseeded" in message for message in resumed["messages"])
     masks = by_rank(launched, 2, "dropout-whole")
     assert masks[0]["generator"] != masks[1]["generator"]

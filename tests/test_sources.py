@@ -1,35 +1,22 @@
-"""What --data may be, and which files that is, in which order."""
+"""The files that --data names, and their order."""
 
 import hashlib
 import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from folders import find, names_in
-from loopback import Site, closed_port, serve
+from loopback import Site, closed_port
 
 from charrnn.data.named import DATASETS
 from charrnn.data.parts import Source
 from charrnn.errors import CorpusError
 from charrnn.io import safe_name
 
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that the user stands in."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serve() as site:
-        yield site
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def write(*names: str, content: bytes = b"text\n") -> None:
@@ -49,7 +36,6 @@ def piped(content: bytes) -> io.TextIOWrapper:
 # ---- files, folders, globs
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("path", "name"), [("my novel (2).txt", "my-novel-2"), ("deep/é.md", "é"), ("...", "corpus")])
 def test_a_file_is_named_by_its_stem_made_safe(path: str, name: str) -> None:
     write(path)
@@ -57,8 +43,7 @@ def test_a_file_is_named_by_its_stem_made_safe(path: str, name: str) -> None:
     assert (found.name, names(found), found.size) == (name, [path], 5)
 
 
-@pytest.mark.usefixtures("here")
-def test_a_folder_gives_its_files_in_the_order_of_relative_paths() -> None:
+def test_folder_is_its_files_sorted_by_relative_path() -> None:
     write("books/b.txt", "books/a/z.md", "books/a.txt", "books/c/d/e")
     found = find("books/")
     assert names(found) == ["books/a.txt", "books/a/z.md", "books/b.txt", "books/c/d/e"]
@@ -66,8 +51,7 @@ def test_a_folder_gives_its_files_in_the_order_of_relative_paths() -> None:
     assert found.notes == ()
 
 
-@pytest.mark.usefixtures("here")
-def test_a_folder_leaves_out_hidden_and_binary_files_and_says_so() -> None:
+def test_folder_skips_and_reports_hidden_and_binary_files() -> None:
     write("books/a.txt", "books/.git/config", "books/.b.txt", "books/sub/.c")
     write("books/d.png", content=b"\x89PNG\0\0")
     Path("books/gone.txt").symlink_to("nowhere")
@@ -79,15 +63,13 @@ def test_a_folder_leaves_out_hidden_and_binary_files_and_says_so() -> None:
     assert "1 not regular files (gone.txt)" in note
 
 
-@pytest.mark.usefixtures("here")
 def test_bytes_take_the_binary_files_of_a_folder_too() -> None:
     write("books/a.txt")
     write("books/d.png", content=b"\x89PNG\0\0")
     assert names(find("books", binary=True)) == ["books/a.txt", "books/d.png"]
 
 
-@pytest.mark.usefixtures("here")
-def test_a_folder_around_the_data_folder_does_not_eat_what_is_prepared_in_it() -> None:
+def test_folder_excludes_the_data_folder_in_it() -> None:
     write("a.txt", "data/prepared/x/ids.txt")
     found = find(".")
     assert names(found) == ["a.txt"]
@@ -96,16 +78,6 @@ def test_a_folder_around_the_data_folder_does_not_eat_what_is_prepared_in_it() -
     assert names(find("data/mine")) == ["data/mine/b.txt"]
 
 
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("files", "why"), [([], "it is empty"), (["books/.a"], r"skipped in books: 1 hidden")])
-def test_a_folder_without_text_is_refused(files: list[str], why: str) -> None:
-    Path("books").mkdir()
-    write(*files)
-    with pytest.raises(CorpusError, match=f"the folder books holds no text file; {why}"):
-        find("books")
-
-
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -114,34 +86,25 @@ def test_a_folder_without_text_is_refused(files: list[str], why: str) -> None:
         ("books/**/*.txt", ["books/a.txt", "books/b.txt", "books/sub/d.txt"]),
     ],
 )
-def test_a_glob_gives_its_files_sorted(pattern: str, expected: list[str]) -> None:
+def test_glob_is_its_files_sorted(pattern: str, expected: list[str]) -> None:
     write("books/b.txt", "books/a.txt", "books/c.md", "books/sub/d.txt", "books/.hidden.txt")
     found = find(pattern)
     assert names(found) == expected
     assert found.name == "books"
 
 
-@pytest.mark.usefixtures("here")
-def test_a_folder_that_a_glob_matches_is_left_out_and_said() -> None:
+def test_folder_matched_by_a_glob_is_skipped() -> None:
     write("books/a.txt", "books/sub/b.txt")
     found = find("books/*")
     assert names(found) == ["books/a.txt"]
     assert "skipped in books/*: 1 not regular files (sub)" in found.notes[0]
 
 
-@pytest.mark.usefixtures("here")
 def test_a_file_whose_name_looks_like_a_glob_is_that_file() -> None:
     write("a[1].txt", "a1.txt")
     assert names(find("a[1].txt")) == ["a[1].txt"]
 
 
-@pytest.mark.usefixtures("here")
-def test_a_glob_without_a_match_is_refused() -> None:
-    with pytest.raises(CorpusError, match=r"no file matches 'books/\*\.txt'"):
-        find("books/*.txt")
-
-
-@pytest.mark.usefixtures("here")
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes in folders are POSIX's")
 def test_a_named_pipe_is_refused_since_it_can_be_read_once() -> None:
     os.mkfifo("pipe")
@@ -159,7 +122,6 @@ def test_the_home_folder_may_be_written_as_a_tilde(here: Path, monkeypatch: pyte
 # ---- names
 
 
-@pytest.mark.usefixtures("here")
 def test_a_bare_corpus_name_means_the_corpus_and_a_path_the_file() -> None:
     write("python")
     named = find("python")
@@ -173,7 +135,6 @@ def test_no_corpus_name_could_be_taken_for_a_path() -> None:
     assert not any(set(name) & set("./\\*?[:") for name in DATASETS)
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("wrong", "nearest"), [("shakespear", "shakespeare"), ("Text8", "text8"), ("pyhton", "python")]
 )
@@ -184,24 +145,27 @@ def test_an_unknown_source_lists_the_names_and_the_nearest(wrong: str, nearest: 
     assert ", ".join(DATASETS) in str(fault.value)
 
 
-@pytest.mark.usefixtures("here")
-def test_something_unlike_any_name_has_no_nearest() -> None:
-    with pytest.raises(CorpusError) as fault:
-        find("/no/such/file")
-    assert "nearest" not in str(fault.value)
-
-
-@pytest.mark.usefixtures("here")
-def test_other_schemes_than_the_webs_are_refused() -> None:
-    with pytest.raises(CorpusError, match="s3://bucket/x: reading s3:// needs the package s3fs: pip install s3fs"):
-        find("s3://bucket/x")
+@pytest.mark.parametrize(
+    ("source", "files", "message"),
+    [
+        ("empty", [], "the folder empty holds no text file; it is empty"),
+        ("books", ["books/.a"], "the folder books holds no text file; skipped in books: 1 hidden"),
+        ("books/*.txt", ["books/.a"], r"no file matches 'books/\*\.txt'"),
+        ("/no/such/file", [], "no file, folder or corpus '/no/such/file'; the corpora are"),
+        ("http://[1/x", [], r"--data http://\[1/x is not an address"),
+    ],
+)
+def test_what_holds_no_text_is_refused(source: str, files: list[str], message: str) -> None:
+    Path("empty").mkdir()
+    write(*files)
+    with pytest.raises(CorpusError, match=message):
+        find(source)
 
 
 # ---- addresses
 
 
-@pytest.mark.usefixtures("here")
-def test_an_address_is_brought_once_under_a_name_of_its_own(site: Site) -> None:
+def test_url_is_downloaded_once_to_a_file_of_its_own(site: Site) -> None:
     site.files["/books/My%20Novel.txt?version=2"] = b"text"
     url = f"{site.url}/books/My%20Novel.txt?version=2"
     first, second = find(url), find(url)
@@ -213,28 +177,19 @@ def test_an_address_is_brought_once_under_a_name_of_its_own(site: Site) -> None:
     assert "from an earlier download; delete it" in second.notes[0]
 
 
-@pytest.mark.usefixtures("here")
 def test_two_addresses_with_one_file_name_do_not_meet(site: Site) -> None:
     site.files |= {"/a/x.txt": b"a", "/b/x.txt": b"b"}
     assert [find(f"{site.url}/{folder}/x.txt").parts[0].path.read_bytes() for folder in "ab"] == [b"a", b"b"]
 
 
-@pytest.mark.usefixtures("here")
-def test_an_address_that_cannot_be_brought_names_what_works_offline() -> None:
+def test_failed_download_names_what_works_offline() -> None:
     with closed_port() as url, pytest.raises(CorpusError, match=r"refused; without a network use --data FILE or"):
         find(f"{url}/x.txt")
-
-
-@pytest.mark.usefixtures("here")
-def test_a_malformed_address_is_refused() -> None:
-    with pytest.raises(CorpusError, match=r"--data http://\[1/x is not an address"):
-        find("http://[1/x")
 
 
 # ---- standard input
 
 
-@pytest.mark.usefixtures("here")
 def test_standard_input_is_kept_under_its_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"piped \xff text" * 100_000
     monkeypatch.setattr(sys, "stdin", piped(content))
@@ -245,7 +200,6 @@ def test_standard_input_is_kept_under_its_checksum(monkeypatch: pytest.MonkeyPat
     assert len(names_in("data")) == 1
 
 
-@pytest.mark.usefixtures("here")
 def test_a_terminal_as_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -257,7 +211,6 @@ def test_a_terminal_as_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch
             find("-")
 
 
-@pytest.mark.usefixtures("here")
 def test_standard_input_is_refused_with_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", piped(b"text"))
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,8 +1,11 @@
 """A run that is killed, stopped or preempted, and started again, ends as the run that never was: bit for bit."""
 
+import ast
+import inspect
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,30 +15,30 @@ from pathlib import Path
 import pytest
 from training import make_trainer, tiny_config
 
+from benchmarks.common import machine
 from benchmarks.reliability import __main__ as program
-from benchmarks.reliability import faults as blows
-from benchmarks.reliability import inject as inside
-from benchmarks.reliability import runs as lives
+from benchmarks.reliability import chains, faults, harness, inject, targets
+from train.checkpoint import format as checkpoint_format
 from train.checkpoint.format import load_newest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "benchmarks" / "reliability" / "__main__.py"
 
-SLIDING_GRU = lives.CONFIG.replace("windows: carry", "windows: sliding").replace("rnn: LSTM", "rnn: GRU")
+SLIDING_GRU = harness.CONFIG.replace("windows: carry", "windows: sliding").replace("rnn: LSTM", "rnn: GRU")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return lives.Runs(tmp_path_factory.mktemp("runs"))
+def workspace(tmp_path_factory):
+    return harness.Workspace(tmp_path_factory.mktemp("runs"))
 
 
 def all_survived(trials):
-    assert [t.wrong for t in trials if not t.survived] == []
+    assert [t.wrong for t in trials if t.wrong] == []
     return trials
 
 
-def faults_of(runs, run):
-    return [e for e in inside.read_events(runs.events(run)) if e["event"] == "fault"]
+def faults_of(workspace, run):
+    return [e for e in inject.read_events(workspace.events(run)) if e["event"] == "fault"]
 
 
 def every_step_once(outcome):
@@ -44,24 +47,24 @@ def every_step_once(outcome):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_22_times_at_random_moments_ends_bit_for_bit_as_one_that_never_was(runs):
+def test_a_run_killed_22_times_ends_bit_for_bit_the_same(workspace):
     draw = random.Random(3)
     phases = {"step": 5, "write": 4, "evaluation": 4, "pruning": 4}
-    struck = [blows.kill_in(phase, draw) for phase, times in phases.items() for _ in range(times)]
-    struck += [blows.kill_in("replacement", draw), blows.kill_between_renames(), blows.kill_at_start(draw)]
-    struck += [blows.kill_from_outside(draw) for _ in range(2)]
+    struck = [faults.kill_in(phase, draw) for phase, times in phases.items() for _ in range(times)]
+    struck += [faults.kill_in("replacement", draw), faults.kill_between_renames(), faults.kill_at_start(draw)]
+    struck += [faults.kill_from_outside(draw) for _ in range(2)]
     draw.shuffle(struck)
-    trials = all_survived(blows.chain(runs, "killed", struck))
+    trials = all_survived(chains.chain(workspace, "killed", struck))
     assert len(trials) == 22
 
-    faults = faults_of(runs, "killed")
-    hit = Counter(f["phase"] for f in faults if f["action"] == "kill")
+    recorded = faults_of(workspace, "killed")
+    hit = Counter(f["phase"] for f in recorded if f["action"] == "kill")
     assert hit == {**phases, "replacement": 2}
-    assert sum(f["where"].endswith("temporary.rename(folder)") for f in faults) >= 1
-    assert sum(f["where"].startswith("SIGKILL to") for f in faults) == 3
+    assert sum(f["where"].endswith("temporary.rename(folder)") for f in recorded) >= 1
+    assert sum(f["where"].startswith("SIGKILL to") for f in recorded) == 3
     assert len({f["where"] for f in faults}) > 15
-    assert "dropout: 0.2" in (runs.run_dir("killed") / "config.yaml").read_text()
-    killed, unharmed = lives.outcome(runs.run_dir("killed")), runs.unharmed(1)
+    assert "dropout: 0.2" in (workspace.run_dir("killed") / "config.yaml").read_text()
+    killed, unharmed = harness.outcome(workspace.run_dir("killed")), workspace.reference(1)
     assert killed == unharmed
     assert every_step_once(killed)
     assert [r["step"] for r in killed.records if "val/stream/loss" in r] == list(range(3, 301, 3))
@@ -69,39 +72,39 @@ def test_a_run_killed_22_times_at_random_moments_ends_bit_for_bit_as_one_that_ne
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_of_two_that_are_killed_and_restarted_end_as_those_that_never_were(tmp_path):
-    draw, runs = random.Random(4), lives.Runs(tmp_path, SLIDING_GRU)
+def test_killed_and_restarted_ranks_end_bit_for_bit_the_same(tmp_path):
+    draw, workspace = random.Random(4), harness.Workspace(tmp_path, SLIDING_GRU)
     places = [("step", 0), ("evaluation", 1), ("write", 0), ("step", 1)]
-    struck = [blows.kill_rank_in(phase, rank, draw) for phase, rank in places]
-    trials = all_survived(blows.chain_of_restarts(runs, "killed", struck))
-    assert [(f["phase"], f["rank"]) for f in faults_of(runs, "killed")] == places
-    assert all(t.damage.ended_s < 15 for t in trials)
-    killed = lives.outcome(runs.run_dir("killed"))
-    assert killed == runs.unharmed(2)
+    struck = [chains.Injection(faults.drawn("kill", phase, draw, rank)) for phase, rank in places]
+    trials = all_survived(chains.chain_of_restarts(workspace, "killed", struck))
+    assert [(f["phase"], f["rank"]) for f in faults_of(workspace, "killed")] == places
+    assert all(t.cost.ended_s < 15 for t in trials)
+    killed = harness.outcome(workspace.run_dir("killed"))
+    assert killed == workspace.reference(2)
     assert every_step_once(killed)
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_is_named_and_the_other_leaves(runs):
+def test_a_stopped_rank_is_reported_and_the_other_exits(workspace):
     draw = random.Random(5)
-    struck = [blows.stop_in("step", 0, draw), blows.stop_in("evaluation", 1, draw)]
-    trials = all_survived(blows.chain(runs, "stopped", struck, 2))
-    assert all(t.damage.ended_s < 15 for t in trials)
+    struck = [faults.stop_in("step", 0, draw), faults.stop_in("evaluation", 1, draw)]
+    trials = all_survived(chains.chain(workspace, "stopped", struck, 2))
+    assert all(t.cost.ended_s < 15 for t in trials)
 
 
 @pytest.mark.slow
-def test_a_preempted_run_of_two_has_a_checkpoint_of_its_last_step_and_its_code_on_every_rank(runs):
+def test_a_preempted_run_of_two_loses_no_step(workspace):
     draw = random.Random(6)
     signals = [(signal.SIGTERM, 75, "rank"), (signal.SIGUSR1, 75, "rank"), (signal.SIGTERM, 75, "launcher")]
-    struck = [blows.stop_signal(*s, draw) for s in [*signals, (signal.SIGINT, 130, "launcher")]]
-    trials = all_survived(blows.chain(runs, "preempted", struck, 2))
-    assert [t.damage.steps for t in trials] == [0] * 4
+    struck = [faults.stop_signal(*s, draw) for s in [*signals, (signal.SIGINT, 130, "launcher")]]
+    trials = all_survived(chains.chain(workspace, "preempted", struck, 2))
+    assert [t.cost.steps for t in trials] == [0] * 4
 
 
 @pytest.mark.slow
-def test_the_second_interrupt_ends_a_hung_step_at_once(runs):
-    (trial,) = all_survived(blows.chain(runs, "hung", [blows.second_interrupt(random.Random(7))]))
-    assert trial.damage.ended_s < 3
+def test_the_second_interrupt_ends_a_hung_step_at_once(workspace):
+    (trial,) = all_survived(chains.chain(workspace, "hung", [faults.second_interrupt(random.Random(7))]))
+    assert trial.cost.ended_s < 3
 
 
 @pytest.mark.slow
@@ -116,11 +119,11 @@ def test_the_program_prints_what_it_tried_and_what_was_survived():
     assert row["checkpoint_bytes"]["max"] > 0
 
 
-def test_a_newer_checkpoint_that_cannot_be_used_does_not_outlast_the_runs_own(tmp_path):
+def test_an_unusable_newer_checkpoint_is_pruned_first(tmp_path):
     make_trainer(tiny_config(tmp_path, ["train.max_steps=4", "checkpoint.keep=1", "eval.every=0"])).fit()
     (tmp_path / "run" / "step-00000900").mkdir()
     make_trainer(tiny_config(tmp_path, ["train.max_steps=6", "checkpoint.keep=1", "eval.every=0"])).fit()
-    assert load_newest(tmp_path / "run", lambda text: None).step == 6
+    assert load_newest(tmp_path / "run").step == 6
 
 
 # ---- the measuring itself
@@ -133,11 +136,11 @@ def three_lines(seen):
 
 
 @pytest.mark.parametrize(("share", "before"), [(0.0, 0), (0.34, 1), (0.99, 2)])
-def test_a_fault_is_committed_before_the_line_that_its_share_names(monkeypatch, share, before):
-    monkeypatch.setattr(inside, "_TRACED", (__file__,))
+def test_a_fault_is_injected_at_its_fraction_of_lines(monkeypatch, share, before):
+    monkeypatch.setattr(inject, "TRACED", (__file__,))
     seen, committed = [], []
-    fault = inside.Fault("kill", call=2, point=share)
-    struck = inside.at_point(three_lines, lambda *_: True, fault, lambda where: committed.append(len(seen) - 3))
+    fault = inject.ProcessFault("kill", call=2, point=share)
+    struck = inject.at_point(three_lines, lambda *_: True, fault, lambda where: committed.append(len(seen) - 3))
     struck(seen)
     assert committed == []
     struck(seen)
@@ -147,19 +150,19 @@ def test_a_fault_is_committed_before_the_line_that_its_share_names(monkeypatch, 
 
 
 @pytest.mark.parametrize(("text", "before"), [("append(2)", 1), ("no such line", 3)])
-def test_a_fault_is_committed_before_the_line_that_its_text_names_or_at_the_end(monkeypatch, text, before):
-    monkeypatch.setattr(inside, "_TRACED", (__file__,))
+def test_a_fault_is_injected_at_its_text_or_the_end(monkeypatch, text, before):
+    monkeypatch.setattr(inject, "TRACED", (__file__,))
     seen, committed = [], []
-    fault = inside.Fault("kill", call=1, point=text)
-    inside.at_point(three_lines, lambda *_: True, fault, lambda where: committed.append(len(seen)))(seen)
+    fault = inject.ProcessFault("kill", call=1, point=text)
+    inject.at_point(three_lines, lambda *_: True, fault, lambda where: committed.append(len(seen)))(seen)
     assert committed == [before]
 
 
-def test_calls_that_do_not_count_are_not_struck(monkeypatch):
-    monkeypatch.setattr(inside, "_TRACED", (__file__,))
+def test_calls_that_do_not_count_are_skipped(monkeypatch):
+    monkeypatch.setattr(inject, "TRACED", (__file__,))
     committed = []
-    fault = inside.Fault("kill", call=1, point="append(1)")
-    struck = inside.at_point(three_lines, lambda seen: bool(seen), fault, lambda where: committed.append(where))
+    fault = inject.ProcessFault("kill", call=1, point="append(1)")
+    struck = inject.at_point(three_lines, lambda seen: bool(seen), fault, lambda where: committed.append(where))
     struck([])
     assert committed == []
     struck([0])
@@ -170,7 +173,7 @@ def events(*rows):
     return [{"event": name, "t": float(t), "rank": 0, **rest} for t, name, rest in rows]
 
 
-def test_what_a_fault_cost_is_counted_from_what_was_noted():
+def test_the_cost_of_a_fault_is_computed_from_events():
     noted = events(
         (0, "start", {"checkpoints": {}}),
         (1, "fit", {"step": 0}),
@@ -186,33 +189,78 @@ def test_what_a_fault_cost_is_counted_from_what_was_noted():
         (11, "exit", {"code": 0}),
         (12, "ended", {"step": 300, "code": 0}),
     )
-    assert lives.damages(noted) == [lives.Damage(3, 5, 20, 3.0), lives.Damage(0, 0, 0, 0.5)]
-    assert (lives.Damage(3, 5, 20).chars, lives.Damage(3, 5, 20).checkpoint_bytes) == (3 * 8 * 16, 25)
+    assert harness.costs(noted) == [harness.Cost(3, 5, 20, 3.0), harness.Cost(0, 0, 0, 0.5)]
+    assert (harness.Cost(3, 5, 20).chars, harness.Cost(3, 5, 20).checkpoint_bytes) == (3 * 8 * 16, 25)
 
 
-def test_a_tampering_costs_the_checkpoint_that_is_passed_over_and_nothing_else():
+def test_tampering_costs_only_the_skipped_checkpoint():
     noted = events(
         (0, "fault", {"step": 8, "action": "tamper"}),
         (1, "start", {"checkpoints": {"step-00001001": 7, "step-00000008": 10, "step-00000006": 20, ".writing-x": 5}}),
         (2, "fit", {"step": 6}),
     )
-    assert lives.damages(noted) == [lives.Damage(2, 0, 10, None)]
+    assert harness.costs(noted) == [harness.Cost(2, 0, 10, None)]
 
 
 def test_the_table_says_how_much_was_survived():
-    kind = program.Kind("a fault", "how", "meant", lambda *_: [])
+    fault = faults.Fault("a fault", "how", "survived if", lambda draw: chains.Injection())
     trials = [
-        blows.Trial(lives.Damage(2, 600, 400, 0.25), ""),
-        blows.Trial(lives.Damage(4), "the run's end is another"),
+        chains.Trial(harness.Cost(2, 600, 400, 0.25), ""),
+        chains.Trial(harness.Cost(4), "the run's end is another"),
     ]
-    machine = {"time": "now", "cpu": "c", "cores": 2, "torch": "1", "accelerate": "2"}
-    report = {"machine": machine, "seed": 0, "rows": [program.row(kind, trials, 1.0), program.row(kind, [], 0.0)]}
+    report = {"machine": machine(), "seed": 0, "rows": [program.row(fault, trials, 1.0), program.row(fault, [], 0.0)]}
     lines = program.table(report).splitlines()
-    assert lines[-2] == "| a fault | how | meant | 2 | 1 | 384 (512) | 500 (1,000) | 0.2 (0.2) |"
-    assert lines[-1] == "| a fault | how | meant | 0 | 0 | none | none | none |"
+    assert lines[-2] == "| a fault | how | survived if | 2 | 1 | 384 (512) | 500 (1,000) | 0.2 (0.2) |"
+    assert lines[-1] == "| a fault | how | survived if | 0 | 0 | none | none | none |"
 
 
-def test_every_fault_has_a_name_of_its_own_and_says_how_and_what_for():
-    found = program.kinds()
-    assert len({k.name for k in found}) == len(found)
-    assert all(k.how and k.meant for k in found)
+def test_every_fault_has_a_name_and_a_row_in_the_docs():
+    rows = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert len({f.name for f in faults.FAULTS}) == len(faults.FAULTS) == 33
+    for fault in faults.FAULTS:
+        assert f"| {fault.name} | {fault.how} | {fault.survived_if} |" in rows
+
+
+# ---- names of the product that the faults depend on
+
+
+@pytest.mark.parametrize("name", targets.FUNCTIONS)
+def test_functions_that_faults_strike_in_exist(name):
+    owner, attribute = targets.locate(name)
+    assert callable(getattr(owner, attribute))
+    assert name not in ("step", "write", "replacement", "evaluation", "pruning") or name in faults._CALLS
+
+
+def test_a_replaced_function_is_the_one_that_checkpoints_call():
+    write = getattr(*targets.locate("write"))
+    targets.replace("write", struck := lambda *_: None)
+    try:
+        assert checkpoint_format.write_folder is struck
+    finally:
+        targets.replace("write", write)
+    assert checkpoint_format.write_folder is write
+
+
+def test_renames_have_a_line_between_them():
+    owner, attribute = targets.locate("replacement")
+    lines = inspect.getsource(getattr(owner, attribute)).splitlines()
+    (second,) = [i for i, line in enumerate(lines) if targets.BETWEEN_RENAMES in line]
+    assert any(".rename(aside)" in line for line in lines[:second])
+
+
+def test_expected_messages_are_in_the_sources():
+    sources = [path for package in ("charrnn", "train") for path in (ROOT / package).rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources]
+    texts = [
+        n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
+    for name, template in targets.MESSAGES.items():
+        for part in filter(None, map(str.strip, template.split("{}"))):
+            assert any(part in text for text in texts), f"{name}: nobody prints {part!r}"
+
+
+def test_a_message_matches_what_it_is_filled_with():
+    expected = targets.message("locked", re.escape("a+b"), "12")
+    assert re.search(expected, "another run trains in a+b (process 12 on here, since now)")
+    assert not re.search(expected, "another run trains in a+b (process 13 on here, since now)")
+    assert re.search(targets.message("died"), "rank 1 (on here) died or stopped responding")

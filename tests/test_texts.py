@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from charrnn.errors import ConfigError, ExportError
 from train import evaluate
 from train.export import exporter as export
+from train.export.__main__ import command
 from train.texts import GivenText
 
 
@@ -55,7 +56,7 @@ def test_an_export_measures_on_a_given_text(folder):
     _, _, line = export.export(folder / "run", out, "int8", text)
     assert "validation loss stream" in line
     with pytest.raises(ConfigError, match="name it with --data"):
-        export.command(folder / "run", out, export.Rounding.INT8, include=["*.md"])
+        command(folder / "run", out, include=["*.md"])
 
 
 @pytest.mark.parametrize("out", [".", "/", "texts"])
@@ -72,10 +73,13 @@ def test_a_device_or_pipe_is_not_replaced(folder):
     assert (folder / "pipe").is_fifo()
 
 
-@pytest.mark.parametrize("module", [evaluate, export])
-def test_help_shows_the_defaults(module):
-    shown = CliRunner().invoke(command_of(module.command), ["--help"], env={"COLUMNS": "200"}).output
+@pytest.mark.parametrize("program", [evaluate.command, command])
+def test_help_shows_the_defaults(program):
+    shown = CliRunner().invoke(command_of(program), ["--help"], env={"COLUMNS": "200"}).output
     shown = " ".join(shown.replace("│", " ").replace("(", "").split())
     assert "default: " in shown
-    for default in {evaluate: ["the one it was trained on", "as it was"], export: ["model.onnx or model-int8"]}[module]:
+    for default in {
+        evaluate.command: ["the one it was trained on", "as it was"],
+        command: ["model.onnx or model-int8"],
+    }[program]:
         assert f"default: {default}" in shown

@@ -6,6 +6,7 @@ import pytest
 from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.config import load_config
+from charrnn.errors import ConfigError
 from train.progress import Pace, Progress
 from train.trainer import Trainer
 
@@ -152,3 +153,27 @@ def test_a_cool_down_takes_as_long_as_there_was_no_better_evaluation():
     assert decays == sorted(decays)
     assert decays[0] == pytest.approx(0.3 + 0.7 / 20)
     assert decays[-1] == 1
+
+
+@pytest.mark.parametrize(("every", "steps"), [("2s", [5, 9, 12]), (5, [5, 10, 12]), (0, [12])])
+def test_records_and_checkpoints_come_by_steps_or_by_time(tmp_path, monkeypatch, every, steps):
+    """By time, with the first step that begins after it."""
+    clock = Clock(monkeypatch, [0.5])
+    settings = [f"log.every={every}", f"checkpoint.every={every}", "eval.every=0"]
+    trainer = make_trainer(tiny_config(tmp_path, settings), clock=clock)
+    saved, save = [], trainer.checkpoints.save
+
+    def noted(state, **kinds):
+        saved.append(state.step)
+        save(state, **kinds)
+
+    monkeypatch.setattr(trainer.checkpoints, "save", noted)
+    trainer.fit()
+    assert [r["step"] for r in trainer.recorder.records if "train/loss" in r] == steps
+    assert saved == steps
+
+
+@pytest.mark.parametrize("every", ["soon", "10", "-1s", 1.5, -1, True])
+def test_an_interval_is_steps_or_a_time_with_its_unit(every):
+    with pytest.raises(ConfigError, match=r"^log\.every: .*(is no interval; write a number of steps, or a|neither a)"):
+        load_config(None, {"log.every": every})

@@ -1,6 +1,7 @@
-"""The local record, and trackers that may fail without harm."""
+"""metrics.jsonl, and trackers whose failure does not end training."""
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -13,7 +14,8 @@ from wandb_log import nobody_logged_in, read_run
 
 from charrnn.config import TrackingConfig
 from charrnn.errors import CheckpointError
-from train.tracking.metrics_log import MetricsLog, Tracker, open_tracker
+from train.tracking.metrics_log import MetricsLog
+from train.tracking.recorder import Recorder, make_tracker
 
 CONFIG = {"data": {"batch_size": 8}, "train": {"seed": 5}}
 
@@ -42,7 +44,7 @@ def test_what_json_cannot_hold_is_null(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"step": 4, "train/lo', "[]\n", '{"loss": 1}\n', ""])
-def test_a_resumed_log_keeps_whole_lines_up_to_its_step_and_drops_the_rest(tmp_path, torn):
+def test_a_resumed_log_keeps_complete_lines_up_to_its_step(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3, 4)) + torn)
     MetricsLog(path, 3).write({"step": 4, "again": True})
@@ -64,7 +66,7 @@ def test_a_resumed_log_keeps_samples_of_any_characters(tmp_path, text):
     ]
 
 
-def test_a_run_that_begins_anew_begins_an_empty_log(tmp_path):
+def test_a_new_run_starts_an_empty_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10}\n')
     MetricsLog(path, 0).write({"step": 1})
@@ -77,91 +79,89 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path):
         MetricsLog(tmp_path / "file" / "metrics.jsonl", 0)
 
 
+def open_recorder(tracker, run_dir, resumed_step=0, **fields):
+    """A recorder with a tracker alone."""
+    tracking = TrackingConfig(tracker=tracker, **fields)
+    return Recorder(None, lambda: make_tracker(tracking, run_dir, CONFIG, resumed_step))
+
+
 def wandb_segment(run_dir, resumed_step, steps, model_file=None, **fields):
-    """One segment of a run tracked by W&B; returns the closing lines."""
+    """Record one segment of a run tracked by W&B."""
     run_dir.mkdir(exist_ok=True)
-    tracker = open_tracker(TrackingConfig(tracker="wandb", **fields), run_dir, CONFIG, resumed_step)
+    recorder = open_recorder("wandb", run_dir, resumed_step, **fields)
     for step in steps:
-        tracker.log({"train/loss": 1.0 / step}, step)
+        recorder.record({"step": step, "train/loss": 1.0 / step})
         if step % 2 == 0:
-            tracker.log({"val/stream/loss": 2.0 / step}, step)
-            tracker.log_sample("<b>thou</b>", step)
-    return tracker.finish({"val/stream/loss": 0.5}, model_file, steps[-1])
+            recorder.record({"step": step, "val/stream/loss": 2.0 / step, "sample": "<b>thou</b>"})
+    recorder.finish({"val/stream/loss": 0.5}, model_file, steps[-1])
 
 
-def test_without_a_key_a_run_is_written_offline_whole_and_says_how_to_sync_it(tmp_path, capfd, monkeypatch):
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"weights")
+    return path
+
+
+def warnings_in(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("train")]
+
+
+def test_without_a_key_a_run_is_logged_offline(tmp_path, model_file, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"weights")
-    lines = wandb_segment(tmp_path / "run", 0, [1, 2, 3, 4], model)
+    wandb_segment(tmp_path / "run", 0, [1, 2, 3, 4], model_file)
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert lines == [f"tracker   W&B ran offline; to upload: wandb sync {folder.relative_to(tmp_path)}"]
-    told = read_run(folder)
-    assert told["run"] | {"run_id": ""} == {
+    assert f"tracker   W&B ran offline; to upload: wandb sync {folder.relative_to(tmp_path)}" in caplog.messages
+    assert warnings_in(caplog) == []
+    run = read_run(folder)
+    assert run["run"] | {"run_id": ""} == {
         "project": "charrnn", "run_group": "run", "display_name": "run", "run_id": "",
     }  # fmt: skip
-    assert told["rows"] == [1, 2, 3, 4]
-    assert [told["history"][s]["train/loss"] for s in (1, 2, 3, 4)] == [1.0, 0.5, 1 / 3, 0.25]
-    assert told["history"][4]["val/stream/loss"] == 0.5
-    assert told["config"]["train"] == {"seed": 5}
-    assert told["summary"]["best/val/stream/loss"] == 0.5
-    (artifact,) = told["artifacts"]
+    assert run["rows"] == [1, 2, 3, 4]
+    assert [run["history"][s]["train/loss"] for s in (1, 2, 3, 4)] == [1.0, 0.5, 1 / 3, 0.25]
+    assert run["history"][4]["val/stream/loss"] == 0.5
+    assert run["config"]["train"] == {"seed": 5}
+    assert run["summary"]["best/val/stream/loss"] == 0.5
+    (artifact,) = run["artifacts"]
     assert (artifact.name, artifact.type) == ("run-model", "model")
     assert {"best", "step-4"} <= set(artifact.aliases)
     assert json.loads(artifact.metadata) == {"val/stream/loss": 0.5}
-    assert told["metrics"] == {"*": "step"}
-    assert [told["history"][s]["step"] for s in told["rows"]] == [1, 2, 3, 4]
-    assert told["exit_code"] == 0
+    assert run["metrics"] == {"*": "step"}
+    assert [run["history"][s]["step"] for s in run["rows"]] == [1, 2, 3, 4]
+    assert run["exit_code"] == 0
     (page,) = folder.rglob("sample_4_*.html")
     assert "&lt;b&gt;thou&lt;/b&gt;" in page.read_text()
-    assert "warning" not in capfd.readouterr().err.lower()
 
 
-def test_a_name_of_any_characters_is_good_enough_for_the_artifact(tmp_path, capfd):
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"weights")
-    wandb_segment(tmp_path / "run", 0, [1], model, name="King Lear/1", group="plays & more")
+@pytest.mark.parametrize(("artifact", "names"), [(True, ["King-Lear-1-model"]), (False, [])])
+def test_the_artifact_is_optional_and_its_name_legal(tmp_path, model_file, caplog, artifact, names):
+    fields = {"name": "King Lear/1", "group": "plays & more", "artifact": artifact}
+    wandb_segment(tmp_path / "run", 0, [1], model_file, **fields)
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    told = read_run(folder)
-    assert (told["run"]["display_name"], told["run"]["run_group"]) == ("King Lear/1", "plays & more")
-    assert [a.name for a in told["artifacts"]] == ["King-Lear-1-model"]
-    assert "warning" not in capfd.readouterr().err.lower()
-
-
-def test_without_a_wish_for_one_no_artifact_is_made(tmp_path):
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"weights")
-    wandb_segment(tmp_path / "run", 0, [1], model, artifact=False)
-    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert read_run(folder)["artifacts"] == []
+    run = read_run(folder)
+    assert (run["run"]["display_name"], run["run"]["run_group"]) == ("King Lear/1", "plays & more")
+    assert [a.name for a in run["artifacts"]] == names
+    assert warnings_in(caplog) == []
 
 
 def test_a_run_that_ends_early_is_marked_as_failed(tmp_path):
-    tracker = open_tracker(TrackingConfig(tracker="wandb"), tmp_path, CONFIG, 0)
-    tracker.log({"train/loss": 1.0}, 1)
-    tracker.close()
+    recorder = open_recorder("wandb", tmp_path)
+    recorder.record({"step": 1, "train/loss": 1.0})
+    recorder.close()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert read_run(folder)["exit_code"] == 1
 
 
-def test_closing_a_finished_tracker_changes_nothing(tmp_path):
-    backend = Failing("abandon")
-    tracker = Tracker("wandb", lambda: backend)
-    assert tracker.finish({}, None, 1) == ["line"]
-    tracker.close()
-    assert backend.calls == ["finish"]
-
-
-def test_offline_segments_are_runs_of_one_group(tmp_path):
+def test_offline_segments_are_runs_of_one_group(tmp_path, caplog):
     run_dir = tmp_path / "owl"
     wandb_segment(run_dir, 0, [1, 2], name="night", group="owls")
-    (line,) = wandb_segment(run_dir, 2, [3, 4], name="night", group="owls")
-    assert line.endswith(f"wandb sync {run_dir / 'wandb'}/offline-run-*")
-    told = sorted((read_run(f) for f in (run_dir / "wandb").glob("offline-run-*")), key=lambda t: t["rows"])
-    assert [t["run"]["display_name"] for t in told] == ["night", "night-from-2"]
-    assert {t["run"]["run_group"] for t in told} == {"owls"}
-    assert [t["rows"] for t in told] == [[1, 2], [3, 4]]
-    assert [t["config"]["resumed_step"] for t in told] == [0, 2]
+    wandb_segment(run_dir, 2, [3, 4], name="night", group="owls")
+    assert any(line.endswith(f"wandb sync {run_dir / 'wandb'}/offline-run-*") for line in caplog.messages)
+    runs = sorted((read_run(f) for f in (run_dir / "wandb").glob("offline-run-*")), key=lambda run: run["rows"])
+    assert [run["run"]["display_name"] for run in runs] == ["night", "night-from-2"]
+    assert {run["run"]["run_group"] for run in runs} == {"owls"}
+    assert [run["rows"] for run in runs] == [[1, 2], [3, 4]]
+    assert [run["config"]["resumed_step"] for run in runs] == [0, 2]
 
 
 def test_the_users_wandb_mode_is_honoured(tmp_path, monkeypatch):
@@ -174,17 +174,19 @@ OPEN_AND_FINISH = """
 import sys
 from pathlib import Path
 from accelerate import PartialState
+from charrnn.log import configure_logging
 from charrnn.config import TrackingConfig
-from train.tracking.metrics_log import open_tracker
+from train.tracking.recorder import Recorder, make_tracker
 PartialState(cpu=True)
-tracker = open_tracker(TrackingConfig(tracker="wandb"), Path(sys.argv[1]), {}, 0)
-tracker.log({"train/loss": 1.0}, 1)
-print(*tracker.finish({}, None, 1))
+configure_logging()
+recorder = Recorder(None, lambda: make_tracker(TrackingConfig(tracker="wandb"), Path(sys.argv[1]), {}, 0))
+recorder.record({"step": 1, "train/loss": 1.0})
+recorder.finish({}, None, 1)
 """
 
 
 def run_alone(run_dir, **environment):
-    """The same in a process of its own, whose terminal would have W&B ask for a key; returns all that it wrote."""
+    """The same in a process of its own, on a terminal, where W&B would prompt for a key; returns its output."""
     import pty
 
     terminal, far_end = pty.openpty()
@@ -198,7 +200,7 @@ def run_alone(run_dir, **environment):
     try:
         while chunk := os.read(terminal, 4096):
             written += chunk
-    except OSError:  # Linux says so when the far end has been closed
+    except OSError:  # how Linux reports that the far end has been closed
         pass
     finally:
         os.close(terminal)
@@ -208,7 +210,7 @@ def run_alone(run_dir, **environment):
 
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_terminal_without_a_key_is_not_asked_for_one_even_when_online_is_wanted(tmp_path):
+def test_a_terminal_without_a_key_is_not_prompted_for_one(tmp_path):
     written = run_alone(tmp_path, WANDB_MODE="online")
     assert written.count("logging offline instead") == 1
     assert "wandb login" in written
@@ -220,7 +222,7 @@ def test_a_terminal_without_a_key_is_not_asked_for_one_even_when_online_is_wante
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_with_a_key_and_no_way_to_the_server_the_run_is_kept_offline(tmp_path):
+def test_with_an_unreachable_server_the_run_is_kept_offline(tmp_path):
     unreachable = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
     written = run_alone(tmp_path, **unreachable)
     assert written.count("logging offline instead") == 1
@@ -230,7 +232,7 @@ def test_with_a_key_and_no_way_to_the_server_the_run_is_kept_offline(tmp_path):
 
 
 class OnlineRun:
-    """Stands in for Accelerate's tracker of a machine that is logged in; notes how each segment was opened."""
+    """Stands in for Accelerate's tracker of a machine that is logged in; keeps how each segment was opened."""
 
     opened = ()
 
@@ -244,104 +246,115 @@ class OnlineRun:
         return lambda *_, **__: None
 
 
-def test_online_a_resumed_run_goes_on_under_its_id_and_a_new_one_does_not(tmp_path, monkeypatch, capsys):
-    import accelerate.tracking
-
+def test_online_a_resumed_run_keeps_its_id(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(OnlineRun, "opened", [])
-    monkeypatch.setattr(accelerate.tracking, "WandBTracker", OnlineRun)
+    monkeypatch.setattr("train.tracking.wandb_tracker.AccelerateTracker", OnlineRun)
     monkeypatch.setattr(wandb, "login", lambda **_: True)
-    lines = [wandb_segment(tmp_path, resumed_step, [resumed_step + 1], name="owl") for resumed_step in (0, 5, 0)]
+    for resumed_step in (0, 5, 0):
+        wandb_segment(tmp_path, resumed_step, [resumed_step + 1], name="owl")
     assert [(o["mode"], o["id"], o["resume"]) for o in OnlineRun.opened] == [
         ("online", None, None),
         ("online", "id1", "allow"),
         ("online", None, None),
     ]
-    assert lines == [["tracker   https://there/id1"], ["tracker   https://there/id1"], ["tracker   https://there/id3"]]
-    assert "warning" not in capsys.readouterr().err
+    lines = [m for m in caplog.messages if m.startswith("tracker ")]
+    assert lines == [f"tracker   https://there/{name}" for name in ("id1", "id1", "id1", "id1", "id3", "id3")]
+    assert warnings_in(caplog) == []
 
 
-class Failing:
-    """A backend whose chosen method raises."""
+class FakeTracker:
+    """A tracker whose chosen method raises."""
 
-    def __init__(self, method):
-        self.method, self.calls = method, []
+    def __init__(self, failing):
+        self.failing, self.calls = failing, []
 
     def __getattr__(self, name):
         def call(*_):
             self.calls.append(name)
-            if name == self.method:
+            if name == self.failing:
                 raise ConnectionError("no\nroute")
-            return ["line"]
+            return "line"
 
         return call
 
 
-@pytest.mark.parametrize("method", ["log", "log_sample", "finish"])
-def test_a_tracker_that_fails_is_told_of_once_and_never_called_again(method, capsys):
-    backend = Failing(method)
-    tracker = Tracker("wandb", lambda: backend)
+@pytest.mark.parametrize("method", ["log", "finish", "abandon"])
+def test_a_tracker_that_fails_is_reported_once_and_dropped(method, caplog):
+    tracker = FakeTracker(method)
+    recorder = Recorder(None, lambda: tracker)
     for step in (1, 2):
-        tracker.log({"train/loss": 1.0}, step)
-        tracker.log_sample("x", step)
-    assert tracker.finish({}, None, 2) == []
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "ConnectionError: no route" in error
-    assert "training goes on without it" in error
-    assert backend.calls.count(method) == 1
+        recorder.record({"step": step, "train/loss": 1.0})
+    recorder.close() if method == "abandon" else recorder.finish({}, None, 2)
+    recorder.record({"step": 3})
+    recorder.close()
+    (warning,) = warnings_in(caplog)
+    assert "tracker failed (ConnectionError: no route); training continues without it" in warning
+    assert tracker.calls.count(method) == 1
+
+
+def test_closing_after_finishing_changes_nothing(caplog):
+    tracker = FakeTracker("abandon")
+    recorder = Recorder(None, lambda: tracker)
+    recorder.finish({}, None, 1)
+    recorder.close()
+    assert tracker.calls == ["finish"]
+    assert caplog.messages == ["tracker   line"]
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
-def test_a_folder_that_cannot_be_written_costs_the_tracker_and_not_the_run(tmp_path, capfd, tracker):
+def test_a_folder_that_cannot_be_written_loses_the_tracker_alone(tmp_path, caplog, tracker):
     (tmp_path / "file").write_text("")
-    opened = open_tracker(TrackingConfig(tracker=tracker), tmp_path / "file" / "run", CONFIG, 0)
-    opened.log({"train/loss": 1.0}, 1)
-    assert opened.finish({}, None, 1) == []
-    assert capfd.readouterr().err.count("training goes on without it") == 1
+    recorder = open_recorder(tracker, tmp_path / "file" / "run")
+    recorder.record({"step": 1, "train/loss": 1.0})
+    recorder.finish({}, None, 1)
+    assert len(warnings_in(caplog)) == 1
+    assert "training continues without it" in caplog.text
 
 
-def test_a_tracker_that_is_not_installed_costs_one_line(tmp_path, capsys, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_one_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.delitem(sys.modules, "train.tracking.wandb_tracker", raising=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    opened = open_tracker(TrackingConfig(tracker="wandb"), tmp_path, CONFIG, 0)
-    opened.log({"train/loss": 1.0}, 1)
-    assert opened.finish({}, None, 1) == []
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "tracker wandb failed (it is not installed); training goes on without it" in error
+    recorder = open_recorder("wandb", tmp_path)
+    recorder.record({"step": 1, "train/loss": 1.0})
+    recorder.finish({}, None, 1)
+    (warning,) = warnings_in(caplog)
+    assert "tracker failed (wandb is not installed); training continues without it" in warning
 
 
-def test_tensorboard_files_hold_every_figure(tmp_path):
+def scalars(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    opened = open_tracker(TrackingConfig(tracker="tensorboard"), tmp_path, CONFIG, 0)
-    for step in (1, 2, 3):
-        opened.log({"train/loss": 1.0 / step}, step)
-    opened.log_sample("To be", 3)
-    (line,) = opened.finish({}, None, 3)
-    assert line == f"tracker   tensorboard --logdir {tmp_path / 'tensorboard'}"
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, round(e.value, 4)) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5), (3, 0.3333)]
+    events = EventAccumulator(str(folder)).Reload()
+    return events, [(e.step, round(e.value, 4)) for e in events.Scalars("train/loss")]
+
+
+def test_tensorboard_files_hold_every_metric(tmp_path, caplog):
+    recorder = open_recorder("tensorboard", tmp_path)
+    for step in (1, 2):
+        recorder.record({"step": step, "train/loss": 1.0 / step})
+    recorder.record({"step": 3, "train/loss": 1 / 3, "sample": "To be"})
+    recorder.finish({}, None, 3)
+    assert caplog.messages[-1] == f"tracker   tensorboard --logdir {tmp_path / 'tensorboard'}"
+    events, losses = scalars(tmp_path / "tensorboard")
+    assert losses == [(1, 1.0), (2, 0.5), (3, 0.3333)]
     assert b"To be" in events.Tensors("sample/text_summary")[0].tensor_proto.string_val[0]
     assert b'"seed": 5' in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
 def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for resumed_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        opened = open_tracker(TrackingConfig(tracker="tensorboard"), tmp_path, CONFIG, resumed_step)
+        recorder = open_recorder("tensorboard", tmp_path, resumed_step)
         for step in steps:
-            opened.log({"train/loss": float(step)}, step)
-        opened.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+            recorder.record({"step": step, "train/loss": float(step)})
+        recorder.close()
+    assert [step for step, _ in scalars(tmp_path / "tensorboard")[1]] == [1, 2, 3, 4]
 
 
-def test_no_tracker_imports_none(tmp_path):
-    opened = open_tracker(TrackingConfig(tracker="none"), tmp_path, CONFIG, 0)
-    opened.log({"train/loss": 1.0}, 1)
-    assert opened.finish({}, None, 1) == []
+def test_without_a_tracker_none_is_imported(tmp_path):
+    recorder = open_recorder("none", tmp_path)
+    recorder.record({"step": 1, "train/loss": 1.0})
+    recorder.finish({}, None, 1)
     assert not list(tmp_path.iterdir())
-    program = "import sys, train.tracking.metrics_log; assert not {'wandb', 'tensorboard', 'torch'} & set(sys.modules)"
+    program = "import sys, train.tracking.recorder; assert not {'wandb', 'tensorboard', 'torch'} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=60)

@@ -14,7 +14,7 @@ import pytest
 from tiny_models import write_model
 
 from charrnn.errors import ConfigError, ModelFileError, SamplingError, VocabError
-from charrnn.sampling import probabilities
+from charrnn.sampling import SamplingOptions, probabilities
 from infer import child
 from infer.ui import views
 from infer.ui.app import MAX_QUEUE, build_page, listen, serve
@@ -46,7 +46,7 @@ def test_the_stream_grows_to_the_engines_text(gru):
     states = list(generate(gru, "the ", 100, **OPTIONS, seed="3", clock=lambda: float(next(seconds))))
     assert len(states) > 2
     assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(states))
-    assert states[-1].text == "".join(gru.generate("the ", 100, temperature=0.8, seed=3))
+    assert states[-1].text == "".join(gru.generate("the ", 100, SamplingOptions(0.8), seed=3))
     assert states[-1].seed == 3
 
 
@@ -61,7 +61,7 @@ def test_speed_excludes_what_the_page_does_with_the_text(gru):
     for state in generate(gru, "the ", 100, **OPTIONS, seed="3", clock=clock):
         states.append(state)
         now[0] += 1000.0
-    pieces = len(list(gru.generate("the ", 100, temperature=0.8, seed=3)))
+    pieces = len(list(gru.generate("the ", 100, SamplingOptions(0.8), seed=3)))
     assert states[-1].seconds <= 2 * pieces
     assert states[-1].chars_per_s == pytest.approx(100 / states[-1].seconds)
 

@@ -1,4 +1,4 @@
-"""charrnn.vocab: text to ids and back, what is unknown, and the JSON form."""
+"""Vocab: text to ids and back, unknown characters, the JSON form."""
 
 import json
 
@@ -106,14 +106,14 @@ def test_generation_starts_from_a_newline_or_the_first_entry(vocab, start):
 
 
 @given(texts, st.booleans())
-def test_json_gives_the_same_vocabulary_back(text, replaces):
+def test_json_round_trip(text, replaces):
     symbols = Vocab.of_chars(text).symbols
     vocab = Vocab("chars", symbols, symbols[-1] if replaces else None)
     assert Vocab.from_json(vocab.to_json()) == vocab
     assert vocab.to_json().isascii()
 
 
-def test_json_gives_a_byte_vocabulary_back():
+def test_json_round_trip_of_bytes():
     assert Vocab.from_json(Vocab.of_bytes().to_json()) == Vocab.of_bytes()
 
 
@@ -159,7 +159,7 @@ def test_any_json_is_a_vocabulary_or_a_vocab_error(value):
 
 
 @given(st.text(min_size=1))
-def test_a_byte_decoder_gives_each_character_with_its_last_byte(text):
+def test_byte_decoder_completes_characters_at_their_last_byte(text):
     decode = Vocab.of_bytes().decoder()
     for character in text:
         *first, last = character.encode()
@@ -175,7 +175,7 @@ def test_a_byte_decoder_marks_what_never_completes():
 
 
 @given(st.binary())
-def test_a_byte_decoder_gives_valid_utf8_for_any_bytes(raw):
+def test_byte_decoder_yields_valid_text_for_any_bytes(raw):
     decode = Vocab.of_bytes().decoder()
     text = "".join(decode(b) for b in raw) + decode(None)
     assert text == raw.decode("utf-8", "replace")
@@ -189,7 +189,7 @@ def test_the_document_end_is_a_symbol_and_survives_json(vocab: Vocab) -> None:
     assert again.decode([again.document_end_id]) == "|"
 
 
-def test_a_vocabulary_without_a_document_end_is_written_as_before() -> None:
+def test_document_end_is_optional_in_json() -> None:
     assert "document_end" not in Vocab.of_chars("ab").to_json() + Vocab.of_bytes().to_json()
     assert Vocab.of_chars("ab").document_end_id is None
 

@@ -1,4 +1,4 @@
-"""The index arithmetic of batches and evaluations."""
+"""The index arithmetic of training and evaluation batches."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(windows):
     assert any((changed.batch(s).starts != one.batch(s).starts).any() for s in range(40))
 
 
-def test_sliding_windows_of_an_epoch_are_distinct_and_shuffled_anew():
+def test_sliding_windows_are_distinct_and_reshuffled():
     p = plan(num_chars=4000, stride=3)
     epochs = [
         np.concatenate([p.batch(e * p.steps_per_epoch + k).starts for k in range(p.steps_per_epoch)]) for e in (0, 1)
@@ -90,7 +90,7 @@ def test_sliding_windows_of_an_epoch_are_distinct_and_shuffled_anew():
     assert p.windows_per_epoch - len(epochs[0]) < p.batch_size
 
 
-def test_carry_lanes_continue_one_another_until_the_epoch_ends():
+def test_carry_rows_continue_until_the_epoch_ends():
     p = plan(num_chars=5000, windows="carry")
     for step in range(1, 2 * p.steps_per_epoch):
         before, now = p.batch(step - 1), p.batch(step)
@@ -100,7 +100,7 @@ def test_carry_lanes_continue_one_another_until_the_epoch_ends():
     assert p.batch(0).reset.all()
 
 
-def test_lanes_begin_afresh_as_often_as_reset_says_and_each_by_itself():
+def test_rows_reset_independently_with_probability_reset():
     p = WindowPlan(200_000, 16, 40, "carry", 0, seed=3, reset=0.1)
     fresh = np.stack([p.batch(k).reset for k in range(1, p.steps_per_epoch)])  # (windows, B)
     assert abs(fresh.mean() - 0.1) < 0.01
@@ -112,14 +112,14 @@ def test_lanes_begin_afresh_as_often_as_reset_says_and_each_by_itself():
     assert not any(plain.batch(k).reset.any() for k in range(1, plain.steps_per_epoch))
 
 
-def test_carry_lanes_do_not_overlap():
+def test_carry_rows_do_not_overlap():
     p = plan(num_chars=5000, windows="carry")
     read = np.concatenate([p.batch(k).starts[:, None] + np.arange(p.seq_len) for k in range(p.steps_per_epoch)], axis=1)
     assert len(np.unique(read)) == read.size
 
 
 @pytest.mark.parametrize("windows", MODES)
-def test_the_largest_batch_fits_and_the_next_is_refused_with_a_size_that_fits(windows):
+def test_largest_batch_fits_and_the_next_is_refused(windows):
     most = largest_batch(1000, 16, windows, 0)
     assert plan(batch_size=most, windows=windows).steps_per_epoch == 1
     with pytest.raises(CorpusError, match=rf"data\.seq_len=16 --set data\.batch_size={most} would fit"):
@@ -146,7 +146,7 @@ def test_stream_predicts_every_character_but_the_first_once(n, lanes, warmup):
     assert sorted(positions.tolist()) == list(range(n - 1))
 
 
-def test_stream_lanes_after_the_first_warm_up_uncounted():
+def test_stream_rows_after_the_first_warm_up_uncounted():
     batch = stream_batch(10_000, 4, 100)
     assert len(batch.starts) == 4
     assert batch.counted[0].all()
@@ -154,7 +154,7 @@ def test_stream_lanes_after_the_first_warm_up_uncounted():
     assert batch.counted[1:, 100:-4].all()
 
 
-def test_a_single_stream_lane_is_the_plain_pass():
+def test_single_stream_row_is_the_plain_pass():
     batch = stream_batch(1000, 1, 512)
     assert batch.starts.tolist() == [0]
     assert batch.length == 999
@@ -173,7 +173,7 @@ def test_windows_predict_every_character_but_the_first_once(n, window, rows):
 
 
 @given(st.integers(2, 5000), st.integers(1, 3000), st.integers(1, 32), st.integers(0, 300))
-def test_a_sampled_stream_counts_what_was_asked_for_inside_the_split(num_chars, sample, lanes, warmup):
+def test_sampled_stream_counts_the_sample_in_the_split(num_chars, sample, lanes, warmup):
     batch = sampled_stream_batch(num_chars, sample, lanes, warmup)
     places = batch.starts[:, None] + np.arange(batch.length)
     counted = places[batch.counted]

@@ -43,7 +43,7 @@ def random_weights(config: RunConfig, vocab_size: int, seed: int = 0) -> Weights
 def metadata(config: RunConfig, vocab: Vocab, changed: dict[str, str | None]) -> dict[str, str]:
     """What train.export writes, with some keys (given without their `charrnn.`) changed, or left out by None."""
     fields: dict[str, str | None] = {
-        "format_version": "3",
+        "format_version": "1",
         "vocab": vocab.to_json(),
         "config": config.model_dump_json(),
         "metrics": json.dumps(

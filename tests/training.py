@@ -1,19 +1,24 @@
 """Small training runs in this process, for the tests of the trainer."""
 
+import contextlib
+import logging
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from numpy.typing import ArrayLike
 
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.resume import starting_point
+from train.distributed.setup import make_accelerator
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
@@ -58,22 +63,33 @@ def tiny_config(folder: Path, assignments: Sequence[str] = (), text: str | None 
     return load_config(None, small, assignments)
 
 
+@contextlib.contextmanager
+def logged(level: int = logging.INFO) -> Iterator[list[str]]:
+    """The messages that training logs inside the block, from `level` on."""
+    messages: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("train")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+
+
 class ListRecorder(Recorder):
     """Keeps what is recorded; raises `at` once a record of step `stop_at` comes, as a killed process would end."""
 
     def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__(None, None, None)
+        super().__init__()
         self.records: list[dict[str, Any]] = []
-        self.messages: list[str] = []
         self.stop_at = stop_at
 
     def record(self, values: dict[str, Any]) -> None:
         if values["step"] == self.stop_at:
             raise KeyboardInterrupt
         self.records.append(values)
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
     def losses(self) -> dict[int, float]:
         """step -> train/loss."""
@@ -98,8 +114,22 @@ def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options:
     """A trainer that starts where the config's run folder says."""
     if init_from := options.pop("init_from", None):
         config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": str(init_from)})})
-    accelerator = fresh_accelerator()
+    accelerator = options.pop("accelerator", None) or fresh_accelerator()
     corpus = prepare(config.data)
     run_dir = Path(config.train.run_dir)
-    start = starting_point(config, corpus, run_dir, resume=True, warn=lambda text: None)
+    start = starting_point(config, corpus, run_dir, resume=True)
     return Trainer(config, corpus, start, accelerator, run_dir, recorder or ListRecorder(), **options)
+
+
+def make_rank(config: RunConfig, recorder: Recorder | None = None, **options: Any) -> Trainer:
+    """A trainer on the accelerator that a real run gets, with its settings of DDP."""
+    return make_trainer(config, recorder, accelerator=make_accelerator(config.train), **options)
+
+
+def largest_difference(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """The largest relative difference between two curves of finite values."""
+    ours, theirs = np.array(ours), np.array(theirs)
+    assert ours.shape == theirs.shape
+    assert ours.size
+    assert np.isfinite([ours, theirs]).all()
+    return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))

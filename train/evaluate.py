@@ -3,13 +3,14 @@
 `stream` is the whole split once with the state carried: what generation sees. `windows` is non-overlapping windows
 from a zero state: comparable with fixed-context models. The two are never mixed.
 
-`python -m train.evaluate RUN|CHECKPOINT [--data TEXT] [--split test] [--dynamic]`
+`python -m train.evaluate RUN|CHECKPOINT [--data TEXT] [--split test]`
 """
 
 import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from charrnn.cli import run_command
-from charrnn.config import EvalConfig, SampleConfig
-from charrnn.data.corpus import LEAST_EVALUATED, prepare
+from charrnn.config import EvalConfig, RunConfig, SampleConfig
+from charrnn.data.corpus import LEAST_EVALUATED, Corpus, prepare
 from charrnn.errors import CorpusError
 from charrnn.model.rnn import CharRNN
 from charrnn.sampling import SamplingOptions, generate
@@ -36,9 +38,8 @@ from charrnn.windows import (
     window_batches,
 )
 from train.checkpoint.format import load_for_inference
-from train.checkpoint.resume import table_between
+from train.checkpoint.vocab_transfer import table_between
 from train.dataloader import IdSource, to_device
-from train.dynamic import DynamicOptions, dynamic_loss
 from train.errors import evaluation_out_of_memory, is_out_of_memory
 from train.export.exporter import model_of
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
@@ -204,20 +205,11 @@ def command(
         str | None,
         typer.Option(metavar="TRAIN,VAL,TEST", help="How it is cut.", show_default="as it was for training"),
     ] = None,
-    dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="Besides, let the model learn from what it has predicted, as it reads.")
-    ] = False,
-    segment: Annotated[int, typer.Option(min=1, help="Characters between two moves.")] = DynamicOptions.segment,
-    lr: Annotated[float, typer.Option(min=0.0, help="How far a move goes.")] = DynamicOptions.lr,
-    decay: Annotated[
-        float, typer.Option(min=0.0, help="Pull back to the weights of the start.")
-    ] = DynamicOptions.decay,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Losses of a checkpoint on a part of a text, by both protocols; dynamic evaluation apart."""
-    options = DynamicOptions(segment=segment, lr=lr, decay=decay)
+    """Losses of a checkpoint on a part of a text, by both protocols."""
     text = GivenText(data, include or None, exclude or None, text_field, encoding)
-    figures = evaluate_checkpoint(source, text, split.value, shares or "", options if dynamic else None)
+    figures = evaluate_checkpoint(source, text, split.value, shares or "")
     if as_json:
         typer.echo(json.dumps(figures))
         return
@@ -226,28 +218,56 @@ def command(
         typer.echo(f"{protocol:16s} {loss:.4f} nats/char  {bits:.4f} bits/char")
 
 
-def evaluate_checkpoint(
-    source: Path, text: GivenText, split: str, shares: str = "", dynamic: DynamicOptions | None = None
-) -> dict[str, float]:
-    """`<split>/<protocol>/loss` and `.../bpc` of the checkpoint at `source`, and `dynamic/stream/...` when asked for.
+def evaluate_checkpoint(source: Path, text: GivenText, split: str, shares: str = "") -> dict[str, float]:
+    """Evaluate a checkpoint by both protocols.
 
-    shares: "0.9,0.05,0.05", "" = the checkpoint's own.
-    Raises: CharRNNError when there is no such checkpoint or text, or they do not fit.
+    Args:
+        source: A run folder or a checkpoint.
+        text: The text, and how it is read.
+        split: "train", "val" or "test".
+        shares: How the text is cut, such as "0.9,0.05,0.05"; "" = as it was for training.
+
+    Returns:
+        `<split>/<protocol>/loss` (nats/char) and `<split>/<protocol>/bpc`.
+
+    Raises:
+        CharRNNError: There is no such checkpoint or text, or they do not fit.
     """
+    accelerator = Accelerator()
+    opened = open_split(source, text, split, shares, accelerator.device)
+    losses = evaluate(opened.model, opened.ids, opened.config.eval, accelerator)
+    return {name.replace("val/", f"{split}/"): value for name, value in losses.items()}
+
+
+@dataclass(frozen=True)
+class OpenedSplit:
+    """A checkpoint's model and a split of a text on one device.
+
+    Attributes:
+        config: The checkpoint's.
+        model: With its weights.
+        ids: The split.
+        corpus: Where it comes from.
+        table: (V_corpus,), the model's id for each of the corpus's; None when they are the same.
+    """
+
+    config: RunConfig
+    model: CharRNN
+    ids: IdSource
+    corpus: Corpus
+    table: NDArray[np.int64] | None
+
+
+def open_split(source: Path, text: GivenText, split: str, shares: str, device: torch.device) -> OpenedSplit:
+    """Load a checkpoint and a split of a text, with the arguments and errors of `evaluate_checkpoint`."""
     checkpoint = load_for_inference(source)
     data = text.config(checkpoint.config.data.model_dump(), **({"split": shares.split(",")} if shares else {}))
     corpus = prepare(data, progress=True)
     table = table_between(checkpoint.vocab, corpus, source)
-    accelerator = Accelerator()
-    model = model_of(checkpoint).to(accelerator.device)
-    ids = IdSource(getattr(corpus, split), accelerator.device, table, len(corpus.vocab))
+    ids = IdSource(getattr(corpus, split), device, table, len(corpus.vocab))
     if len(ids) < LEAST_EVALUATED:
         raise CorpusError(f"the {split} part of {data.source} has {len(ids)} characters; give --shares")
-    losses = evaluate(model, ids, checkpoint.config.eval, accelerator)
-    figures = {name.replace("val/", f"{split}/"): value for name, value in losses.items()}
-    if dynamic:
-        figures |= dynamic_loss(model, ids, IdSource(corpus.train, accelerator.device, table), dynamic)
-    return figures
+    return OpenedSplit(checkpoint.config, model_of(checkpoint).to(device), ids, corpus, table)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from charrnn.model.rnn import State
@@ -60,3 +61,8 @@ def gather_state(accelerator: Accelerator, state: State) -> State:
     """The hidden state over the global batch, each part (L, B / world, H) -> (L, B, H); every rank calls this."""
     rows_first = (part.transpose(0, 1).contiguous() for part in state)  # (B / world, L, H)
     return tuple(accelerator.gather(part).transpose(0, 1) for part in rows_first)
+
+
+def scatter_state(carried: State, rows: slice, device: torch.device) -> State:
+    """This rank's rows of the hidden state, each part (L, B, H) -> (L, B / world, H)."""
+    return tuple(part[:, rows].contiguous().to(device) for part in carried)

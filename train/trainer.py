@@ -1,6 +1,7 @@
-"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, L layers, H hidden_dim."""
+"""Trainer: the loop, top to bottom. Letters: B batch_size (global), T seq_len, L num_layers, H hidden_dim."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,20 +19,16 @@ from charrnn.data.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
 from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import Batch, rank_slice
-from train.checkpoint.format import BEST, Checkpoint, load_for_inference, optimizer_tensors, restore_optimizer
-from train.checkpoint.resume import (
-    StartingPoint,
-    identity_fields,
-    rank_rng,
-    scatter_state,
-    seed_rank,
-    set_rank_rng,
-)
+from train.checkpoint.folders import BEST
+from train.checkpoint.format import Checkpoint, load_for_inference, optimizer_tensors, restore_optimizer
+from train.checkpoint.resume import identity_fields
+from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
+from train.checkpoint.vocab_transfer import StartingPoint
 from train.control import Control
 from train.cuda_graph import graph_update, on_stream, side_stream
 from train.dataloader import IdSource, TrainingData, window_plan
 from train.distributed.collectives import Collectives
-from train.distributed.setup import compress_gradients
+from train.distributed.setup import compress_gradients, device_name
 from train.distributed.signals import StopSignals
 from train.errors import is_out_of_memory, memory_explained, out_of_memory
 from train.evaluate import evaluate, sample_text
@@ -40,10 +37,12 @@ from train.metrics import CpuShare, Metrics
 from train.noise_scale import NoiseScale
 from train.optimizer import make_optimizer
 from train.progress import Progress, Schedule
-from train.state import CheckpointWriter, gather_state, metrics_of, progress_of
+from train.state import CheckpointWriter, gather_state, metrics_of, progress_of, scatter_state
 from train.tracking.recorder import Recorder
-from train.tracking.summary import device_name, pace_line
+from train.tracking.summary import pace_line
 from train.update import Update
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -106,7 +105,7 @@ class Trainer:
             accelerator,
             loss_module,
             prepared.optimizer,
-            self.model.zero_state(rows.stop - rows.start, accelerator.device),
+            self.model.zero_state(rows.stop - rows.start, self.data.train.device),
             accumulation_steps=config.train.accumulation_steps,
             grad_clip=config.optim.grad_clip,
         )
@@ -210,7 +209,7 @@ class Trainer:
             self.metrics.latest["train/noise_scale"] = values["train/noise_scale"] = windows
         if self._cpu_share:
             left_s = self.schedule.remaining_s(values["train/chars_per_s"])
-            self.recorder.message(pace_line(values, left_s, self.accelerator.device.type, self._cpu_share()))
+            logger.info(pace_line(values, left_s, self.accelerator.device.type, self._cpu_share()))
             self._cpu_share = None
         self._record(values)
 
@@ -237,7 +236,7 @@ class Trainer:
                 self._record(values)
             self.checkpoints.best_unsaved = self.schedule.evaluated(loss)
             if self.schedule.stop_early():
-                self.recorder.message(
+                logger.info(
                     f"no better evaluation since step {progress.best_step:,}: decaying the learning rate over the next "
                     f"{progress.cooldown_steps:,} steps, then stopping"
                 )
@@ -277,7 +276,7 @@ class Trainer:
         self.model.load_state_dict(saved.weights)
         restore_optimizer(self.model, self.update.optimizer, saved.optimizer)
         self.update.state = scatter_state(saved.carried, self.data.rows, self.accelerator.device)
-        set_rank_rng(self.accelerator, saved, self.config, self.recorder.message)
+        restore_rank_rng(self.accelerator, saved, self.config)
         self.schedule.progress = progress_of(saved)
         self.schedule.start()
         self.noise_scale = NoiseScale(**saved.trainer.get("noise_scale", {}))

@@ -1,13 +1,15 @@
-"""One optimizer step: forward, backward, clip, step. Letters: B batch_size (global), T seq_len, L layers, H width."""
+"""One optimizer step: forward, backward, clip, step.
+
+Letters: B batch_size (global), T seq_len, L num_layers, H hidden_dim.
+"""
 
 import contextlib
-import math
 
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from charrnn.model.rnn import State, detach, zeroed
 from charrnn.windows import rank_slice
@@ -52,7 +54,7 @@ class Update:
         self.state, self.optimizer, self.scaler = state, optimizer, accelerator.scaler
         self._accelerator, self.loss_module = accelerator, loss_module
         self._parameters = list(loss_module.parameters())
-        self._accumulation_steps, self._max_norm = accumulation_steps, grad_clip or math.inf
+        self._accumulation_steps, self._grad_clip = accumulation_steps, grad_clip
         self.graphed: GraphedUpdate | None = None
         self._zero_state = tuple(torch.zeros_like(part) for part in state)
 
@@ -95,7 +97,9 @@ class Update:
         loss, state = self._accumulate(window, state)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        grad_norm = clip_grad_norm_(self._parameters, self._max_norm)
+        grad_norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if self._grad_clip:
+            clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -111,7 +115,7 @@ class Update:
             loss, _ = self.loss_module(window, state)
             scale = self.scaler.get_scale() if self.scaler else 1.0
             (loss * scale).backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]) / scale
+        norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None]) / scale
         self.optimizer.zero_grad()
         return norm.square()
 

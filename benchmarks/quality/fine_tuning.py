@@ -28,7 +28,7 @@ from charrnn.vocab import Vocab
 from charrnn.windows import WindowPlan, stream_batch
 from train.base import base_folder
 from train.checkpoint.format import load_for_inference
-from train.checkpoint.resume import refitted_weights
+from train.checkpoint.vocab_transfer import transfer_weights
 from train.dataloader import IdSource
 from train.evaluate import nll_sum
 from train.optimizer import lr_at
@@ -104,7 +104,7 @@ def started(text: str, dropout: float) -> Run:
     ids = vocab.encode(text)
     model = CharRNN(replace_dropout(base.config.model, dropout), len(vocab))
     weights = {name: tensor.float() for name, tensor in base.weights.items()}
-    model.load_state_dict(refitted_weights(weights, base.vocab, vocab))
+    model.load_state_dict(transfer_weights(weights, base.vocab, vocab))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return Run(np.asarray(ids), int(len(ids) * 0.9), model, start)
 

@@ -1,14 +1,12 @@
-"""train/main.py with a fault built in, which its process commits at a chosen point of a chosen call.
+"""train/main.py with a fault injected, which its process triggers at a chosen point of a chosen call.
 
     CHARRNN_INJECT=JSON python -m benchmarks.reliability.inject ARGUMENTS OF train/main.py
 
-benchmarks/reliability/runs.py starts it, under torchrun too. All else is the training program's own. What happens is
-noted in a file, one JSON object a line with the time `t`: that a process starts, that training begins, the fault, and
-the exit code.
+benchmarks/reliability/harness.py starts it, under torchrun too. All else is the training program's own. Events go into
+a file, one JSON object a line with the time `t`: the process starts, training begins (`fit`), the fault, the exit code.
 """
 
 import functools
-import importlib
 import json
 import linecache
 import os
@@ -18,29 +16,35 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from benchmarks.reliability import targets
+from benchmarks.reliability.targets import locate
+
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = "CHARRNN_INJECT"
-# What a point of a call may be a line of: the project, and the removal of folders.
-_TRACED = (str(ROOT / "charrnn"), str(ROOT / "train"), str(Path(shutil.__file__)))
+# Files whose lines count as points of a call: the project, and the removal of folders.
+TRACED = (str(ROOT / "charrnn"), str(ROOT / "train"), str(Path(shutil.__file__)))
 _BALLAST = "ballast"
-_LIMIT_BYTES = 20_000
+_LIMIT_BYTES = 20_000  # fewer than an optimizer's state takes
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One fault.
+class ProcessFault:
+    """A fault that a process triggers itself.
 
-    action: kill, stop, fill, limit, sleep or pause, at a point of a phase; nan, outside or odd, in the numbers of an
-    update. phase: one of PHASES. call: which of the phase's calls, counted from 1 in each process; for nan, outside and
-    odd, which update. point: the share of the call's lines that lie before it, as the call before it counted them, so
-    that `call` must be 2 or more; or a piece of the line's text. rank: of the process.
+    Attributes:
+        action: One of ACTIONS, at a point of a phase; nan, outside or elsewhere, in the numbers of a step.
+        phase: One of the first five of targets.FUNCTIONS.
+        call: Which of the phase's calls, counted from 1 in each process; of a wrong number, which step.
+        point: The share of the call's lines that lie before it, as the call before it counted them, so that `call`
+            must be 2 or more; or a piece of the line's text.
+        rank: Of the process.
     """
 
     action: str
@@ -50,161 +54,96 @@ class Fault:
     rank: int = 0
 
 
-@dataclass(frozen=True)
-class Injection:
-    """faults: one for each time that the launcher starts the processes; none for the times after. Paths as text.
-
-    before: faults that were noted before the launch.
-    """
-
-    events: str
-    run_dir: str
-    faults: tuple[Fault, ...] = ()
-    before: int = 0
-
-    def to_json(self) -> str:
-        """For the environment variable."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Injection":
-        """The inverse of `to_json`."""
-        raw = json.loads(text)
-        return cls(raw["events"], raw["run_dir"], tuple(Fault(**f) for f in raw["faults"]), raw["before"])
-
-    def due(self) -> Fault | None:
-        """The first fault that no process has committed. (Launchers count their restarts each for itself.)"""
-        done = len(read_events(Path(self.events), "fault")) - self.before
-        return self.faults[done] if done < len(self.faults) else None
-
-
-def note(events: Path, event: str, **fields: Any) -> None:
-    """Appends a line; whole, because it is one write."""
+def record(events: Path, event: str, **fields: Any) -> None:
+    """Appends an event, in one write."""
     line = json.dumps({"event": event, "t": time.time(), **fields}) + "\n"
     with events.open("ab", buffering=0) as file:
         file.write(line.encode())
 
 
 def read_events(path: Path, event: str = "") -> list[Event]:
-    """All that was noted, in order; `event`: only such."""
+    """Returns all events in order, or only those named `event`."""
     events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [e for e in events if not event or e["event"] == event]
 
 
-# ---- where: which function a phase is, and which of its calls count
+# ---- points of a call
 
-
-def _every(*_: Any) -> bool:
-    return True
-
-
-def _replaces_a_folder(temporary: Path, folder: Path) -> bool:
-    return folder.exists()
-
-
-def _prunes(folder: Path) -> bool:
-    return folder.name.startswith("step-")
-
-
-def _evaluates(trainer: Any) -> bool:
-    return bool(trainer.progress.evaluated_step != trainer.progress.step)
-
-
-PHASES: dict[str, tuple[str, str, Callable[..., bool]]] = {
-    "step": ("train.trainer", "Trainer.train_step", _every),
-    "write": ("train.checkpoint.format", "_write_folder", _every),
-    "replacement": ("train.checkpoint.format", "_replace", _replaces_a_folder),
-    "evaluation": ("train.trainer", "Trainer.evaluate", _evaluates),
-    "pruning": ("train.checkpoint.format", "_remove", _prunes),
+# Which calls of a phase count; of the others, all.
+COUNTED: dict[str, Callable[..., bool]] = {
+    "replacement": lambda temporary, folder: folder.exists(),
+    "evaluation": lambda trainer: trainer.progress.evaluated_step != trainer.progress.step,
+    "pruning": lambda folder: folder.name.startswith("step-"),
 }
 
 
 def at_point(
-    function: Callable[..., Any], counts: Callable[..., bool], fault: Fault, commit: Callable[[str], None]
+    function: Callable[..., Any], counts: Callable[..., bool], fault: ProcessFault, trigger: Callable[[str], None]
 ) -> Callable[..., Any]:
-    """`function`, with `commit` called at the fault's point, or at the call's end when it has too few lines."""
+    """Wraps `function` so that `trigger` is called at the fault's point, or at the call's end if it has fewer lines."""
     calls = lines = 0
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> Any:
         nonlocal calls, lines
-        if not counts(*args):
+        counted = counts(*args)
+        calls += counted
+        if not counted or calls not in (fault.call - 1, fault.call):
             return function(*args)
-        calls += 1
-        if calls not in (fault.call - 1, fault.call):
-            return function(*args)
-        target = (
-            None if calls < fault.call else fault.point if isinstance(fault.point, str) else int(fault.point * lines)
-        )
+        point: int | str | None = fault.point if isinstance(fault.point, str) else int(fault.point * lines)
+        if calls < fault.call:
+            point = None  # its lines are counted
         seen, done = 0, False
 
         def line(frame: FrameType) -> None:
             nonlocal seen, done
             text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-            if not done and (target == seen or (isinstance(target, str) and target in text)):
+            if not done and (point == seen or (isinstance(point, str) and point in text)):
                 done = True
-                commit(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}: {text}")
+                trigger(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}: {text}")
             seen += 1
 
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            if not frame.f_code.co_filename.startswith(TRACED):
+                return None
+            if event == "line":
+                line(frame)
+            return trace
+
+        sys.settrace(trace)  # of this thread
         try:
-            return _traced(function, args, line)
+            return function(*args)
         finally:
+            sys.settrace(None)
             lines = seen
-            if target is not None and not done:
-                commit("the call's end")
+            if point is not None and not done:
+                trigger("the call's end")
 
     return wrapped
 
 
-def _traced(function: Callable[..., Any], args: tuple[Any, ...], line: Callable[[FrameType], None]) -> Any:
-    """Calls `function`, and `line` before each line of the project that runs in it, in this thread."""
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(_TRACED):
-            return None
-        if event == "line":
-            line(frame)
-        return trace
-
-    sys.settrace(trace)
-    try:
-        return function(*args)
-    finally:
-        sys.settrace(None)
+# ---- actions
 
 
-# ---- what
-
-
-def fill_disk(folder: Path) -> None:
-    """Leaves no byte free on the disk that holds `folder`."""
-    with (folder / _BALLAST).open("wb", buffering=0) as ballast:
+def fill_disk(run_dir: Path) -> None:
+    """Leaves no byte free on the disk that holds the run folder."""
+    with (run_dir / _BALLAST).open("wb", buffering=0) as ballast:
         for size in (1 << 20, 1 << 12, 1):
-            while True:
-                try:
-                    ballast.write(b"\0" * size)
-                except OSError:
-                    break
+            try:
+                while ballast.write(b"\0" * size):
+                    pass
+            except OSError:
+                continue
 
 
-def free_disk(folder: Path) -> None:
+def free_disk(run_dir: Path) -> None:
     """Undoes `fill_disk`."""
-    (folder / _BALLAST).unlink()
+    (run_dir / _BALLAST).unlink()
 
 
-def limit_files(folder: Path) -> None:
-    """From now on this process can write no file beyond some bytes, fewer than an optimizer's state takes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT_BYTES, _LIMIT_BYTES))
-
-
-def sleep(folder: Path) -> None:
-    """A call into C that does not come back."""
-    time.sleep(3600)
-
-
-def pause(folder: Path) -> None:
+def pause(run_dir: Path) -> None:
     """Waits until there is a file named `release` beside the run folder."""
-    while not (folder.parent / "release").exists():
+    while not (run_dir.parent / "release").exists():
         time.sleep(0.05)
 
 
@@ -212,140 +151,129 @@ ACTIONS: dict[str, Callable[[Path], None]] = {
     "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
     "fill": fill_disk,
-    "limit": limit_files,
-    "sleep": sleep,
+    "limit": lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT_BYTES, _LIMIT_BYTES)),
+    "sleep": lambda _: time.sleep(3600),
     "pause": pause,
 }
 
 
-def inject_nan(fault: Fault, commit: Callable[[str], None]) -> None:
-    """The loss of update `fault.call` becomes NaN on this rank."""
-    from charrnn.model.rnn import NextCharLoss
+class Process:
+    """This process: the events it records, and the fault that it triggers."""
 
-    forward, calls = NextCharLoss.forward, 0
+    def __init__(self, events: str, run_dir: str, faults: list[dict[str, Any]], before: int) -> None:
+        """Takes what CHARRNN_INJECT holds.
 
-    def spoilt(module: Any, window: Any, state: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        loss, after = forward(module, window, state)
-        if calls != fault.call:
-            return loss, after
-        commit("the loss is NaN")
-        return loss * float("nan"), after
-
-    NextCharLoss.forward = spoilt  # type: ignore[assignment]
-
-
-def inject_batch(fault: Fault, commit: Callable[[str], None]) -> None:
-    """One bit of one window's start flips on this rank, ahead of update `fault.call`."""
-    from charrnn.windows import Batch, WindowPlan
-    from train.trainer import Trainer
-
-    bit = {"outside": 40, "odd": 3}[fault.action]
-    next_step, calls = Trainer.next_step, 0
-
-    def flipped(plan: WindowPlan, step: int, row: int) -> Batch:
-        batch = WindowPlan.batch(plan, step)
-        starts = batch.starts.copy()  # (B,)
-        starts[row] ^= 1 << bit
-        return replace(batch, starts=starts)
-
-    def spoilt(trainer: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == fault.call:
-            commit(f"bit {bit} of a window's start flips")
-            plan, row = trainer.data.plan, trainer.data.rows.start
-            object.__setattr__(plan, "batch", lambda step: flipped(plan, step, row))  # the plan is frozen
-        return next_step(trainer)
-
-    Trainer.next_step = spoilt  # type: ignore[assignment, method-assign]
-
-
-# ---- the program
-
-
-class Injected:
-    """This process: what it notes, and the fault that it commits."""
-
-    def __init__(self, injection: Injection) -> None:
-        self.events, self.run_dir = Path(injection.events), Path(injection.run_dir)
-        self.rank = int(os.environ.get("RANK", "0"))
+        Args:
+            events: Path of the file of events.
+            run_dir: Path of the run folder.
+            faults: Fields of a ProcessFault for each time that the launcher starts the processes.
+            before: Faults recorded before the launch.
+        """
+        self.events, self.run_dir = Path(events), Path(run_dir)
+        self.rank, self.world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.trainer: Any = None
-        self.fault = injection.due()
+        self.began = 0  # step at which training begins
+        # Launchers count their restarts each for itself, so it is the first that no process has triggered.
+        due = faults[len(read_events(self.events, "fault")) - before :]
+        self.fault = ProcessFault(**due[0]) if due else None
 
-    def note(self, event: str, **fields: Any) -> None:
-        """Notes something of this rank."""
-        note(self.events, event, rank=self.rank, pid=os.getpid(), **fields)
+    def record(self, event: str, **fields: Any) -> None:
+        """Records an event of this rank."""
+        record(self.events, event, rank=self.rank, pid=os.getpid(), **fields)
 
-    def commit(self, where: str) -> None:
-        """Notes the fault, and commits it."""
+    def trigger(self, where: str) -> None:
+        """Records the fault, and triggers it."""
         assert self.fault is not None
-        fault = {"action": self.fault.action, "phase": self.fault.phase, "where": where}
-        self.note("fault", step=self.trainer.progress.step, **fault)
-        if self.fault.action in ACTIONS:
-            ACTIONS[self.fault.action](self.run_dir)
+        action, phase = self.fault.action, self.fault.phase
+        self.record("fault", step=self.trainer.progress.step, action=action, phase=phase, where=where)
+        if action in ACTIONS:
+            ACTIONS[action](self.run_dir)
 
-    def note_exits(self) -> None:
-        """Notes the exit code of a rank that leaves without the interpreter's tear-down. Before train is imported."""
-        leave = os._exit
+    def watch(self) -> None:
+        """Records when training begins, and the exit code of a rank that leaves without interpreter tear-down."""
+        leave, fit = os._exit, getattr(*locate("fit"))
 
-        def noted(code: int) -> None:
-            self.note("exit", code=code)
+        def recorded_exit(code: int) -> None:
+            self.record("exit", code=code)
             leave(code)
 
-        os._exit = noted  # type: ignore[assignment]
-
-    def note_beginning(self) -> None:
-        """Notes when training begins, and at which step."""
-        from train.trainer import Trainer
-
-        fit = Trainer.fit
-
-        def noted(trainer: Any) -> Any:
-            self.trainer = trainer
-            self.note("fit", step=trainer.progress.step)
+        def recorded_fit(trainer: Any) -> Any:
+            self.trainer, self.began = trainer, trainer.progress.step
+            self.record("fit", step=self.began)
             return fit(trainer)
 
-        Trainer.fit = noted  # type: ignore[assignment]
+        os._exit = recorded_exit  # type: ignore[assignment]
+        targets.replace("fit", recorded_fit)
 
     def inject(self) -> None:
-        """Builds the fault in, when it is this rank's."""
+        """Replaces the function that the fault strikes in, if it is this rank's."""
         fault = self.fault
         if fault is None or fault.rank != self.rank:
             return
+        target = {"nan": "loss", "outside": "batch", "elsewhere": "batch"}.get(fault.action, fault.phase)
+        function = getattr(*locate(target))
         if fault.action == "nan":
-            inject_nan(fault, self.commit)
-        elif fault.action in ("outside", "odd"):
-            inject_batch(fault, self.commit)
+            changed = self._with_nan(function, fault)
+        elif fault.action in ("outside", "elsewhere"):
+            changed = self._with_wrong_start(function, fault)
         else:
-            module_name, qualified, counts = PHASES[fault.phase]
-            *owners, name = qualified.split(".")
-            owner = functools.reduce(getattr, owners, importlib.import_module(module_name))
-            setattr(owner, name, at_point(getattr(owner, name), counts, fault, self.commit))
+            changed = at_point(function, COUNTED.get(fault.phase, lambda *_: True), fault, self.trigger)
+        targets.replace(target, changed)
+
+    def _with_nan(self, loss: Callable[..., Any], fault: ProcessFault) -> Callable[..., Any]:
+        """The loss is NaN in one step."""
+        calls = 0
+
+        def changed(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            value, after = loss(*args)
+            if calls == fault.call:
+                self.trigger("the loss is NaN")
+                value = value * float("nan")
+            return value, after
+
+        return changed
+
+    def _with_wrong_start(self, batch: Callable[..., Any], fault: ProcessFault) -> Callable[..., Any]:
+        """A bit of one window's start is flipped in one step."""
+        bit, struck = {"outside": 40, "elsewhere": 3}[fault.action], False
+
+        def changed(plan: Any, step: int) -> Any:
+            nonlocal struck
+            found = batch(plan, step)
+            if self.trainer is None or step != self.began + fault.call - 1:
+                return found
+            if not struck:
+                struck = True
+                self.trigger(f"bit {bit} of a window's start flips")
+            starts = found.starts.copy()  # (B,)
+            starts[len(starts) // self.world_size * self.rank] ^= 1 << bit
+            return replace(found, starts=starts)
+
+        return changed
 
     def checkpoint_bytes(self) -> dict[str, int]:
-        """Each checkpoint folder of the run, finished or not, and its bytes."""
+        """Returns the bytes of each checkpoint folder of the run, finished or not."""
         folders = [p for pattern in ("step-*", ".writing-*", ".replaced-*") for p in self.run_dir.glob(pattern)]
         return {p.name: sum(f.stat().st_size for f in p.iterdir()) for p in folders}
 
 
 def main() -> None:
     """Runs train/main.py's own `main`."""
-    here = Injected(Injection.from_json(os.environ[INJECT]))
-    here.note("start", checkpoints=here.checkpoint_bytes() if here.rank == 0 else {})
-    here.note_exits()
-    here.note_beginning()
+    here = Process(**json.loads(os.environ[INJECT]))
+    here.record("start", checkpoints=here.checkpoint_bytes() if here.rank == 0 else {})
+    here.watch()
     here.inject()
     from train import main as program
 
     try:
         program.main()
     except SystemExit as end:
-        here.note("exit", code=end.code)
+        here.record("exit", code=end.code)
         raise
     except BaseException:
-        here.note("exit", code=1)
+        here.record("exit", code=1)
         raise
 
 

@@ -22,9 +22,7 @@ until the slowest process is done. A case's time in a round is the mean over its
 come the efficiency one / together, which is hardware (one / apart) times communication (apart / together), and the
 communication that the backward pass does not hide, together - silent. Part of that is waiting for the slowest process,
 estimated from `silent` as the mean of the longest of the processes' i-th steps less the mean of all. Printed are
-medians and quartiles over rounds. A round in which other programs (or the host of a virtual machine) took more than
---others of a core is discarded, whatever its result, and measured again; the table says how many were. --patience
-limits the wait, before a round, for the others to become idle.
+medians and quartiles over rounds.
 
 How it is projected. A ring all-reduce of b bytes among N processes takes 2 (N-1)/N b / bandwidth + 2 (N-1) latency:
 each of its 2 (N-1) stages sends b / N bytes (Patarasuk and Yuan, "Bandwidth Optimal All-reduce Algorithms for Clusters
@@ -37,11 +35,8 @@ projected. cuDNN hands over the gradients of all layers at once: on a GPU the fi
 """
 
 import json
-import os
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +49,6 @@ from benchmarks.scaling.estimates import (
     Measured,
     Metrics,
     Network,
-    Round,
     case_metrics,
     derived,
     projection,
@@ -65,90 +59,29 @@ from benchmarks.scaling.workers import Workers, workers
 from benchmarks.training import options_of, write_random_text
 
 PROJECTED = (2, 4, 8, 16, 64)
-# Discarded rounds for each one that is wanted, before all are taken as they are.
-MOST_DISCARDED = 2
-_IDLE_S = 2.0
 
 
-def measure(started: Workers, steps: int, rounds: int, most_others: float, patience_s: float) -> Measured:
-    """Measures rounds until `rounds` of them were undisturbed.
-
-    Args:
-        started: The processes.
-        steps: Timed steps of a turn.
-        rounds: Rounds wanted.
-        most_others: Share of a core that other programs may take in an undisturbed round.
-        patience_s: Seconds to wait, in all, for others to become idle before a round.
-    """
-    deadline = time.perf_counter() + patience_s
+def measure(started: Workers, steps: int, rounds: int) -> Measured:
+    """Measures rounds; in each of them every case has one turn of `steps` timed steps."""
     for case in CASES:
         started.turn(case, 1)  # DDP arranges its buckets, torch its memory
-    message = started.message()
-    kept: list[Round] = []
-    discarded: list[Round] = []
-    while len(kept) < rounds and len(discarded) < MOST_DISCARDED * rounds:
-        wait_until_idle(most_others, deadline)
-        first = (len(kept) + len(discarded)) % len(CASES)
-        done = measure_round(started, CASES[first:] + CASES[:first], steps)
-        others = done.metrics.get("others", 0.0)
-        (kept if others <= most_others else discarded).append(done)
-        print(
-            f"round {len(kept)}/{rounds}{'' if others <= most_others else ' discarded'}: efficiency "
-            f"{derived(done.metrics)['efficiency']:.3f}, others took {others:.2f} of a core",
-            file=sys.stderr,
-        )
-    return Measured(message, kept, discarded) if len(kept) == rounds else Measured(message, kept + discarded, [])
-
-
-def measure_round(started: Workers, cases: Sequence[str], steps: int) -> Round:
-    """Takes one turn of each of `cases`, in this order."""
-    metrics: Metrics = {}
-    ready: list[float] = []
-    began, busy, own = time.perf_counter(), busy_seconds(), 0.0
-    for case in cases:
-        sent = loopback_bytes()
-        turns = started.turn(case, steps)
-        metrics |= case_metrics(case, turns)
-        own += sum(turn.cpu_s for turn in turns)
-        if case == "one":
-            ready = turns[0].ready
-        elif case == "together" and sent is not None:
-            metrics["wire"] = ((loopback_bytes() or 0) - sent) / len(turns) / (steps + 2)
-    if busy is not None:
-        metrics["others"] = ((busy_seconds() or 0) - busy - own) / (time.perf_counter() - began)
-    return Round(metrics, ready)
-
-
-def wait_until_idle(most_others: float, deadline: float) -> None:
-    """Returns once others took at most `most_others` of a core for a while, or at `deadline`. The workers sleep."""
-    while (before := busy_seconds()) is not None and time.perf_counter() < deadline:
-        time.sleep(_IDLE_S)
-        if (busy_seconds() or 0) - before <= most_others * _IDLE_S:
-            return
-
-
-def busy_seconds() -> float | None:
-    """Returns the processor seconds used so far on this machine, or stolen by its host; None off Linux."""
-    path = Path("/proc/stat")
-    if not path.exists():
-        return None
-    user, nice, system, _, _, irq, softirq, steal = map(int, path.read_text().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def loopback_bytes() -> int | None:
-    """Returns the bytes that the loopback interface has sent so far, headers and others' included; None off Linux."""
-    path = Path("/proc/net/dev")
-    lines = path.read_text().splitlines() if path.exists() else []
-    sent = [int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:")]
-    return sent[0] if sent else None
+    measured = Measured(started.message(), [], [])
+    for number in range(rounds):
+        first, metrics = number % len(CASES), Metrics()
+        for case in CASES[first:] + CASES[:first]:
+            turns = started.turn(case, steps)
+            metrics |= case_metrics(case, turns)
+            if case == "one":
+                measured.ready.append(turns[0].ready)
+        measured.rounds.append(metrics)
+        print(f"round {number + 1}/{rounds}: efficiency {derived(metrics)['efficiency']:.3f}", file=sys.stderr)
+    return measured
 
 
 def make_report(settings: dict[str, Any], measured: Measured) -> dict[str, Any]:
     """Returns everything that is printed; times in seconds, sizes in bytes."""
     network = Network(settings["bandwidth"] * 1e9 / 8, settings["latency_us"] * 1e-6)
-    message, rounds = measured.message, [r.metrics for r in measured.rounds]
-    metrics, total = summary(rounds), sum(message.sizes)
+    message, metrics, total = measured.message, summary(measured.rounds), sum(measured.message.sizes)
     sent, step_s = ring_bytes(total, settings["processes"]), metrics["one.step"].median
     return {
         "settings": settings,
@@ -157,12 +90,10 @@ def make_report(settings: dict[str, Any], measured: Measured) -> dict[str, Any]:
             "bytes": total,
             "bucket_bytes": message.bucket_sizes,
             "ring_bytes": sent,
-            "wire_bytes": metrics["wire"].median if "wire" in metrics else None,
             "gbit_s": sent / metrics["allreduce.step"].median * 8 / 1e9,
         },
-        "projection": [projection(step_s, message, measured.ready, n, network) for n in PROJECTED],
-        "rounds": rounds,
-        "discarded": [r.metrics for r in measured.discarded],
+        "projection": [projection(step_s, message, measured.median_ready(), n, network) for n in PROJECTED],
+        "rounds": measured.rounds,
     }
 
 
@@ -174,18 +105,12 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _head(report: dict[str, Any]) -> list[str]:
-    s, others = report["settings"], "unknown what other programs took"
-    if "others" in report["metrics"]:
-        most = max(metrics["others"] for metrics in report["rounds"])
-        others = (
-            f"other programs took up to {most:.2f} of a core; rounds discarded for more: {len(report['discarded'])}"
-        )
+    s = report["settings"]
     return [
         machine_line(report["machine"]),
         f"size     {s['rnn']} {s['num_layers']} x {s['hidden_dim']}, seq_len {s['seq_len']}, "
         f"{s['batch_size']} rows and 1 thread a process, fp32, gloo",
         f"measured {len(report['rounds'])} rounds of {s['steps']} steps a case; median (quartiles) of rounds",
-        f"others   {others}",
     ]
 
 
@@ -222,10 +147,9 @@ def _step_times(p: int, metrics: dict[str, Quartiles]) -> list[str]:
 def _message(report: dict[str, Any], metrics: dict[str, Quartiles]) -> list[str]:
     m = report["message"]
     sizes = ", ".join(f"{size:,}" for size in m["bucket_bytes"])
-    wire = f"{m['wire_bytes']:,.0f}" if m["wire_bytes"] is not None else "unknown"
     return [
         f"message     {m['bytes']:,} bytes of gradients a step, in {len(m['bucket_bytes'])} bucket(s): {sizes}",
-        f"on the wire {wire} bytes a process and step, headers included; a ring sends {m['ring_bytes']:,.0f}",
+        f"ring        sends {m['ring_bytes']:,.0f} bytes a process and step",
         f"all-reduce  {_ms(metrics['allreduce.step'])} ms for a bare message of that size: "
         f"{m['gbit_s']:.1f} Gbit/s each way",
     ]
@@ -260,29 +184,19 @@ def scaling(
     rounds: Annotated[int, typer.Option(help="Turns of each case.", min=2)] = 20,
     bandwidth: Annotated[float, typer.Option(help="Gbit/s of a process's link, for the projection.", min=0.001)] = 10.0,
     latency_us: Annotated[float, typer.Option(help="Microseconds a message takes whatever its size.", min=0)] = 50.0,
-    others: Annotated[
-        float, typer.Option(help="Share of a core; a round in which other programs take more is measured again.", min=0)
-    ] = 0.05,
-    patience: Annotated[float, typer.Option(help="Seconds to wait, in all, for other programs.", min=0)] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every round included.")] = False,
 ) -> None:
     """Measure weak scaling on this machine's cores, and project it to a network."""
     size: dict[str, Any] = {"rnn": rnn, "hidden_dim": hidden_dim, "num_layers": num_layers}
     size |= {"seq_len": seq_len, "batch_size": rows}
     settings = size | {"processes": processes, "steps": steps, "rounds": rounds, "bandwidth": bandwidth}
-    settings |= {"latency_us": latency_us, "others": others, "patience": patience}
+    settings |= {"latency_us": latency_us}
     here = machine()
     with tempfile.TemporaryDirectory() as folder:
         options = options_of(Path(folder), **size)
         write_random_text(options, processes)
         with workers(options, processes) as started:
-            measured = measure(started, steps, rounds, others, patience)
-    if len(measured.rounds) > rounds:
-        print(
-            f"warning: fewer than {rounds} of {len(measured.rounds)} rounds were undisturbed, so all of them count, "
-            "other programs' work included; measure again on an idle machine",
-            file=sys.stderr,
-        )
+            measured = measure(started, steps, rounds)
     result = {"machine": here, **make_report(settings, measured)}
     print(json.dumps(result) if as_json else table(result))
 

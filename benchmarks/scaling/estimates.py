@@ -19,13 +19,11 @@ class Turn:
     Attributes:
         steps: Seconds of each timed step, as `step` and its parts.
         cpu: Processor seconds a second while timed.
-        cpu_s: Processor seconds of the complete turn.
         ready: (parameters,) mean seconds from the end of the forward pass to each gradient.
     """
 
     steps: list[Metrics]
     cpu: float
-    cpu_s: float
     ready: list[float]
 
 
@@ -48,25 +46,16 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Round:
-    """metrics: as `case_metrics` names them, `wire` (bytes a process and step), `others` (cores). ready: of `one`."""
-
-    metrics: Metrics
-    ready: list[float]
-
-
-@dataclass(frozen=True)
 class Measured:
-    """rounds: those that count. discarded: those in which other programs interfered, measured again."""
+    """rounds: as `case_metrics` names them. ready: of the case `one`, in each round."""
 
     message: Message
-    rounds: list[Round]
-    discarded: list[Round]
+    rounds: list[Metrics]
+    ready: list[list[float]]
 
-    @property
-    def ready(self) -> list[float]:
-        """(parameters,) median seconds from the end of the forward pass to each gradient."""
-        return [statistics.median(times) for times in zip(*(r.ready for r in self.rounds), strict=True)]
+    def median_ready(self) -> list[float]:
+        """Returns (parameters,) seconds from the end of the forward pass to each gradient."""
+        return [statistics.median(times) for times in zip(*self.ready, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -44,14 +44,13 @@ class Worker:
     def turn(self, case: str, steps: int) -> Turn:
         """Takes an untimed step, `steps` timed ones and an untimed one."""
         once = {"silent": self._silent, "allreduce": self._allreduce}.get(case, self._step)
-        cpu_began = time.process_time()
         once()
         cpu, wall = time.process_time(), time.perf_counter()
         taken = [once() for _ in range(steps)]
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         once()
         ready = [fmean(times) for times in zip(*(gradients for _, gradients in taken), strict=True)]
-        return Turn([seconds for seconds, _ in taken], cpu / wall, time.process_time() - cpu_began, ready)
+        return Turn([seconds for seconds, _ in taken], cpu / wall, ready)
 
     def _step(self, agree: bool = True) -> tuple[Metrics, list[float]]:
         """Times one iteration of the training loop, and before it, apart, the two calls that read its windows."""

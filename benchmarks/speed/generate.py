@@ -144,7 +144,7 @@ def generate(
         sides: dict[str, Callable[[], float]] = {
             "torch eager, top-k": partial(per_second, partial(torch_characters, model, temperature, top_k), seconds),
             f"onnxruntime {rnn} op, not sampled": partial(per_second, partial(operator_steps, session), seconds),
-            "stepped, fp32": partial(chars_per_s, engines["fp32"], 1, options, stepped=True),
+            "stepped, fp32": partial(chars_per_s, engines["fp32"], 1, options, in_graph=False),
         }
         for streams in (1, _STREAMS):
             suffix = f", {streams} streams" if streams > 1 else ""

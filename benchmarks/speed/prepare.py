@@ -64,11 +64,11 @@ def block(kind: str, seed: int) -> bytes:
 
 def write_text(path: Path, kind: str, size: int) -> None:
     """Writes `size` bytes of text or a little more, the blocks in random order."""
-    blocks = [block(kind, seed) for seed in range(BLOCKS)]
+    blocks = [block(kind, seed) for seed in range(min(BLOCKS, 1 + size // BLOCK_CHARS))]
     rng, written = np.random.default_rng(0), 0
     with path.open("wb") as file:
         while written < size:
-            written += file.write(blocks[rng.integers(BLOCKS)])
+            written += file.write(blocks[rng.integers(len(blocks))])
     settled = time.time() - 60  # the cache trusts no file that changed within the last seconds
     os.utime(path, (settled, settled))
 

@@ -1,4 +1,4 @@
-"""Training speed beside a plain PyTorch loop, in one process and in turns.
+"""Training speed beside a plain PyTorch loop on the CPU, in one process and in turns; `benchmarks.gpu` times a GPU.
 
     python -m benchmarks.speed.train_speed [--hidden-dim 256 --rounds 9]
 
@@ -18,6 +18,7 @@ synchronising and logging (every 10th step, as by default).
 """
 
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ from train.distributed.setup import set_threads
 from train.flops import flops_per_char, measured_peak
 from train.memory import keep_freed_memory
 from train.precision import training_precision
+from train.tracking.console import Display
 
 _WIDTHS = (18, 28, 24, 9, 9, 7, 7, 18)
 
@@ -67,7 +69,7 @@ class Turn:
 def trainer_steps(config: RunConfig) -> Iterator[float]:
     """Runs the trainer's loop; yields, at every step, the seconds of input, synchronisation and logging."""
     trainer = make_trainer(config, log=True)
-    with trainer.recorder.display(0, 0.0, 0, trainer.data.plan.steps_per_epoch):
+    with Display(0, 0.0, 0, trainer.data.plan.steps_per_epoch) as trainer.recorder.display:
         while True:
             began = time.perf_counter()
             synchronize(trainer)
@@ -145,6 +147,7 @@ def train_speed(
     steps: Annotated[int, typer.Option(help="Steps of a turn at H 256; fewer of wider models.", min=1)] = 6,
 ) -> None:
     """Compare the trainer's step with a plain loop's."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     threads = set_threads(0)
     print(machine_line())
     print(f"size     2 layers, embedding 256, {batch_size} windows of {seq_len} characters a step, {threads} threads")

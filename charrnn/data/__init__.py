@@ -1,4 +1,8 @@
 """Turns what `--data` names into memory-mapped ids: sources, readers, encoding, and the cache of prepared corpora.
 
-`python -m charrnn.data inspect TEXT` prints statistics of a corpus.
+sources     what --data names; remote, named, hub: where it is downloaded from; collect: which files are taken
+readers     a file's format; streams: compression and zip; records: JSON lines, Parquet; -> parts
+corpus      prepare(): scan (symbols, checksum) -> vocabulary -> encode (ids) -> cache
+tasks       the text in pieces of a few MB, decoded (decode) by worker processes (workers)
+stats       entropy, n-gram baseline, lines; inspect: `python -m charrnn.data inspect TEXT` prints them
 """

@@ -16,9 +16,9 @@ import numpy as np
 from charrnn.config import DataConfig
 from charrnn.cores import cores
 from charrnn.data import cache
-from charrnn.data.decode import Rules
 from charrnn.data.encode import IdTable, encode, num_ids
 from charrnn.data.parts import Source
+from charrnn.data.pieces import Rules
 from charrnn.data.scan import Scan, scan
 from charrnn.data.sources import find_source
 from charrnn.data.stats import ngram_loss

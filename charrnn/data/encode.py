@@ -1,6 +1,6 @@
 """Pass two over a corpus, task by task on all cores: its ids, each task's at their own place in one file.
 
-Letters: V size of the vocabulary, n symbols of a piece.
+Letters: V vocabulary size, n symbols of a piece.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.data.decode import Piece, Rules, Trace
 from charrnn.data.parts import Source
+from charrnn.data.pieces import Piece, Rules, Trace
 from charrnn.data.scan import NEWLINE, Block, Scan, code_points, has_id, separates_documents
 from charrnn.data.tasks import Task, bytes_on_disk, changed_error, read_task, split_tasks
 from charrnn.data.workers import Workers

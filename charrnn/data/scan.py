@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.data.decode import Piece, Rules, Trace
 from charrnn.data.parts import Source
+from charrnn.data.pieces import Piece, Rules, Trace
 from charrnn.data.tasks import Task, bytes_on_disk, changed_error, raw_chunks, read_task, split_tasks
 from charrnn.data.workers import Workers
 from charrnn.io import Advance

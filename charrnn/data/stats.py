@@ -1,6 +1,6 @@
 """Statistics of a text: the entropy of a character in context, the loss of an n-gram model, its lines.
 
-Letters: N characters, V symbols.
+Letters: N characters, V vocabulary size.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,7 @@
 """Byte streams of files and of zip members, decompressed on the fly: gzip, bzip2, xz, Zstandard.
 
-Nothing is unpacked to disk, and memory stays bounded. fsspec's table of decompressors is not used: its bzip2, xz and
-Zstandard readers silently ignore what follows a stream and is not one, and it does not limit what a file expands to.
+Nothing is unpacked to disk, and memory stays bounded. fsspec's table of decompressors is not used: its bzip2 and xz
+readers silently ignore what follows a stream and is not one, and nothing limits what a file expands to.
 """
 
 import bz2
@@ -27,7 +27,6 @@ from charrnn.io import Advance, reading
 MAX_RATIO = 500
 UNCHECKED_BYTES = 1 << 30  # that a file may expand to at any ratio
 _MAX_XZ_MEMORY = 256 << 20
-_MAX_LAYERS = 3
 # Decompressed at once: a few bytes of input may expand to many.
 _READ_BYTES = 64 << 10
 _MAGIC = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "Zstandard"}
@@ -53,7 +52,7 @@ def compression_of(head: bytes) -> str:
 class _Concatenated(io.RawIOBase):
     """The content of a file of concatenated bzip2, xz or Zstandard streams.
 
-    Unlike bz2.BZ2File and the others it refuses what follows a stream and is not one.
+    Unlike bz2.BZ2File and lzma.LZMAFile it refuses what follows a stream and is not one.
     """
 
     def __init__(self, file: BinaryIO, new: Callable[[], Any]) -> None:

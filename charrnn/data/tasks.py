@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from charrnn.data.decode import Piece, Rules, Trace, Utf8Decoder, detect_encoding, is_utf8, last_cut, transcode
+from charrnn.data.decode import Utf8Decoder, detect_encoding, is_utf8, last_cut, transcode
 from charrnn.data.parts import Part
+from charrnn.data.pieces import Piece, Rules, Trace
 from charrnn.errors import CorpusError
 from charrnn.io import Advance, reading
 

@@ -1,8 +1,8 @@
 """A pool of worker processes that process items in parallel and return the results in order.
 
 Not multiprocessing or concurrent.futures: spawned children re-import the caller's main module, which under a launcher
-imports torch, and forked ones inherit torch's threads. Not loky, which avoids both: its workers start 0.7 s later
-(2 cores, 2026-11-26), a fifth of the time that 1 GB takes to prepare.
+imports torch, and forked ones inherit torch's threads. Not loky, which avoids both: its workers start 0.9 s later
+(2 cores, 2026-11-26), a quarter of the time that 1 GB takes to prepare.
 """
 
 import contextlib

@@ -26,7 +26,7 @@ class UnsafeError(ValueError):
 
 
 class Reader:
-    """Reads messages out of bytes."""
+    """Read messages out of bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

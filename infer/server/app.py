@@ -14,12 +14,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from infer.server.completions import Completion
+from infer.server.completions import Completion, encoded
 from infer.server.errors import ApiError, draining
 from infer.server.guard import Guard, Service, error_response
 from infer.server.page import page
 from infer.server.pool import Pool
-from infer.server.protocol import parse
+from infer.server.protocol import parse, parse_tokenize
 
 log = logging.getLogger("charrnn.serve")
 
@@ -108,6 +108,24 @@ class Routes:
         """GET /v1/models/NAME."""
         return JSONResponse(_model(self._service.pool(request.path_params["name"])))
 
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info, which with the next two lets lm-eval's local-completions do without a tokenizer."""
+        vocab = self._service.pool(None).vocab
+        return JSONResponse({"bos_token": vocab.decode([vocab.start_id]), "eos_token": vocab.document_end})
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize, as vLLM has it: {"prompt": TEXT} to {"tokens": [...], "count": N}."""
+        asked = parse_tokenize(await read_body(request), "prompt", str)
+        vocab = self._service.pool(asked.get("model")).vocab
+        tokens = encoded(vocab, asked["prompt"], "error").tolist()
+        return JSONResponse({"tokens": tokens, "count": len(tokens)})
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize, as vLLM has it: {"tokens": [...]} to {"prompt": TEXT}."""
+        asked = parse_tokenize(await read_body(request), "tokens", list)
+        vocab = self._service.pool(asked.get("model")).vocab
+        return JSONResponse({"prompt": vocab.decode(encoded(vocab, tuple(asked["tokens"]), "error").tolist())})
+
     async def health(self, request: Request) -> Response:
         """GET /health: 200 when every model takes requests, else 503."""
         if self._service.ready:
@@ -175,6 +193,9 @@ def build_app(service: Service) -> Starlette:
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
             Route("/v1/completions", routes.completions, methods=["POST"]),
+            Route("/tokenizer_info", routes.tokenizer_info),
+            Route("/tokenize", routes.tokenize, methods=["POST"]),
+            Route("/detokenize", routes.detokenize, methods=["POST"]),
         ],
         middleware=middleware,
         exception_handlers=handlers,

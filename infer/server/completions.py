@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from charrnn.errors import VocabError
-from charrnn.vocab import Vocab
+from charrnn.vocab import Unknown, Vocab
 from infer.engine import fresh_seed
 from infer.server.errors import ApiError
 from infer.server.pool import Pool, Ticket
@@ -70,18 +70,8 @@ class Completion:
 
     def _ids(self, prompt: str | tuple[int, ...]) -> tuple[np.ndarray[Any, Any], int]:
         """What is read, and how many of its first ids are not the prompt's own."""
-        request = self.request
-        if isinstance(prompt, str):
-            try:
-                ids = self._vocab.encode(prompt, request.unknown)
-            except VocabError as error:
-                message = str(error).replace("--unknown skip", 'unknown: "skip"')
-                raise ApiError(422, message, "prompt", "unknown_characters") from None
-        elif not 0 <= min(prompt) <= max(prompt) < len(self._vocab):
-            raise ApiError(422, f"prompt has ids outside of the vocabulary's [0, {len(self._vocab)})", "prompt")
-        else:
-            ids = np.array(prompt, self._vocab.dtype)
-        if request.state is not None:
+        ids = encoded(self._vocab, prompt, self.request.unknown)
+        if self.request.state is not None:
             return ids, 0
         begun = self._vocab.begun(ids)
         return begun, len(begun) - len(ids)
@@ -221,6 +211,19 @@ class Completion:
             yield f"data: {json.dumps(error.body())}\n\n"
         finally:
             self.cancel()
+
+
+def encoded(vocab: Vocab, prompt: str | tuple[int, ...], unknown: Unknown) -> np.ndarray[Any, Any]:
+    """A prompt's ids, (N,). Raises: ApiError for characters or ids that the vocabulary lacks."""
+    if isinstance(prompt, str):
+        try:
+            return vocab.encode(prompt, unknown)
+        except VocabError as error:
+            message = str(error).replace("--unknown skip", 'unknown: "skip"')
+            raise ApiError(422, message, "prompt", "unknown_characters") from None
+    if prompt and not 0 <= min(prompt) <= max(prompt) < len(vocab):
+        raise ApiError(422, f"the ids are not all in the vocabulary's [0, {len(vocab)})", "prompt")
+    return np.array(prompt, vocab.dtype)
 
 
 def _mean_logprob(whole: dict[str, Any]) -> float:

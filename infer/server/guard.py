@@ -18,7 +18,9 @@ from infer.server.pool import Pool
 
 log = logging.getLogger("charrnn.serve")
 
-_PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/completions")
+# Without an API key: what orchestrators and scrapers ask for.
+_OPEN_PATHS = ("/", "/health", "/metrics")
+_PATHS = (*_OPEN_PATHS, "/v1/models", "/v1/completions", "/tokenize", "/detokenize", "/tokenizer_info")
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Service:
         pools: The models' workers by name; the first is the default.
         max_tokens_limit: Most characters a choice may ask for.
         timeout: Seconds until a request fails.
-        api_key: What /v1 asks for; None lets everyone in.
+        api_key: What requests must bring; None lets everyone in.
         origins: Other sites whose pages may use the API; "*" is all.
         loopback: Whether the server is reachable from this machine alone.
         draining: Whether it is about to exit.
@@ -104,7 +106,7 @@ class Guard:
             netloc, host = urlsplit(origin).netloc, request.headers.get("host", "")
             if netloc != host or (service.loopback and not is_loopback_name(host)):
                 raise ApiError(403, "the request comes from another site; see --cors-origin", code="origin")
-        if service.api_key is not None and request.url.path.startswith("/v1/"):
+        if service.api_key is not None and request.url.path not in _OPEN_PATHS:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), service.api_key.encode()):
                 raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")

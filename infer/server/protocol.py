@@ -105,6 +105,17 @@ def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
     )  # fmt: skip
 
 
+def parse_tokenize(body: bytes, name: str, kind: type) -> dict[str, Any]:
+    """Reads a body that has one field, a text or ids, and may name a model; others are ignored, as vLLM does."""
+    given = _json_object(body)
+    value = given.get(name)
+    if not isinstance(value, kind) or (kind is list and value and not _is_ids(value)):
+        raise ApiError(400, f"{name} must be a {'string' if kind is str else 'list of ids'}", name)
+    if given.get("model") is not None:
+        _check_type("model", given["model"])
+    return given
+
+
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
         given = json.loads(body.decode("utf-8"))

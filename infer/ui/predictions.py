@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.errors import SamplingError, VocabError, listing
-from charrnn.sampling import SamplingOptions, not_finite, probabilities
+from charrnn.sampling import SamplingOptions, log_softmax, not_finite, probabilities
 from charrnn.vocab import Vocab
 from infer.engine import Engine, fresh_seed
 
@@ -107,9 +107,7 @@ def generate(
     if not 1 <= _number(length, "length") <= MAX_LENGTH:
         raise SamplingError(f"length must be 1 to {MAX_LENGTH} characters, not {length:g}")
     options, chosen = sampling_options(temperature, top_k, top_p), _seed(seed)
-    pieces = engine.generate(
-        prompt, _integer(length, "length"), options.temperature, options.top_k, options.top_p, seed=chosen
-    )
+    pieces = engine.generate(prompt, _integer(length, "length"), options, seed=chosen)
     text, seconds, updated = "", 0.0, clock()
     while True:
         began = clock()
@@ -137,7 +135,9 @@ def surprisal(engine: Engine, text: str) -> list[Character]:
         return []
     inputs = np.concatenate(([engine.vocab.start_id], ids[:-1]))  # (T,)
     logits = engine.step(inputs[None], engine.zero_state(1))[0][0]  # (T, V)
-    log2p = log2_softmax(logits)  # (T, V)
+    if not np.isfinite(logits).all():
+        raise not_finite()
+    log2p = log_softmax(logits) / np.log(2)  # (T, V)
     bits = -log2p[np.arange(len(ids)), ids]  # (T,)
     top = np.argsort(-log2p, axis=-1, kind="stable")[:, :NUM_CANDIDATES]  # (T, NUM_CANDIDATES)
     names = symbol_names(engine.vocab)
@@ -148,15 +148,6 @@ def surprisal(engine: Engine, text: str) -> list[Character]:
         result.append(Character(char, float(bits[start:end].sum()), candidates))
         start = end
     return result
-
-
-def log2_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return log2 softmax of (..., V) logits, (..., V). Raises: SamplingError when one is not finite."""
-    if not np.isfinite(logits).all():
-        raise not_finite()
-    shifted = np.asarray(logits, np.float64)
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)
-    return (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))) / np.log(2)
 
 
 def next_character(engine: Engine, prompt: str, temperature: float, top_k: float, top_p: float) -> Distribution:

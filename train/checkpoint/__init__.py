@@ -1,1 +1,1 @@
-"""Checkpoint folders: their format, the background writer, and what a run resumes from."""
+"""Checkpoints: the folder format, asynchronous writing, and what a run resumes or fine-tunes from."""

@@ -75,10 +75,12 @@ class Collectives:
 
     def all_gather_status(self, status: StepStatus) -> GlobalStatus:
         """Combine the status of all ranks."""
+        if self.world_size == 1:
+            failed = (0,) if status.failed else ()
+            return GlobalStatus(status.stop_signal, round(status.elapsed_s, 6), failed, ())
         mine = status.pack()  # (4,)
         everyone = mine.expand(self.world_size, -1).clone()  # (world, 4)
-        if self.world_size > 1:
-            dist.all_gather(list(everyone.unbind()), mine, group=self._group)
+        dist.all_gather(list(everyone.unbind()), mine, group=self._group)
         signals, failures, clocks, batches = everyone.T.tolist()
         return GlobalStatus(
             stop_signal=next((s for s in signals if s), 0),

@@ -181,3 +181,12 @@ def set_threads(threads: int) -> int:
     count = threads or max(1, cores() // local_processes)
     torch.set_num_threads(count)
     return count
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's product name, or "CPU" with the processor's where torch knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        return f"CPU ({torch.cpu.get_capabilities().get('cpu_name', 'unnamed')})"
+    return device.type.upper()

@@ -1,5 +1,51 @@
-"""Entry of `python -m train.export`."""
+"""`python -m train.export RUN|CHECKPOINT|MODEL.onnx [--out FILE] [--precision int8]`."""
 
-from train.export.exporter import main
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
-main()
+import typer
+
+from charrnn.cli import run_command
+from charrnn.errors import ConfigError
+from train.export.exporter import export
+from train.texts import Encoding, Exclude, GivenText, Include, TextField
+
+
+class _Precision(StrEnum):
+    FP32 = "fp32"
+    INT8 = "int8"
+
+
+def command(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CHECKPOINT|MODEL", help="A run folder (its best/), a checkpoint or a model file."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write.", show_default="model.onnx or model-int8.onnx in the run folder"),
+    ] = None,
+    precision: Annotated[_Precision, typer.Option(help="Of the weights.")] = _Precision.FP32,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The training text (file or name): measure the file's validation loss on it.",
+            show_default="not measured",
+        ),
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_field: TextField = None,
+    encoding: Encoding = None,
+) -> None:
+    """Write a checkpoint or a model file as one ONNX file and check it against the exact model."""
+    text = GivenText(data, include or None, exclude or None, text_field, encoding)
+    if not data and text != GivenText(data):
+        raise ConfigError("--include, --exclude, --text-field and --encoding are of the text; name it with --data")
+    path, _, line = export(source, out, precision.value, text if data else None)
+    typer.echo(f"{path}  {line}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: typer.run(command))

@@ -1,7 +1,4 @@
-"""Weights in 8 or 4 bits, as onnxruntime's MatMulIntegerToFloat and MatMulNBits take them.
-
-Symmetric around 0. Source of the layouts: onnxruntime's ContribOperators.md.
-"""
+"""Weights in 8 bits, as onnxruntime's MatMulIntegerToFloat takes them: symmetric around 0, a scale per column."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,31 +6,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Precision = Literal["fp32", "int8", "int4"]
-BITS = {"int8": 8, "int4": 4}
-BLOCK = 32
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A matrix (K, N) in `bits` bits.
-
-    blocks: (N, K / block_size, block_size * bits / 8) uint8; scales: (N * K / block_size,) float32. A value is
-    (stored - 2 ** (bits - 1)) * scale.
-    """
-
-    blocks: NDArray[np.uint8]
-    scales: NDArray[np.float32]
-    bits: int
-    block_size: int
+Precision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """A matrix (K, N) and the bias (N,) of its products in 8 bits, by column.
+    """A matrix (K, N), and the bias (N,) of its products, in units of a scale per column.
 
-    steps: (K, N) int8; scales: (N,) float32, above 0; bias: (N,) float32. A value of the matrix is step * scale, and
-    one of the bias is bias * scale.
+    Attributes:
+        steps: (K, N) int8; a value of the matrix is step * scale.
+        scales: (N,) float32, above 0.
+        bias: (N,) float32; the bias is this times the scale.
     """
 
     steps: NDArray[np.int8]
@@ -41,8 +24,8 @@ class Columns:
     bias: NDArray[np.float32]
 
 
-def by_column(matrix: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Columns:
-    """Rounds a matrix (K, N) to steps of -127 to 127. bias: (N,), kept in float32; None is zeros."""
+def quantize_columns(matrix: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Columns:
+    """Round a matrix (K, N) to steps of -127 to 127 per column; bias (N,), None for zeros, stays float32."""
     bias = np.zeros(matrix.shape[1], np.float32) if bias is None else bias
     # A column far below its bias is nothing beside it, and must not take the bias out of float32's range.
     scales = np.maximum(np.abs(matrix).max(axis=0) / 127, np.abs(bias) * np.float32(1e-15))  # (N,)
@@ -50,18 +33,20 @@ def by_column(matrix: NDArray[np.float32], bias: NDArray[np.float32] | None = No
     return Columns(np.rint(matrix / scales).astype(np.int8), scales, (bias / scales).astype(np.float32))
 
 
-def pack_columns(matrix: NDArray[np.float32], precision: Precision, block_size: int = BLOCK) -> Packed:
-    """Rounds a matrix (K, N) to the nearest of 2 ** bits - 1 evenly spaced values around 0, by column and block."""
-    bits = BITS[precision]
-    inner, columns = matrix.shape
-    num_blocks = -(-inner // block_size)
-    padded = np.zeros((columns, num_blocks * block_size), np.float32)
-    padded[:, :inner] = matrix.T
-    blocks = padded.reshape(columns, num_blocks, block_size)
-    middle = 2 ** (bits - 1)
-    scales = np.abs(blocks).max(axis=2, keepdims=True) / (middle - 1)  # (N, K / block, 1)
-    steps = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0)
-    stored = (np.rint(steps) + middle).astype(np.uint8)
-    if bits == 4:  # two values a byte, the first in the lower half
-        stored = stored[..., 0::2] | stored[..., 1::2] << 4
-    return Packed(stored, scales.astype(np.float32).reshape(-1), bits, block_size)
+def quantize_embedding(
+    embedding: NDArray[np.float32], matrix: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Round an embedding to 8 bits per dimension, the scales of which go into the matrix that it multiplies.
+
+    Args:
+        embedding: (V, E).
+        matrix: (E, G), `input0`.
+
+    Returns:
+        (V, E) uint8 around 128, in steps of 1/127 as the states are, and the matrix (E, G) that makes up for the
+        scales.
+    """
+    largest = np.abs(embedding).max(axis=0)  # (E,)
+    largest = np.where(largest > np.finfo(np.float32).tiny, largest, 1).astype(np.float32)
+    steps = np.rint(embedding / largest * 127) + 128
+    return steps.astype(np.uint8), matrix * largest[:, None]

@@ -1,1 +1,1 @@
-"""Where metrics go: metrics.jsonl, the tracker, the console, the summary at the end."""
+"""Metrics and messages of a run: metrics.jsonl, the tracker, the progress display, the summary."""

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where there is a terminal, plain lines where there is none."""
+"""Progress and messages on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import time
 import unicodedata
@@ -12,11 +12,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from charrnn.log import StderrHandler
+
 _PLAIN_LINE_EVERY_S = 5.0
 
 
 def format_duration(seconds: float) -> str:
-    """41s, 3m12s, 2h05m or 4d06h; the two largest units."""
+    """Format as 41s, 3m12s, 2h05m or 4d06h: the two largest units."""
     whole = round(max(0.0, seconds))
     for unit, size, part, part_size in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         if whole >= size:
@@ -25,16 +27,29 @@ def format_duration(seconds: float) -> str:
 
 
 def format_share(share: float) -> str:
-    """A share in percent: 57%, and below 1% with one significant digit: 0.3%, 0.02%."""
+    """Format in percent: 57%, and below 1% with one significant digit: 0.3%, 0.02%."""
     return f"{share:.0%}" if share >= 0.01 or not share else f"{100 * float(f'{share:.0e}'):g}%"
 
 
-class Display:
-    """Shows where a run stands. Use it as a context manager.
+class ConsoleHandler(StderrHandler):
+    """Print log records above the progress bar. Uncut, unlike rich's handler, so that commands can be copied."""
 
-    total_steps: 0 when only time limits the run. time_limit_s: 0 when only steps do. start_step: where this segment
-    begins. elapsed_s: seconds that earlier segments took. clock: seconds from any origin.
-    """
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def show(self, text: str) -> None:
+        """Print a line."""
+        print_line(self._console, text)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a line without markup, so that brackets in a sample are kept, and without wrapping."""
+    console.print(Text(text), soft_wrap=True)
+
+
+class Display:
+    """The progress display, a context manager."""
 
     def __init__(
         self,
@@ -47,6 +62,17 @@ class Display:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare the display.
+
+        Args:
+            total_steps: 0 if only time limits the run.
+            time_limit_s: 0 if only steps do.
+            start_step: Where this segment begins.
+            steps_per_epoch: Steps of a pass over the training split.
+            elapsed_s: Seconds that earlier segments took.
+            console: Where to print; stderr by default.
+            clock: Seconds from any origin.
+        """
         self._total_steps, self._time_limit_s, self._start_step = total_steps, time_limit_s, start_step
         self._steps_per_epoch, self._earlier_s, self._clock = steps_per_epoch, elapsed_s, clock
         self._console = console or Console(stderr=True)
@@ -69,42 +95,37 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def update(self, step: int, values: dict[str, Any]) -> None:
-        """Shows the figures of a record. On plain output training lines are thinned out; evaluations are not."""
-        self._step = step
-        self._values = self._values | values  # a new dict, since the bar draws from a thread of its own
-        evaluated = [name for name in ("stream", "windows") if f"val/{name}/loss" in values]
-        if evaluated:
-            figures = "  ".join(
-                f"{name} {values[f'val/{name}/loss']:.4f} nats {values[f'val/{name}/bpc']:.4f} bits"
-                for name in evaluated
-            )
-            self.message(f"step {step:,}  validation  {figures}")
-        if "sample" in values:
-            self.message("\n".join(f"  | {_printable(line)}" for line in values["sample"].split("\n")))
-        if not self._bar and "train/loss" in values and self._clock() - self._printed_at >= _PLAIN_LINE_EVERY_S:
+    def update(self, record: dict[str, Any]) -> None:
+        """Show a record. Without a bar, training lines are printed every few seconds, evaluations always."""
+        self._step = record["step"]
+        self._values = self._values | record  # a new dict, since the bar draws from a thread of its own
+        losses = [
+            f"{name} {record[f'val/{name}/loss']:.4f} nats {record[f'val/{name}/bpc']:.4f} bits"
+            for name in ("stream", "windows")
+            if f"val/{name}/loss" in record
+        ]
+        if losses:
+            print_line(self._console, "  ".join([f"step {self._step:,}", "validation", *losses]))
+        if "sample" in record:
+            print_line(self._console, "\n".join(f"  | {_printable(line)}" for line in record["sample"].split("\n")))
+        if not self._bar and "train/loss" in record and self._clock() - self._printed_at >= _PLAIN_LINE_EVERY_S:
             self._printed_at = self._clock()
-            self.message("  ".join([*self._position(), *self._figures(), self._time_left()]))
-
-    def message(self, text: str) -> None:
-        """A line, above the bar when there is one."""
-        # As Text, so that brackets in a sample are not taken for markup; uncut, so that logs keep whole lines.
-        self._console.print(Text(text), soft_wrap=True)
+            print_line(self._console, "  ".join([*self._position(), *self._metrics(), self._time_left()]))
 
     def _elapsed_s(self) -> float:
         return self._earlier_s + self._clock() - self._began
 
     def _render(self) -> Group:
-        """The bar and where it stands, and below it the figures: two lines, which fit a terminal of 80 columns."""
+        """The bar with the position, and below it the metrics: two lines, which fit a terminal of 80 columns."""
         bar = ProgressBar(total=1.0, completed=self._done_share())
         first = Table.grid(expand=True, padding=(0, 2, 0, 0))
         first.add_column(ratio=1)  # the bar takes what the text leaves
         first.add_column(no_wrap=True)
         first.add_row(bar, Text("  ".join([*self._position(), self._time_left()])))
-        return Group(first, Text("  ".join(self._figures()), no_wrap=True, overflow="ellipsis"))
+        return Group(first, Text("  ".join(self._metrics()), no_wrap=True, overflow="ellipsis"))
 
     def _done_share(self) -> float:
-        """How much of the run is done, 0 to 1, by the limit that is nearer."""
+        """Fraction of the run that is done, by the nearer limit."""
         by_steps = self._step / self._total_steps if self._total_steps else 0.0
         by_time = self._elapsed_s() / self._time_limit_s if self._time_limit_s else 0.0
         return min(1.0, max(by_steps, by_time))
@@ -113,7 +134,7 @@ class Display:
         total = f"/{self._total_steps:,}" if self._total_steps else ""
         return [f"step {self._step:,}{total}", f"epoch {self._step / self._steps_per_epoch:.2f}"]
 
-    def _figures(self) -> list[str]:
+    def _metrics(self) -> list[str]:
         values = self._values
         if "train/loss" not in values:
             return []
@@ -126,7 +147,7 @@ class Display:
         ]
 
     def _time_left(self) -> str:
-        """By the nearer limit; unknown before this segment's first step tells how fast it is."""
+        """By the nearer limit; unknown before this segment's first step."""
         limits = []
         made = self._step - self._start_step
         if self._total_steps and made:
@@ -137,5 +158,5 @@ class Display:
 
 
 def _printable(line: str) -> str:
-    """The line with what could steer a terminal spelled out: a byte model may well write an escape sequence."""
+    """Escape control characters: a byte model may well generate a terminal's escape sequences."""
     return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\t" else c for c in line)

@@ -1,30 +1,23 @@
-"""Where figures go: metrics.jsonl, which always has them all, and the tracker a user chose.
-
-A tracker that fails is told of once, and training goes on without it.
-"""
+"""RUN/metrics.jsonl, the complete local record of a run."""
 
 import contextlib
 import json
 import math
 import os
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from charrnn.config import TrackingConfig
 from charrnn.errors import CheckpointError
-from train.tracking.wandb_tracker import TensorBoard, Wandb, one_line
 
 
 class MetricsLog:
-    """RUN/metrics.jsonl: one JSON object a line. NaN and infinities, which JSON lacks, are written as null."""
+    """One JSON object a line. NaN and infinities, which JSON lacks, are written as null."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
-        """Keeps the whole lines of steps up to `resumed_step`; later ones will be written again.
+        """Keep the complete lines of steps up to `resumed_step`; later steps will be logged again.
 
-        Raises: CheckpointError when the file can't be written.
+        Raises:
+            CheckpointError: If the file cannot be written.
         """
         self._path = path
         try:
@@ -41,28 +34,28 @@ class MetricsLog:
             raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another --run-dir") from None
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record, at once. Raises: CheckpointError when the disk refuses."""
+        """Append and flush a record. Raises a CheckpointError if the disk refuses it."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         try:
             self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {self._path}: {error.strerror}; free space on that disk, then run the same command again"
+                f"cannot write {self._path}: {error.strerror}; free space on that disk, then rerun the same command"
             ) from None
 
     def close(self) -> None:
-        """Closes the file. Every record is on disk by then, or its writer has been told that it is not."""
+        """Close the file. Every record is on disk by then, or `write` has raised."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The lines that are whole and of no later step; a process killed while writing leaves a torn last one."""
+    """The complete lines up to `step`; a process killed while writing leaves a truncated last line."""
     if not path.exists():
         return []
     kept = []
-    # Not splitlines(), which would also cut at U+2028 and its like inside a sample.
+    # Not splitlines(), which would also split at U+2028 and its like inside a sample.
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             if json.loads(line)["step"] <= step:
@@ -70,65 +63,3 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
         except (ValueError, KeyError, TypeError):
             continue
     return kept
-
-
-class _Backend(Protocol):
-    """What a tracker must do; any of it may raise."""
-
-    def log(self, values: dict[str, Any], step: int) -> None: ...
-    def log_sample(self, text: str, step: int) -> None: ...
-    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]: ...
-    def abandon(self) -> None: ...
-
-
-class Tracker:
-    """A tracker that may fail without harm: its first failure is one line on stderr, and the last thing it does."""
-
-    def __init__(self, name: str, open_backend: Callable[[], _Backend | None]) -> None:
-        self._name = name
-        self._backend: _Backend | None = None
-        self._backend = self._guarded(open_backend)
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        """Figures of global step `step`."""
-        if self._backend:
-            self._guarded(partial(self._backend.log, values, step))
-
-    def log_sample(self, text: str, step: int) -> None:
-        """A text that the model wrote."""
-        if self._backend:
-            self._guarded(partial(self._backend.log_sample, text, step))
-
-    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]:
-        """Ends the run, with its summary and best model file; returns lines for the user."""
-        backend, self._backend = self._backend, None
-        return (self._guarded(partial(backend.finish, summary, model_file, step)) if backend else None) or []
-
-    def close(self) -> None:
-        """Ends the run as failed, unless `finish` has ended it."""
-        backend, self._backend = self._backend, None
-        if backend:
-            self._guarded(backend.abandon)
-
-    def _guarded(self, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except Exception as error:  # a tracker may raise anything, and none of it may end a training run
-            self._backend = None
-            reason = "it is not installed" if isinstance(error, ModuleNotFoundError) else one_line(error)
-            print(
-                f"warning: tracker {self._name} failed ({reason}); training goes on without it, and metrics.jsonl "
-                "has every figure",
-                file=sys.stderr,
-            )
-            return None
-
-
-def open_tracker(tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int) -> Tracker:
-    """The tracker that `tracking` names, told `config`; it never raises and never asks."""
-    backends: dict[str, Callable[[], _Backend | None]] = {
-        "none": lambda: None,
-        "wandb": lambda: Wandb(tracking, run_dir, config, resumed_step),
-        "tensorboard": lambda: TensorBoard(run_dir, config, resumed_step),
-    }
-    return Tracker(tracking.tracker, backends[tracking.tracker])

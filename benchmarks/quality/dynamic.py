@@ -1,30 +1,42 @@
 """Dynamic evaluation: the model goes on learning from the text that it is evaluated on, always after predicting it.
 
+`python -m benchmarks.quality.dynamic RUN|CHECKPOINT [--split test]`
+
 Source: Krause, Kahembwe, Murray and Renals, "Dynamic Evaluation of Neural Sequence Models", arXiv 1709.07432. Its
-figures say how well a model adapts, and are never to be compared with those of a model that stays as it is.
+losses say how well a model adapts, and are never to be compared with those of a model that stays as it is.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
+from accelerate import Accelerator
 from torch import Tensor
 
+from benchmarks.common import run
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
 from train.dataloader import IdSource
+from train.evaluate import Part, open_split
+from train.texts import GivenText
 
 Tensors = list[Tensor]
 
 
 @dataclass(frozen=True)
 class DynamicOptions:
-    """How the weights move.
+    """How the weights are updated.
 
-    segment: characters between two moves. lr: of a move. decay: how strongly the weights are drawn back to where they
-    began. damping: added to the root mean square of the gradients, which each gradient is divided by. statistics:
-    segments of the training split that the mean squares are taken over.
+    Attributes:
+        segment: Characters between two updates.
+        lr: Learning rate of an update.
+        decay: Pull back to the weights of the start, 0 = none.
+        damping: Added to the root mean square of the gradients, which each gradient is divided by.
+        statistics: Segments of the training split that the mean squares are taken over.
     """
 
     segment: int = 20
@@ -35,9 +47,16 @@ class DynamicOptions:
 
 
 def dynamic_loss(model: CharRNN, ids: IdSource, train_ids: IdSource, options: DynamicOptions) -> dict[str, float]:
-    """`dynamic/stream/loss` (nats/char) and `dynamic/stream/bpc` of `ids`, read once in order. Changes the weights.
+    """Evaluate a model that learns from what it has read. Changes its weights.
 
-    train_ids: what the size of a gradient is learnt from. The first of `ids` is not predicted.
+    Args:
+        model: Where the ids are.
+        ids: Read once, in order; the first is not predicted.
+        train_ids: What the size of a gradient is estimated from.
+        options: How the weights are updated.
+
+    Returns:
+        `dynamic/stream/loss` (nats/char) and `dynamic/stream/bpc`.
     """
     model.eval()
     parameters = list(model.parameters())
@@ -58,8 +77,8 @@ def mean_squares(model: CharRNN, train_ids: IdSource, options: DynamicOptions) -
     """For each parameter the mean of its gradient's square over segments of the training split, spread evenly."""
     parameters = list(model.parameters())
     sums = [torch.zeros_like(p) for p in parameters]
-    whole = (len(train_ids) - 1) // options.segment
-    chosen = np.unique(np.linspace(0, max(whole - 1, 0), min(options.statistics, max(whole, 1))).astype(np.int64))
+    count = (len(train_ids) - 1) // options.segment
+    chosen = np.unique(np.linspace(0, max(count - 1, 0), min(options.statistics, max(count, 1))).astype(np.int64))
     for _ in _segments(model, train_ids, chosen * options.segment, options.segment):
         for total, p in zip(sums, parameters, strict=True):
             assert p.grad is not None
@@ -89,3 +108,23 @@ def _move(parameters: list[torch.nn.Parameter], steps: Tensors, pull: Tensors, s
     for p, step, back, origin in zip(parameters, steps, pull, start, strict=True):
         assert p.grad is not None
         p.addcmul_(step, p.grad, value=-1).add_(back * (origin - p))
+
+
+def command(
+    source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
+    split: Annotated[Part, typer.Option(help="Part of the run's own text.")] = Part.VAL,
+    segment: Annotated[int, typer.Option(min=1, help="Characters between two updates.")] = DynamicOptions.segment,
+    lr: Annotated[float, typer.Option(min=0.0, help="Learning rate of an update.")] = DynamicOptions.lr,
+    decay: Annotated[float, typer.Option(min=0.0, help="Pull back to the initial weights.")] = DynamicOptions.decay,
+) -> None:
+    """Loss of a checkpoint that goes on learning from what it has predicted."""
+    device = Accelerator().device
+    opened = open_split(source, GivenText(), split.value, "", device)
+    train_ids = IdSource(opened.corpus.train, device, opened.table)
+    losses = dynamic_loss(opened.model, opened.ids, train_ids, DynamicOptions(segment, lr, decay))
+    loss, bits = losses.values()
+    typer.echo(f"dynamic/stream   {loss:.4f} nats/char  {bits:.4f} bits/char")
+
+
+if __name__ == "__main__":
+    run(command)

@@ -1,0 +1,121 @@
+"""`python -m benchmarks.gpu`: see the package's docstring."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.gpu.report import failures, tables
+from benchmarks.gpu.results import END, Results, read_all
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Phase(StrEnum):
+    """Phases, in their order."""
+
+    correct = "correct"
+    commands = "commands"
+    race = "race"
+    speed = "speed"
+
+
+# Seconds after which a phase starts no further check; a quarter more, and it is ended.
+_SECONDS = {Phase.correct: 140, Phase.commands: 140, Phase.race: 150, Phase.speed: 80}
+_SIDE_BY_SIDE = ((Phase.correct, Phase.commands), (Phase.race,), (Phase.speed,))
+
+
+@app.command()
+def main(
+    phase: Annotated[Phase | None, typer.Argument(help="Run one phase in this process.", show_default="all")] = None,
+    text: Annotated[str, typer.Option(help="Text, as train/main.py takes it; on a CPU words of its own.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("gpu-out"),
+    work: Annotated[Path | None, typer.Option(help="Folder for runs.", show_default="temporary")] = None,
+) -> None:
+    """Check and time the trainer on this machine's GPU."""
+    failed = check_machine(phase, text, out.resolve(), work)
+    print(f"failed: {', '.join(failed) or 'none'}")
+    raise typer.Exit(bool(failed))
+
+
+def check_machine(phase: Phase | None, text: str, out: Path, work: Path | None) -> list[str]:
+    """Run one phase, or all and write the tables; return what failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="charrnn-gpu-") as temporary:
+        folder = (work or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if phase:
+            run_phase(phase, text, out, folder)
+            return failures({phase: read_all(out)[phase]})
+        ended = run_all(text, out, folder)
+    found = read_all(out)
+    lines = tables(found)
+    (out / "tables.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+    return [*ended, *failures(found)]
+
+
+def run_all(text: str, out: Path, work: Path) -> list[str]:
+    """Run each phase as a process, so that a CUDA error or a hang harms no other; return those that did not end."""
+    for p in Phase:
+        (out / f"{p}.json").unlink(missing_ok=True)
+    began = time.monotonic()
+    for group in _SIDE_BY_SIDE:
+        print(f"== {' and '.join(group)} at {time.monotonic() - began:.0f} s", flush=True)
+        command = [sys.executable, "-m", "benchmarks.gpu", "--text", text, "--out", str(out)]
+        running = {p: subprocess.Popen([*command, "--work", str(work / p), p]) for p in group}
+        limit = time.monotonic() + 1.25 * max(_SECONDS[p] for p in group)
+        for process in running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(1.0, limit - time.monotonic()))
+            process.kill()
+            process.wait()
+    found = read_all(out)
+    return [f"{p} (did not end)" for p in Phase if END not in found.get(p, {})]
+
+
+def run_phase(phase: Phase, text: str, out: Path, work: Path) -> None:
+    """One phase, in this process."""
+    import torch
+
+    from benchmarks.gpu.setup import Setup, tiny_text
+
+    on_gpu = torch.cuda.is_available()
+    results = Results(out / f"{phase}.json", _SECONDS[phase])
+    text = str(Path(text).resolve()) if text and Path(text).exists() else text
+    setup = Setup(text or ("tinyshakespeare" if on_gpu else str(tiny_text(work))), work, on_gpu)
+    if not on_gpu:
+        os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}  # small tensors gain nothing from threads
+        torch.set_num_threads(1)
+    if phase is Phase.correct:
+        from benchmarks.gpu import loop, numerics
+
+        checks = [numerics.environment, loop.graph, numerics.parity, numerics.types, loop.resuming, numerics.curve]
+        checks += [numerics.weight_layout, numerics.evaluation, loop.dynamic, loop.divergence, loop.data_parallel]
+        for check in [*checks, numerics.precisions, loop.out_of_memory]:
+            results.check(check.__name__, partial(check, setup))
+    elif phase is Phase.commands:
+        from benchmarks.gpu.commands import run_commands
+
+        run_commands(setup, results)
+    elif phase is Phase.race:
+        from benchmarks.gpu.race import Race
+
+        Race(setup, results).run()
+    else:
+        from benchmarks.gpu.speed import run_speed
+
+        run_speed(setup, results)
+    results.check(END, dict)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,196 @@
+"""Phase `correct`, arithmetic: losses and gradients against the CPU, in every precision."""
+
+import statistics
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.results import Value
+from benchmarks.gpu.setup import Setup, allow_tf32, train
+from charrnn.config import ModelConfig
+from charrnn.model.rnn import CharRNN, NextCharLoss, State
+from train.cudnn import Gpu, algorithm, training_calls
+from train.dataloader import IdSource
+from train.evaluate import evaluate
+from train.flops import published_peak
+
+_SYMBOLS = 65
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+
+
+def environment(setup: Setup) -> Value:
+    """Versions and the GPU's properties."""
+    import accelerate
+    import numpy
+    import onnx
+    import onnxruntime
+
+    found: Value = {m.__name__: m.__version__ for m in (torch, accelerate, numpy, onnx, onnxruntime)}
+    if setup.on_gpu:
+        name, gpu = torch.cuda.get_device_name(), Gpu.current()
+        found |= {
+            "GPU": name,
+            "capability": gpu.capability,
+            "multiprocessors": gpu.multiprocessors,
+            "CUDA": torch.version.cuda,
+            "cuDNN": torch.backends.cudnn.version(),
+            "NCCL": ".".join(map(str, torch.cuda.nccl.version())),
+            "published peak, bf16 and fp32": [published_peak(name, p) for p in ("bf16", "no")],
+            "requested kernels": _requested(setup, gpu),
+        }
+    return found
+
+
+def _requested(setup: Setup, gpu: Gpu) -> Value:
+    """The kernels that torch requests from cuDNN for the recipes, by precision."""
+    found: Value = {}
+    for name in ("gpu-quick.yaml", "shakespeare.yaml"):
+        for precision, dtype in _DTYPES.items():
+            calls = training_calls(setup.config(name), dtype)
+            kinds = {algorithm(call, gpu, backward=backward) for call in calls for backward in (False, True)}
+            found[f"{name}, {precision}"] = sorted(kinds)
+    return found
+
+
+def types(setup: Setup) -> Value:
+    """The type that recurrent layers compute in under each autocast, and the kernels that a step launches.
+
+    Training in bf16 must be bf16 in the recurrent layers too: else the trainer has to use fp16 and its loss scale.
+    """
+    found: Value = {"ok": True}
+    for cell in (nn.LSTM, nn.GRU):
+        for wanted in [_DTYPES[p] for p in setup.precisions if p != "no"]:
+            rnn = cell(128, 128, batch_first=True).to(setup.device)
+            with torch.autocast(setup.device.type, wanted):
+                out, _ = rnn(torch.randn(8, 16, 128, device=setup.device))
+            out.float().sum().backward()
+            found[f"{cell.__name__}, autocast {wanted}"] = str(out.dtype)
+    for precision in setup.precisions:
+        trainer = setup.trainer(setup.config("gpu-quick.yaml", train__mixed_precision=precision), setup.folder("types"))
+        train(trainer, 2)
+        found[f"kernels, {precision} -> {trainer.accelerator.mixed_precision}"] = _dearest(
+            lambda t=trainer: train(t, 1)
+        )
+    return found
+
+
+def _dearest(action: Any, count: int = 6) -> list[str]:
+    """The names of the kernels (on a CPU the operators) that took the most time."""
+    on_gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
+        action()
+        if on_gpu:
+            torch.cuda.synchronize()
+    times: dict[str, float] = {}
+    for event in profiler.events():
+        if (event.device_type == torch.autograd.DeviceType.CUDA) == on_gpu:
+            times[event.name] = times.get(event.name, 0.0) + event.time_range.elapsed_us()
+    return [name[:80] for name in sorted(times, key=lambda n: -times[n])[:count]]
+
+
+def weight_layout(setup: Setup) -> Value:
+    """No model has its recurrent weights copied at every call, which cuDNN's caller warns of."""
+    found: Value = {}
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "layer norm": {"model__layer_norm": True},
+        "dropout": {"model__dropout": 0.2},
+    }
+    for name, change in kinds.items():
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            train(setup.trainer(setup.config(model__rnn="LSTM", **change), setup.folder("layout")), 2)
+        found[name] = sum("contiguous chunk" in str(w.message) for w in seen)
+    return {"ok": not any(found.values()), **found}
+
+
+def parity(setup: Setup) -> Value:
+    """Loss and gradients of one window batch against fp64 on the CPU, relative, with TF32 off and on.
+
+    cuDNN's kernels change with the width: torch asks for those of small ones up to 128 and 192.
+    """
+    widths = (64, 128, 160, 192, 512) if setup.on_gpu else (16, 24)
+    kinds: list[tuple[str, dict[str, Any], int | None, int]] = [("plain", {}, None, width) for width in widths]
+    kinds += [("layer norm", {"layer_norm": True}, None, widths[1]), ("documents", {}, 3, widths[1])]
+    found, worst = {}, {"fp32": 0.0, "tf32": 0.0}
+    for cell in ("GRU", "LSTM"):
+        for name, extra, end, width in kinds:
+            torch.manual_seed(0)
+            config = ModelConfig(rnn=cell, embedding_dim=32, hidden_dim=width, num_layers=2, **extra)
+            model = CharRNN(config, _SYMBOLS, end)
+            ids = torch.randint(0, _SYMBOLS, (8, setup.size(41, 11)))
+            state = tuple(torch.randn_like(part) * 0.1 for part in model.zero_state(8))
+            exact_loss, exact = _gradients(model, ids, state, torch.device("cpu"), torch.float64)
+            for label in worst:
+                allow_tf32(label == "tf32")
+                loss, gradients = _gradients(model, ids, state, setup.device, torch.float32)
+                error = float((gradients - exact).norm() / exact.norm())
+                found[f"{cell} {name} {width}, {label}"] = f"{abs(loss / exact_loss - 1):.1e} {error:.1e}"
+                worst[label] = max(worst[label], error)
+    allow_tf32(False)
+    return {"ok": worst["fp32"] < 1e-4, "worst gradient": worst, "loss and gradient": found}
+
+
+def _gradients(
+    model: CharRNN, ids: Tensor, state: State, device: torch.device, dtype: torch.dtype
+) -> tuple[float, Tensor]:
+    copy = CharRNN(model.config, _SYMBOLS, model.document_end)
+    copy.load_state_dict(model.state_dict())
+    loss_of = NextCharLoss(copy).to(device, dtype)
+    loss, _ = loss_of(ids.to(device), tuple(part.to(device, dtype) for part in state))
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten().cpu().double() for p in loss_of.parameters() if p.grad is not None])
+
+
+def curve(setup: Setup) -> Value:
+    """The losses of 60 steps in fp32 against the CPU's."""
+    allow_tf32(False)
+    found: Value = {}
+    count = setup.size(60, 12)
+    for cell, norm in (("LSTM", True), ("GRU", False)):
+        config = setup.config(model__rnn=cell, model__layer_norm=norm)
+        ours = train(setup.trainer(config, setup.folder("curve")), count)
+        theirs = train(setup.trainer(config, setup.folder("curve"), cpu=True), count)
+        differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+        found[cell] = {"first 10": max(differences[:10]), "all": max(differences), "last loss": ours[-1]}
+    ok = all(v["first 10"] < 1e-4 and v["all"] < 5e-3 for v in found.values())
+    return {"ok": ok, **found}
+
+
+def evaluation(setup: Setup) -> Value:
+    """The validation loss of one set of weights in fp32, where TF32 must be off, against the CPU's."""
+    config = setup.config("shakespeare.yaml", model__dropout=0.0, train__mixed_precision="no")
+    trainer = setup.trainer(config, setup.folder("evaluation"))
+    train(trainer, setup.size(150, 10))
+    allow_tf32(True)  # torch's default for cuDNN
+    here = evaluate(trainer.model, trainer.data.val, config.eval, trainer.accelerator)
+    weights = {name: value.cpu() for name, value in trainer.model.state_dict().items()}
+    other = setup.trainer(config, setup.folder("evaluation"), cpu=True)
+    other.model.load_state_dict(weights)
+    there = evaluate(other.model, IdSource(other.data.corpus.val, torch.device("cpu")), config.eval, other.accelerator)
+    allow_tf32(False)
+    differences = {name: abs(here[name] - there[name]) for name in here if name.endswith("loss")}
+    return {"ok": max(differences.values()) < 2e-5, **differences}
+
+
+def precisions(setup: Setup) -> Value:
+    """300 steps of the shipped network in each precision: training and validation loss, and the loss scale."""
+    found: dict[str, Any] = {}
+    for precision in setup.precisions:
+        options = {"model__dropout": 0.0, "data__batch_size": setup.size(128, 8), "log__every": 10}
+        config = setup.config("shakespeare.yaml", train__mixed_precision=precision, **options)
+        trainer = setup.trainer(config, setup.folder("precision"))
+        losses = train(trainer, setup.size(300, 20))
+        validation = evaluate(trainer.model, trainer.data.val, config.eval, trainer.accelerator)
+        scaler = trainer.accelerator.scaler
+        found[precision] = {
+            "used": trainer.accelerator.mixed_precision,
+            "train": statistics.mean(losses[-5:]),
+            "windows": validation["val/windows/loss"],
+            "loss scale": scaler.get_scale() if scaler else None,
+        }
+    worst = max(abs(v["windows"] - found["no"]["windows"]) for v in found.values())
+    return {"ok": worst < 0.02, "worst": worst, **found}

@@ -1,0 +1,175 @@
+"""What the checks share: the device, a text, configs at two sizes, trainers in this process."""
+
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.training import log_if_due, reset_accelerator, synchronize
+from charrnn.config import RunConfig, load_config
+from charrnn.data.corpus import prepare
+from train.checkpoint.resume import starting_point
+from train.cuda_graph import DirectCapture, GraphedUpdate
+from train.distributed.setup import make_accelerator
+from train.tracking.recorder import Recorder
+from train.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "two", "owls", "watch\n"]
+
+
+class ListRecorder(Recorder):
+    """Keep the records in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[dict[str, Any]] = []
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Append one record."""
+        self.records.append(values)
+
+    def losses(self) -> list[float]:
+        """The training losses so far."""
+        return [r["train/loss"] for r in self.records if "train/loss" in r]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where checks run, and how large they are.
+
+    Attributes:
+        text: A file, or the name of a corpus.
+        work: Folder for prepared corpora and runs.
+        on_gpu: Whether there is a CUDA device; without, everything is tiny.
+    """
+
+    text: str
+    work: Path
+    on_gpu: bool
+
+    @property
+    def device(self) -> torch.device:
+        """The device under test."""
+        return torch.device("cuda" if self.on_gpu else "cpu")
+
+    def size(self, full: int, tiny: int) -> int:
+        """A number of steps, rows or units."""
+        return full if self.on_gpu else tiny
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Values of train.mixed_precision that the device takes."""
+        return ("no", "bf16", "fp16") if self.on_gpu else ("no", "bf16")
+
+    def config(self, name: str = "", **options: Any) -> RunConfig:
+        """A config without evaluations, checkpoints and samples.
+
+        Args:
+            name: Of a file in configs/; empty for small carried batches.
+            options: Fields as section__key.
+        """
+        small: dict[str, Any] = {
+            "data__windows": "carry",
+            "data__batch_size": 16,
+            "data__seq_len": 48,
+            "data__reset": 0.05,
+            "model__embedding_dim": 32,
+            "model__hidden_dim": 64,
+            "optim__warmup_steps": 5,
+            "train__mixed_precision": "no",
+        }
+        if not self.on_gpu:
+            small |= {"data__batch_size": 8, "data__seq_len": 16, "model__embedding_dim": 8, "model__hidden_dim": 16}
+        shared = {
+            "data__source": self.text,
+            "data__cache_dir": str(self.work / "data"),
+            "train__epochs": 0,
+            "train__max_steps": 10**6,
+            "train__time_limit": 0,
+            "train__threads": 0 if self.on_gpu else 1,
+            "train__cuda_graph": False,
+            "eval__every": 0,
+            "checkpoint__every": 0,
+            "sample__length": 0,
+            "log__every": 1,
+        }
+        fields = ({} if name and self.on_gpu else small) | shared | options
+        path = ROOT / "configs" / name if name else None
+        return load_config(path, {key.replace("__", "."): value for key, value in fields.items()})
+
+    def folder(self, name: str, *, empty: bool = True) -> Path:
+        """A folder for a run."""
+        path = self.work / name
+        if empty:
+            shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def trainer(self, config: RunConfig, run_dir: Path, *, cpu: bool = False, graph: bool = False) -> Trainer:
+        """A trainer in this process, which resumes what the folder holds.
+
+        Args:
+            config: The run's.
+            run_dir: Its folder.
+            cpu: Train on the CPU.
+            graph: Replay the step as a CUDA graph; on a CPU run it over the same static buffers.
+        """
+        config = self.with_graph(config) if graph else config
+        reset_accelerator()
+        before = os.environ.get("ACCELERATE_USE_CPU")
+        os.environ["ACCELERATE_USE_CPU"] = str(cpu or not self.on_gpu).lower()
+        try:
+            accelerator = make_accelerator(config.train)
+        finally:
+            if before is None:
+                del os.environ["ACCELERATE_USE_CPU"]
+            else:
+                os.environ["ACCELERATE_USE_CPU"] = before
+        assert (accelerator.device.type == "cuda") == (self.on_gpu and not cpu)
+        corpus = prepare(config.data)
+        start = starting_point(config, corpus, run_dir, resume=True)
+        trainer = Trainer(config, corpus, start, accelerator, run_dir, ListRecorder())
+        if graph and not self.on_gpu:
+            replay_without_gpu(trainer)
+        assert (trainer.update.graphed is not None) == graph
+        return trainer
+
+    def with_graph(self, config: RunConfig) -> RunConfig:
+        """The config with train.cuda_graph on, where there is a GPU."""
+        section = config.train.model_copy(update={"cuda_graph": self.on_gpu})
+        return config.model_copy(update={"train": section})
+
+
+def replay_without_gpu(trainer: Trainer) -> None:
+    """Have the trainer run its step over static buffers, as one does whose step is captured."""
+    update, seq_len = trainer.update, trainer.config.data.seq_len
+    update.graphed = GraphedUpdate(update.compute, update.optimizer, update.state, seq_len, DirectCapture())
+
+
+def train(trainer: Trainer, steps: int) -> list[float]:
+    """Make `steps` training steps as `fit` does, without evaluations; returns the losses recorded so far."""
+    for _ in range(steps):
+        synchronize(trainer)
+        trainer.train_step()
+        log_if_due(trainer)
+    assert isinstance(trainer.recorder, ListRecorder)
+    return trainer.recorder.losses()
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let cuDNN and cuBLAS round the factors of fp32 products to TF32, or forbid it."""
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def tiny_text(folder: Path) -> Path:
+    """Words in a random order, 40,000 characters."""
+    draw = random.Random(0)
+    path = folder / "words.txt"
+    path.write_text(" ".join(draw.choice(WORDS) for _ in range(10_000))[:40_000])
+    return path

@@ -1,0 +1,62 @@
+"""The `infer serve` command; what serves is imported when it runs."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class LogFormat(StrEnum):
+    """Form of the server's log lines."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="[NAME=]FILE",
+            help="Model file; repeat for several, chosen by name in requests.  [default: the shipped model]",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 serves other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 picks a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes per model, each with its own copy.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads per worker.")] = 1,
+    max_streams: Annotated[
+        int, typer.Option(min=1, max=65536, help="Concurrent streams per worker; more are queued.")
+    ] = 512,
+    max_queue: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Queued requests per model; more are answered with 429.")
+    ] = 512,
+    max_tokens_limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000_000, help="Upper limit of max_tokens.")
+    ] = 100_000,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a request fails.")] = 600,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, max=86400, help="Seconds for running requests to finish after SIGTERM or Ctrl-C.")
+    ] = 10,
+    api_key: Annotated[
+        str | None, typer.Option(help="API key that requests must carry; better in CHARRNN_API_KEY.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Allowed CORS origin; repeat for several; * is all.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="Form of log lines on standard error.")] = LogFormat.TEXT,
+) -> None:
+    """Serve models over an OpenAI-compatible API (needs: pip install 'charrnn[serve]').
+
+    POST /v1/completions, GET /v1/models, /health, /metrics. Requests run in one batch, which they join and leave at
+    every character. Ctrl-C or SIGTERM lets those that run finish.
+    """
+    from infer.server import main
+
+    main.serve(
+        model or [], host=host, port=port, workers=workers, threads=threads, max_streams=max_streams,
+        max_queue=max_queue, max_tokens_limit=max_tokens_limit, timeout=timeout, drain_timeout=drain_timeout,
+        api_key=api_key, cors_origins=cors_origin or [], log_json=log_format is LogFormat.JSON,
+    )  # fmt: skip

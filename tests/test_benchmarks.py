@@ -1,0 +1,76 @@
+"""Every speed benchmark runs at a tiny size, and prints machine, versions and its table."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.common import columns, in_turns, machine, machine_line, markdown_head, quartiles, ratios
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "train_speed": "--rnn GRU --hidden-dim 16 --batch-size 4 --seq-len 8 --rounds 2 --steps 1",
+    "generate": "--hidden-dim 16 --rounds 2 --seconds 0.05",
+    "prepare": "--gigabytes 0.001 --kind mixed",
+    "checkpoint_stall": "--hidden-dim 16 --rows 4 --seq-len 8 --rounds 2 --steps 2",
+    "documents": "--hidden-dim 8 --batch-size 4 --seq-len 16 --rounds 2",
+    "race": "--config tiny.yaml --data words.txt --max-time 1 --interval 0.5 --steps 1 --device cpu",
+}
+ROWS = {  # what begins the rows of the tables
+    "train_speed": ("reference ", "fp32 ", "native "),
+    "generate": ("torch eager", "onnxruntime GRU op", "stepped", "loop, fp32 ", "loop, int8 ", "loop, int8, 64"),
+    "prepare": ("| mixed |",),
+    "checkpoint_stall": ("step ", "snapshot ", "stall ", "waited "),
+    "documents": ("| GRU | no documents |", "| GRU | 100 |", "| LSTM | no documents |", "| LSTM | 100 |"),
+    "race": ("GRU 1 x 16 ", "transformer 6 x 384 "),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_run_prints_machine_and_table(tmp_path, name):
+    (tmp_path / "tiny.yaml").write_text("model: {hidden_dim: 16, num_layers: 1}\ndata: {batch_size: 4}\n")
+    (tmp_path / "words.txt").write_text("to be or not to be " * 400)
+    command = [sys.executable, "-m", f"benchmarks.speed.{name}", *TINY[name].split()]
+    # libgomp's threads otherwise spin at barriers, and a busy machine slows down a hundredfold.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"machine  .+, \d+ cores; torch \S+, accelerate \S+, onnxruntime \S+; \d{4}(-\d\d){2}T.*", first
+    )
+    for start in ROWS[name]:
+        (line,) = [line for line in lines if line.startswith(start)]
+        assert re.search(r"\d", line.removeprefix(start))
+
+
+def test_machine_line_names_this_machine_and_its_versions():
+    here = machine()
+    assert here["cores"] >= 1
+    assert all(str(value) in machine_line(here) for value in here.values())
+
+
+def test_quartiles_lie_between_values_and_ratios_within_rounds():
+    assert quartiles([1, 2, 3, 4, 5]).show(".1f") == "3.0 (2.0 to 4.0)"
+    assert quartiles([2.0]).show(".0f", 1e3) == "2000 (2000 to 2000)"
+    assert ratios([2, 6, 20], [1, 2, 4]).show(".1f") == "3.0 (2.5 to 4.0)"
+
+
+def test_sides_take_turns_and_the_warmup_is_dropped():
+    calls = []
+
+    def side(name):
+        return lambda: calls.append(name) or len(calls)
+
+    taken = in_turns({"a": side("a"), "b": side("b")}, rounds=2, warmup=1)
+    assert calls == ["a", "b"] * 3
+    assert taken == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_tables_align_text_left_and_numbers_right():
+    assert columns(["a", 1, "2"], (3, 4, 2)) == "a     1 2"
+    assert markdown_head(["a", "b", "c"], numbers=2) == ["| a | b | c |", "|---|--:|--:|"]

@@ -1,0 +1,129 @@
+"""launch/serve/: commands that are accepted, paths and metrics that exist, and the image's build steps."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infer import cli
+from infer.server import main
+from infer.server.metrics import Metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVE = ROOT / "launch" / "serve"
+DOCKERFILE = (SERVE / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((SERVE / "compose.yaml").read_text(encoding="utf-8"))
+PROMETHEUS = yaml.safe_load((SERVE / "prometheus.yaml").read_text(encoding="utf-8"))
+DEPLOYMENT, SERVICE, AUTOSCALER = yaml.safe_load_all((SERVE / "kubernetes.yaml").read_text(encoding="utf-8"))
+UNIT = (SERVE / "charrnn.service").read_text(encoding="utf-8")
+POD = DEPLOYMENT["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+IMAGE_COMMAND = yaml.safe_load(re.search(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[1])
+UNIT_COMMAND = shlex.split(re.search(r"^ExecStart=\S+/(infer .*)$", UNIT, re.M)[1])
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """What a command line asks of the server."""
+
+    def options(command):
+        found = []
+        monkeypatch.setattr(main, "serve", lambda models, **given: found.append(given | {"models": models}))
+        assert command[0] == "infer"
+        assert cli.run(command[1:]) == 0
+        return found[0]
+
+    return options
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        IMAGE_COMMAND, IMAGE_COMMAND + COMPOSE["services"]["charrnn"]["command"], IMAGE_COMMAND + CONTAINER["args"],
+        UNIT_COMMAND, [*IMAGE_COMMAND, *shlex.split(re.search(r"charrnn-serve (--model .*)", DOCKERFILE)[1])],
+    ],
+)  # fmt: skip
+def test_commands_are_accepted_on_the_port_that_is_published(options, command):
+    assert options(command)["port"] == 8000
+    assert options(command)["log_json"]
+
+
+def test_what_is_stopped_has_time_to_drain(options):
+    image = IMAGE_COMMAND + CONTAINER["args"]
+    assert POD["terminationGracePeriodSeconds"] > options(image)["drain_timeout"] + 3
+    assert int(re.search(r"TimeoutStopSec=(\d+)", UNIT)[1]) > options(UNIT_COMMAND)["drain_timeout"] + 3
+    grace = COMPOSE["services"]["charrnn"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > options(IMAGE_COMMAND)["drain_timeout"] + 3
+
+
+def test_probes_ports_and_metrics_are_those_of_the_server():
+    probes = [CONTAINER[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert {(p["path"], p["port"]) for p in probes} <= {("/health", "http"), ("/metrics", "http")}
+    assert CONTAINER["ports"] == [{"name": "http", "containerPort": 8000}]
+    assert SERVICE["spec"]["selector"].items() <= DEPLOYMENT["spec"]["template"]["metadata"]["labels"].items()
+    assert "EXPOSE 8000" in DOCKERFILE
+    (scrape,) = PROMETHEUS["scrape_configs"]
+    assert (scrape["metrics_path"], scrape["static_configs"]) == ("/metrics", [{"targets": ["charrnn:8000"]}])
+    (metric,) = AUTOSCALER["spec"]["metrics"]
+    names = {family.name for family in Metrics().registry.collect()}
+    assert metric["pods"]["metric"]["name"] in names
+
+
+def test_images_run_without_root_torch_or_a_writable_disk():
+    assert re.search(r"^USER (\d+):", DOCKERFILE, re.M)[1] != "0"
+    assert re.findall(r"pip install .*'\.\[(\w+)\]'", DOCKERFILE) == ["serve"]
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert CONTAINER["securityContext"]["readOnlyRootFilesystem"] is True
+    assert COMPOSE["services"]["charrnn"]["read_only"] is True
+
+
+def test_the_dockerfile_copies_what_there_is():
+    sources = [s for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M) for s in line.split()]
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def test_systemd_takes_the_unit(tmp_path):
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "charrnn.service"
+    unit.write_text(UNIT.replace("/opt/charrnn/bin/infer", sys.executable))
+    done = subprocess.run([analyze, "verify", unit], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_build_steps_of_the_image_serve(tmp_path):
+    """Without an image: its RUN lines in a copy of the sources, and its entry point in an empty environment."""
+    for source in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / source, tmp_path)
+    for folder in ("charrnn", "train", "infer", "checkpoints"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    place = tmp_path / "opt"
+    for step in re.findall(r"^RUN (.*)$", DOCKERFILE, re.M):
+        line = step.replace("python -m venv", f"{sys.executable} -m venv").replace("/opt/charrnn", str(place))
+        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and not f.is_symlink())
+    # The base image has 125 MB of the 400.
+    assert size < 275e6, f"{size / 1e6:.0f} MB"
+    assert not list(place.rglob("torch"))
+    command = [str(place / "bin" / "infer"), *IMAGE_COMMAND[1:], "--port", "0"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stderr=file, cwd="/", env={"PATH": os.environ["PATH"]})
+    try:
+        from benchmarks.serving import Served, _address
+
+        url = _address(server, log).replace("0.0.0.0", "127.0.0.1")
+        assert Served(server, url, log).gauge("charrnn_workers_ready") == 1
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
