@@ -129,7 +129,7 @@ def agreed(stop_signal=0, failed_ranks=(), mismatched_ranks=()):
 
 
 @pytest.mark.slow
-def test_after_an_exchange_all_ranks_know_the_same(seen):
+def test_all_ranks_receive_the_same_status(seen):
     for rank, found in enumerate(seen("exchange")):
         assert found["count"] == 2
         assert found["is_main"] == (rank == 0)
