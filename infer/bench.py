@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,10 +16,8 @@ from charrnn import __version__
 from charrnn.errors import ModelFileError, printable
 from charrnn.sampling import SamplingOptions
 from infer import child
+from infer.engine import Engine
 from infer.model_file.layout import NUM_GATES
-
-if TYPE_CHECKING:
-    from infer.engine import Engine
 
 STREAMS = (1, 8, 64)
 # As many characters take some tenths of a second: long against a clock's grain, short against what a machine does else.
@@ -33,7 +31,7 @@ _FIRST_TEXT = (
 )
 
 
-def bench(engine: "Engine", rounds: int, options: SamplingOptions) -> dict[str, Any]:
+def bench(engine: Engine, rounds: int, options: SamplingOptions) -> dict[str, Any]:
     """Measures everything. rounds: of each figure, taken in turn; medians and quartiles are over them.
 
     `streams`: for each number of streams, characters a second in all, by the graph's loop where the file has one.
@@ -68,7 +66,7 @@ def bench(engine: "Engine", rounds: int, options: SamplingOptions) -> dict[str, 
     }
 
 
-def chars_per_s(engine: "Engine", streams: int, options: SamplingOptions, *, in_graph: bool = True) -> float:
+def chars_per_s(engine: Engine, streams: int, options: SamplingOptions, *, in_graph: bool = True) -> float:
     """Characters a second of all streams together, the prompt and the model's loading left out."""
     prompt = np.array([engine.vocab.start_id])
     drawn = engine.drawn(prompt, 10**9, options, range(streams), in_graph=in_graph)
@@ -80,7 +78,7 @@ def chars_per_s(engine: "Engine", streams: int, options: SamplingOptions, *, in_
     return count / seconds
 
 
-def bare_step_s(engine: "Engine") -> float:
+def bare_step_s(engine: Engine) -> float:
     """Seconds of one run of the network for one character of one stream, nothing drawn."""
     ids, state = np.zeros((1, 1), np.int64), engine.zero_state(1)
     count, began = 0, perf_counter()
@@ -103,7 +101,7 @@ def bandwidth(size: int) -> float:
     return best
 
 
-def weight_bytes(engine: "Engine") -> int:
+def weight_bytes(engine: Engine) -> int:
     """Bytes of weights that one character of one stream reads: all but the rows of the table that it does not need."""
     model = engine.config["model"]
     width, gates = model["hidden_dim"], NUM_GATES[model["rnn"]]
@@ -125,7 +123,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"q1": low, "median": middle, "q3": high}
 
 
-def machine(engine: "Engine") -> dict[str, Any]:
+def machine(engine: Engine) -> dict[str, Any]:
     """Where and with what it was measured."""
     return {
         "cpu": _cpu_name(),

@@ -1,7 +1,6 @@
-"""Engine: a loaded model file, from one step of the network up to streamed text.
+"""Engine: a loaded model file that generates text.
 
-Letters: B batch, T characters in a call, L num_layers, H hidden_dim, V vocabulary size, N characters of a prompt or to
-generate.
+Letters: B batch, L num_layers, H hidden_dim, N characters of a prompt or to generate.
 """
 
 import contextlib
@@ -17,19 +16,13 @@ from numpy.typing import NDArray
 
 from charrnn import sampling
 from charrnn.cores import cores, free_cores
-from charrnn.errors import ModelFileError, SamplingError, listing
+from charrnn.errors import SamplingError, listing
 from charrnn.sampling import SamplingOptions
-from charrnn.vocab import Unknown, Vocab
-from infer.model_file.loader import brief, default_model, open_model
-from infer.model_file.session import MEMORY_BYTES, is_out_of_memory, reason
+from charrnn.vocab import Unknown
+from infer.model_file.loader import default_model
+from infer.network import Ids, Network, State
 from infer.text_writer import TextWriter
 
-Logits = NDArray[np.float32]
-Ids = NDArray[np.int64]
-State = tuple[NDArray[np.float32], ...]
-
-# A longer prompt is read in several calls, so that the logits of its every position never lie in memory at once.
-_PREFILL_CHARS = 4096
 # Characters of a run of the graph's loop: few enough that text seems to flow, and that Ctrl-C and a stop text act at
 # once; as many as make the time between two runs not matter.
 _RUN_S = 0.03
@@ -40,7 +33,7 @@ _BYTES_FOR_THREADS = 1_500_000
 _MOST_THREADS = 4
 
 
-class Engine:
+class Engine(Network):
     """A charrnn model file, loaded.
 
     Args:
@@ -49,197 +42,15 @@ class Engine:
             texts at once, and as other processes leave cores for, mostly 1. The text does not depend on it.
         streams: Texts to generate at once, by which `threads` is chosen.
 
-    Attributes:
-        path: The model file.
-        threads: CPU threads an operator may use.
-        vocab: What it reads and writes.
-        config: The settings of the run that made it, by section.
-        metrics: What training measured.
-        corpus: Name, source and length of the training text.
-        metadata: As in the file.
-
     Raises:
-        ModelFileError: if the file is missing, damaged, not charrnn's, or too new.
+        ModelFileError: if the file is missing, damaged, not charrnn's, or of another version.
     """
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, threads: int | None = None, streams: int = 1
     ) -> None:
         path = default_model() if path is None else Path(path)
-        self.threads: int = default_threads(path, streams) if threads is None else threads
-        file = open_model(path, self.threads)
-        self.path: Path = file.path
-        self.vocab: Vocab = file.vocab
-        self.config: dict[str, Any] = file.config
-        self.metrics: dict[str, Any] = file.metrics
-        self.corpus: dict[str, Any] = file.corpus
-        self.metadata: dict[str, str] = file.metadata
-        self._run = file.session.run
-        self._states = file.states
-        self._outputs = ["logits", *(f"{name}_next" for name in file.states)]
-        self._state_shape = (file.sizes.num_layers, file.sizes.hidden_dim)
-
-    # ---- the network
-
-    def zero_state(self, batch: int) -> State:
-        """Return the state before the first character: (h,) or (h, c), zeros, each (L, B, H)."""
-        num_layers, hidden_dim = self._state_shape
-        return tuple(np.zeros((num_layers, batch, hidden_dim), np.float32) for _ in self._states)
-
-    def step(self, ids: NDArray[Any], state: State) -> tuple[Logits, State]:
-        """Run T characters through the network, all rows at once.
-
-        Args:
-            ids: (B, T) integers in [0, V), B and T at least 1.
-            state: Each (L, B, H).
-
-        Returns:
-            logits (B, T, V), those at t being of the character after t, and the state after the last one.
-
-        Raises:
-            ValueError: for ids of another type, shape or range, or a state of another type or shape.
-            MemoryError: for more rows or characters than the memory of a session holds.
-            ModelFileError: for a graph that does not run.
-        """
-        ids = np.asarray(ids)
-        if ids.dtype.kind not in "iu":
-            raise ValueError(f"ids must be integers, not {ids.dtype}")
-        ids = np.ascontiguousarray(ids, np.int64)  # (B, T)
-        if ids.ndim != 2 or not ids.size:
-            raise ValueError(f"ids must be (B, T) with B and T at least 1, not {ids.shape}")
-        # As unsigned numbers the negative ids, which onnxruntime would count from the end, are too large as well.
-        if ids.view(np.uint64).max() >= len(self.vocab):
-            raise ValueError(f"ids must lie in [0, {len(self.vocab)}); found {ids.min()} to {ids.max()}")
-        logits, *state_next = self._call(self._outputs, {"ids": ids, **self._state_feeds(state, len(ids))})
-        return logits, tuple(state_next)
-
-    def _state_feeds(self, state: State, batch: int) -> dict[str, NDArray[np.float32]]:
-        num_layers, hidden_dim = self._state_shape
-        if kinds := {str(np.asarray(part).dtype) for part in state} - {"float32"}:
-            raise ValueError(f"the state must be float32, not {', '.join(sorted(kinds))}")
-        shapes = [part.shape for part in state]
-        if shapes != [(num_layers, batch, hidden_dim)] * len(self._states):
-            raise ValueError(f"the state must be {len(self._states)} x {(num_layers, batch, hidden_dim)}, not {shapes}")
-        return dict(zip(self._states, state, strict=True))
-
-    def _call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
-        """Run the session. Raises: MemoryError; ModelFileError when a graph that loaded cannot be run after all."""
-        try:
-            return self._run(outputs, feeds)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            if is_out_of_memory(error):
-                raise MemoryError(f"{feeds['ids'].shape} ids take more memory than the model may") from None
-            raise ModelFileError(
-                f"{self.path}: its graph does not run ({brief(reason(error))}); export it again"
-            ) from None
-
-    def prefill(self, ids: NDArray[Any]) -> tuple[Logits, State]:
-        """Read a prompt from the zero state.
-
-        Args:
-            ids: (N,), N at least 1.
-
-        Returns:
-            logits (1, V) after it, and the state there.
-        """
-        state = self.zero_state(1)
-        logits, state = self.step(ids[None, :_PREFILL_CHARS], state)  # (1, T, V)
-        for start in range(_PREFILL_CHARS, len(ids), _PREFILL_CHARS):
-            logits, state = self.step(ids[None, start : start + _PREFILL_CHARS], state)
-        return logits[:, -1], state
-
-    # ---- sampling ids
-
-    def decode(
-        self,
-        last: NDArray[Any],
-        state: State,
-        length: int,
-        options: Sequence[SamplingOptions],
-        streams: Sequence[np.random.Generator],
-        history: Sequence[NDArray[Any]] | None = None,
-        *,
-        in_graph: bool = True,
-    ) -> tuple[Ids, State]:
-        """Generate `length` characters for each of B rows, which may differ in everything.
-
-        A row's characters depend on its own `last`, state, options, stream and history alone, not on the other rows
-        or on how a text is divided into calls. Rows with a repetition penalty, which the graph does not have, are
-        sampled in numpy, a character at a time; the others by the graph's loop.
-
-        Args:
-            last: (B,), each row's last character, which its state does not include yet.
-            state: (h,) or (h, c), each (L, B, H).
-            length: Characters to generate, at least 1.
-            options: B options, one per row.
-            streams: B random generators; row b takes `length` uniforms from `streams[b]`.
-            history: B arrays of the ids before (any length, `last` included), on which a row's repetition penalty
-                looks back; None is `last` alone.
-            in_graph: Whether to use the graph's loop where it can be used. The ids are the same without it.
-
-        Returns:
-            ids (B, length), and the state before the last of them (so that `ids[:, -1]` is the next call's `last`).
-
-        Raises:
-            SamplingError: if the logits are not finite.
-        """
-        uniforms = np.stack([stream.random(length) for stream in streams])  # (B, length)
-        last = np.asarray(last, np.int64)[:, None]  # (B, 1)
-        history = list(last) if history is None else history
-        looped = [b for b, row in enumerate(options) if in_graph and row.repetition_penalty == 1]
-        if len(looped) == len(options):
-            return self._decode_in_graph(last, state, uniforms, options)
-        if not looped:
-            return self._decode_stepped(last, state, uniforms, options, history)
-        ids = np.empty(uniforms.shape, np.int64)
-        after = tuple(np.empty_like(part) for part in state)
-        stepped = sorted({*range(len(options))} - {*looped})
-        for rows in (looped, stepped):
-            given = last[rows], tuple(part[:, rows] for part in state), uniforms[rows], [options[b] for b in rows]
-            if rows is looped:
-                ids[rows], parts = self._decode_in_graph(*given)
-            else:
-                ids[rows], parts = self._decode_stepped(*given, [history[b] for b in rows])
-            for part, whole in zip(parts, after, strict=True):
-                whole[:, rows] = part
-        return ids, after
-
-    def _decode_in_graph(
-        self, last: Ids, state: State, uniforms: NDArray[np.float64], options: Sequence[SamplingOptions]
-    ) -> tuple[Ids, State]:
-        """`decode` by one run of the session. last: (B, 1). uniforms: (B, N)."""
-        feeds: dict[str, Any] = {"ids": last, "uniforms": uniforms, **self._state_feeds(state, len(last))}
-        feeds["temperature"] = np.array([row.temperature or 1.0 for row in options])
-        feeds["top_k"] = np.array([min(row.top_k, len(self.vocab)) if row.temperature else 1 for row in options])
-        feeds["top_p"] = np.array([row.top_p for row in options])
-        feeds["min_p"] = np.array([row.min_p for row in options])
-        logits, *after, ids = self._call([*self._outputs, "drawn"], feeds)
-        if not (np.isfinite(logits).all() and all(np.isfinite(part).all() for part in after)):
-            raise sampling.not_finite()
-        return ids, tuple(after)
-
-    def _decode_stepped(
-        self,
-        last: Ids,
-        state: State,
-        uniforms: NDArray[np.float64],
-        options: Sequence[SamplingOptions],
-        history: Sequence[NDArray[Any]],
-    ) -> tuple[Ids, State]:
-        """`decode` a character at a time, sampled in numpy. last: (B, 1). uniforms: (B, N)."""
-        groups: dict[SamplingOptions, list[int]] = {}  # rows by their options
-        for b, row in enumerate(options):
-            groups.setdefault(row, []).append(b)
-        seen = {row: sampling.History([history[b] for b in rows], row) for row, rows in groups.items()}
-        ids = np.empty(uniforms.shape, np.int64)
-        for i in range(uniforms.shape[1]):
-            logits, state = self.step(last, state)  # (B, 1, V)
-            for row, rows in groups.items():
-                shares = sampling.shares_of(seen[row].penalise(logits[rows, 0]), row)  # (b, V)
-                ids[rows, i] = sampling.draw(shares, uniforms[rows, i])
-                seen[row].add(ids[rows, i])
-            last = ids[:, i : i + 1]
-        return ids, state
+        super().__init__(path, default_threads(path, streams) if threads is None else threads)
 
     def drawn(
         self,
@@ -297,8 +108,6 @@ class Engine:
             elif seconds > _RUN_S:
                 size = max(size // 2, 1)
 
-    # ---- text
-
     def generate(
         self,
         prompt: str = "",
@@ -350,9 +159,9 @@ class Engine:
         Text i is what `generate` returns with seed + i.
         """
         num_samples = sampling.whole_number(num_samples, "num_samples")
-        if not 1 <= num_samples <= self._max_samples():
+        if not 1 <= num_samples <= self.max_rows():
             raise SamplingError(
-                f"num_samples must be 1 to {self._max_samples():,} for this model and its memory, not {num_samples}"
+                f"num_samples must be 1 to {self.max_rows():,} for this model and its memory, not {num_samples}"
             )
         rows = self._rows(prompt, num_samples, length, options, seed, stop, past_end, unknown)
         return ["".join(pieces) for pieces in zip(*rows, strict=True)]
@@ -384,12 +193,6 @@ class Engine:
             yield [writer.end() for writer in writers]
 
         return rows()
-
-    def _max_samples(self) -> int:
-        """As many rows as the memory of a session surely holds: their states, before and after, and their logits."""
-        num_layers, hidden_dim = self._state_shape
-        state = 4 * num_layers * hidden_dim * len(self._states)
-        return max(1, MEMORY_BYTES // (4 * state + 64 * len(self.vocab) + 4096))
 
     def _prompt_ids(self, prompt: str, unknown: Unknown) -> NDArray[Any]:
         if not isinstance(prompt, str):

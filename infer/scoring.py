@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,8 @@ from charrnn.errors import CorpusError, ModelFileError
 from charrnn.sampling import log_softmax
 from charrnn.vocab import Unknown
 from charrnn.windows import EvalBatch, split_bounds, stream_batch, window_batches
+from infer.engine import Engine
 from infer.texts import decode
-
-if TYPE_CHECKING:
-    from infer.engine import Engine
 
 State = TypeVar("State")
 Step = Callable[[NDArray[np.int64], State], tuple[Any, State]]
@@ -68,7 +66,7 @@ class ScoredText:
     is_corpus: bool
 
 
-def read_text(engine: "Engine", raw: bytes, split: str, unknown: Unknown) -> ScoredText:
+def read_text(engine: Engine, raw: bytes, split: str, unknown: Unknown) -> ScoredText:
     """Turns a file's bytes into ids, as the corpus was when the model was trained.
 
     split: `all`, or the `train`, `val` or `test` part by the fractions the model was trained with. For a model that
@@ -91,11 +89,11 @@ def read_text(engine: "Engine", raw: bytes, split: str, unknown: Unknown) -> Sco
     return ScoredText(ids, len(part), engine.vocab.unknown_in(part), unknown_chars, is_corpus)
 
 
-def _is_corpus(engine: "Engine", raw: bytes) -> bool:
+def _is_corpus(engine: Engine, raw: bytes) -> bool:
     return hashlib.sha256(raw).hexdigest() == engine.metadata.get("charrnn.corpus_sha256")
 
 
-def _bounds(engine: "Engine", num_chars: int, split: str) -> tuple[int, int]:
+def _bounds(engine: Engine, num_chars: int, split: str) -> tuple[int, int]:
     if split == "all":
         return 0, num_chars
     data = engine.config.get("data")
@@ -105,7 +103,7 @@ def _bounds(engine: "Engine", num_chars: int, split: str) -> tuple[int, int]:
     return split_bounds(num_chars, (fractions[0], fractions[1], fractions[2]))[split]
 
 
-def score(engine: "Engine", ids: NDArray[Any]) -> dict[str, Score]:
+def score(engine: Engine, ids: NDArray[Any]) -> dict[str, Score]:
     """The `stream` and `windows` scores of a text. ids: (N,), N at least 2.
 
     Window, rows, lanes and warm-up are those the model's own validation used.
@@ -161,7 +159,7 @@ def _nll(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64
     return -np.take_along_axis(log_softmax(logits), targets[..., None], axis=-1)[..., 0]
 
 
-def _eval_fields(engine: "Engine") -> dict[str, int]:
+def _eval_fields(engine: Engine) -> dict[str, int]:
     recorded = engine.config.get("eval", {})
     if not isinstance(recorded, dict):
         raise ModelFileError(f"{engine.path}: charrnn.config's eval is not a section; export it again")

@@ -7,7 +7,7 @@ from pathlib import Path
 from tiny_models import CHARS, model_bytes
 
 from charrnn.vocab import Vocab
-from infer.model_file import graph_digests, validator
+from infer.model_file import graph_digests, graph_structure, validator
 from infer.model_file.layout import Sizes
 from infer.model_file.protobuf import Reader
 
@@ -20,8 +20,8 @@ VOCABS = {
 }
 HEAD = '''"""Digests of the graphs that train.export writes; made by `python tests/graph_digests.py`.
 
-See `validator.structure_digest`. There is one per cell, precision, kind of vocabulary, with and without documents and
-layer normalisation, and for one layer and several.
+See `graph_structure.structure_digest`. There is one per cell, precision, kind of vocabulary, with and without documents
+and layer normalisation, and for one layer and several.
 """
 
 DIGESTS = frozenset(
@@ -44,8 +44,8 @@ def files(layers: tuple[int, ...] = (1, 2)) -> Iterator[tuple[str, bytes, Sizes]
 
 def digest(data: bytes, sizes: Sizes) -> str:
     reader: Reader = validator.outline(data).reader
-    graph = reader.fields(validator.outline(data).graph, validator._GRAPH, "graph")
-    return validator.structure_digest(reader, graph, validator._read_weights(reader, graph, sizes), sizes)
+    graph = reader.fields(validator.outline(data).graph, graph_structure.GRAPH, "graph")
+    return graph_structure.structure_digest(reader, graph, validator._read_weights(reader, graph, sizes), sizes)
 
 
 def source(digests: set[str]) -> str:

@@ -2,13 +2,14 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from training import some_text
+
+from benchmarks.common import free_port
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -20,13 +21,6 @@ log: {every: 1}
 checkpoint: {every: 5}
 sample: {length: 20, prompt: "the "}
 """
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def torchrun(processes: int) -> list[str]:

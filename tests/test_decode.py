@@ -198,7 +198,9 @@ def test_normal_forms_join_no_ascii_to_what_precedes() -> None:
 def test_text_split_at_a_cut_decodes_the_same(raw: bytes, start: int, rules: Rules) -> None:
     rules = Rules(invalid="replace", newlines=rules.newlines, normalize=rules.normalize)
     cut = last_cut(raw[start:], rules)
-    cut = start + cut if cut else 0
+    if not cut:
+        return
+    cut += start
     whole = decoded(b"x" + raw, rules=rules)
     assert decoded(b"x" + raw[:cut], rules=rules) + decoded(raw[cut:], rules=rules, begins=False) == whole
 

@@ -13,9 +13,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import typer
 from doors import enter, explained, is_one_line, mutated, nasty, words, write
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
+from charrnn.cli import run_command
 from charrnn.config import load_config
 from charrnn.data import inspect as inspection
 from charrnn.data.corpus import prepare
@@ -24,7 +26,7 @@ from charrnn.errors import CharRNNError, ConfigError
 from train import evaluate, main
 from train.dataloader import window_plan
 from train.distributed.setup import check_processes
-from train.export import exporter as export
+from train.export import __main__ as export
 
 ROOT = Path(__file__).parent.parent
 LONG = pytest.mark.slow
@@ -64,7 +66,7 @@ def without_network(_):
     raise DownloadError("no network")
 
 
-def until_training(config, *, config_name, resume, chosen=None):
+def until_training(config, *, config_name, resume, settings=None):
     """What a run does before its folder is made."""
     check_processes(config, 1)
     window_plan(config, len(prepare(config.data).train))
@@ -88,23 +90,24 @@ def test_command_lines_of_inspection(seed):
         enter(inspection.main, ["inspect", *words(draw, ["--config", "--set", "--json"], [subject])])
 
 
+def options_of(command):
+    """Every option of a typer command."""
+    app = typer.Typer()
+    app.command()(command)
+    return [name for param in typer.main.get_command(app).params for name in param.opts if name.startswith("--")]
+
+
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    ("program", "options"),
-    [
-        (
-            evaluate,
-            ["--data", "--include", "--text-field", "--encoding", "--split", "--shares", "--segment", "--lr", "--json"],
-        ),
-        (export, ["--out", "--precision", "--data", "--exclude", "--text-field", "--encoding"]),
-    ],
-    ids=["evaluate", "export"],
-)
-def test_command_lines_beside_training(seed, program, options):
-    draw = random.Random(seed)
+@pytest.mark.parametrize("program", [evaluate, export], ids=["evaluate", "export"])
+def test_command_lines_of_evaluation_and_export(seed, program):
+    draw, options = random.Random(seed), options_of(program.command)
+
+    def main():
+        run_command(lambda: typer.run(program.command))
+
     for _ in range(4):
-        enter(program.main, words(draw, options, ["run", "run", "run/best", nasty(draw)]))
+        enter(main, words(draw, options, ["run", "run", "run/best", nasty(draw)]))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -96,7 +96,7 @@ def test_prefill_equals_step_by_step(engine):
 def test_prefill_of_a_long_prompt_in_parts_equals_one_call(engine, monkeypatch):
     ids = np.random.default_rng(3).integers(0, len(CHARS), 100)
     whole, state = engine.prefill(ids)
-    monkeypatch.setattr("infer.engine._PREFILL_CHARS", 33)
+    monkeypatch.setattr("infer.network._PREFILL_CHARS", 33)
     parts, parts_state = engine.prefill(ids)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
     np.testing.assert_allclose(parts_state[0], state[0], atol=1e-5)

@@ -130,7 +130,7 @@ def test_a_file_without_metrics_and_corpus_still_runs(tmp_path):
 
 def test_a_model_that_onnxruntime_warns_of_loads_without_a_word(tmp_path, capfd):
     model = onnx.load_from_string(model_bytes())
-    model.graph.initializer.append(numpy_helper.from_array(np.array([24] * 3), "three_widths"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1 / 127, np.float32), "state_scale"))
     onnx.save(model, tmp_path / "warned.onnx")
     Engine(tmp_path / "warned.onnx")
     assert capfd.readouterr().err == ""

@@ -90,7 +90,7 @@ def test_changed_corpus_is_refused_on_resume(tmp_path):
     (tmp_path / "words.txt").write_text(some_text(seed=9))
     config = tiny_config(tmp_path)
     changed = prepare(config.data).sha256
-    with pytest.raises(CheckpointError, match=f"{first.corpus.sha256[:12]}.*{changed[:12]}"):
+    with pytest.raises(CheckpointError, match=f"{first.data.corpus.sha256[:12]}.*{changed[:12]}"):
         make_trainer(config)
 
 

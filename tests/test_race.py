@@ -7,7 +7,7 @@ import pytest
 import torch
 from training import tiny_config
 
-from benchmarks.speed.race import Clock, Limits, Reference, race, run_race, windows_loss
+from benchmarks.speed.race import Clock, Limits, Reference, race, run_race, warm_up, windows_loss
 from benchmarks.speed.reference_transformer import Recipe, Shape, Transformer, TransformerTraining
 from charrnn.data.corpus import prepare
 from train.dataloader import IdSource
@@ -91,3 +91,19 @@ def test_a_side_ends_with_its_schedule(tmp_path):
     val = IdSource(corpus.val, CPU)
     result = race(lambda _: Reference(TINY, SHORT, corpus, CPU), val, TINY.context, Limits(0.001, 60, 60))
     assert (result.steps, result.reached_s) == (SHORT.steps, None)
+
+
+def test_every_side_is_warmed_up_before_any_clock_starts(tmp_path):
+    corpus, events = prepare(tiny_config(tmp_path).data), []
+
+    class Noted(Reference):
+        def __init__(self, clock):
+            super().__init__(TINY, SHORT, corpus, CPU)
+            self.clock = clock
+
+        def train_step(self):
+            events.append(self.clock())
+            return super().train_step()
+
+    warm_up([Noted, Noted], CPU)
+    assert events == [0.0] * 4

@@ -21,7 +21,7 @@ from train.base import shrink
 from train.checkpoint.format import load_newest
 from train.probe import Speed, training_speed
 from train.run import run
-from train.sizing import Chosen, base_helps, initial_config
+from train.sizing import UserSettings, base_helps, initial_config
 
 ROOT = Path(__file__).parent.parent
 RUSSIAN = "съешь же ещё этих мягких французских булок, да выпей чаю\n" * 100
@@ -42,8 +42,8 @@ def started(*assignments, **options):
     """Runs train/main.py's work with the options ("section__key" = value) and --set assignments."""
     fresh_accelerator()
     fixed = {"data.source": "words.txt", "sample.length": 10, "train.mixed_precision": "no", "train.time_limit": 0}
-    chosen = Chosen({**fixed, **{name.replace("__", "."): v for name, v in options.items()}}, assignments)
-    return run(initial_config(chosen), config_name="", resume=True, chosen=chosen)
+    chosen = UserSettings({**fixed, **{name.replace("__", "."): v for name, v in options.items()}}, assignments)
+    return run(initial_config(chosen), config_name="", resume=True, settings=chosen)
 
 
 def losses(run_dir):
@@ -51,7 +51,7 @@ def losses(run_dir):
     return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
 
 
-def test_a_text_alone_is_enough_and_the_same_command_again_resumes(folder, capsys):
+def test_a_text_alone_suffices_and_the_run_resumes(folder, capsys):
     assert started(train__max_steps=12).resolve() == folder / "checkpoints" / "words" / "model.onnx"
     run_dir = folder / "checkpoints" / "words"
     said = r"^recipe    fine-tune the base model \(LSTM 2 x 16, \d\.\d\d nats/char on .*\), dropout \S+, \d+ rows x"
@@ -98,7 +98,7 @@ def test_sliding_windows_of_the_users_leave_no_reset(folder):
 
 
 def test_a_reset_is_the_users_to_set_since_rows_are_carried():
-    config = initial_config(Chosen({}, ("data.reset=0.2",)))
+    config = initial_config(UserSettings({}, ("data.reset=0.2",)))
     assert (config.data.windows, config.data.reset) == ("carry", 0.2)
 
 
@@ -115,9 +115,9 @@ def test_a_reset_is_the_users_to_set_since_rows_are_carried():
 )
 def test_the_base_serves_mostly_latin_text_of_its_own_network(folder, text, options, helps):
     (folder / "t.txt").write_text(text, encoding="utf-8")
-    chosen = Chosen({"data.source": "t.txt", **options})
+    chosen = UserSettings({"data.source": "t.txt", **options})
     config = initial_config(chosen)
-    assert base_helps(chosen, config, prepare(config.data)) is helps
+    assert base_helps(chosen, prepare(config.data)) is helps
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_base_serves_mostly_latin_text_of_its_own_network(folder, text, opti
 def test_one_thread_trains_beside_other_processes(speed, wanted, said, threads):
     torch.set_num_threads(2)
     config = load_config(None, {"train.threads": wanted})
-    flops, lines = train.sizing._measured(speed, config)
+    flops, lines = train.sizing._choose_threads(speed, config)
     assert torch.get_num_threads() == threads
     assert said in "".join(lines)
     assert flops == (3e11 if threads == 1 else 1e11)
@@ -157,13 +157,13 @@ SHOW = "import os, sys, train; assert 'torch' not in sys.modules; print(os.envir
     ("given", "shown"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
-def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given, shown):
+def test_waiting_threads_spin_briefly_by_default(given, shown):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
     environment |= {"PYTHONPATH": str(ROOT), **given}
     done = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown
 
 
-def test_the_command_line_imports_torch_after_the_package_that_sets_it():
+def test_the_command_line_imports_torch_last():
     code = "import sys; sys.path.insert(0, 'train'); import main; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

@@ -1,4 +1,4 @@
-"""The base model that fine-tuning starts from: checkpoints/base/, and how a run's best checkpoint becomes one.
+"""The base model of --init-from base: where it is, and how it is made from a run's best checkpoint.
 
 `python -m train.base RUN --out checkpoints/base`
 """
@@ -21,7 +21,7 @@ _FOLDERS = (_TRAIN.parent / "checkpoints" / "base", _TRAIN / "models" / "base")
 
 
 def base_folder() -> Path:
-    """The folder of the shipped base model. Raises: CheckpointError when this installation has none."""
+    """The folder of the shipped base model. Raises a CheckpointError if it is missing."""
     for folder in _FOLDERS:
         if folder.is_dir():
             return folder
@@ -31,9 +31,14 @@ def base_folder() -> Path:
 
 
 def shrink(source: Path, out: Path) -> Path:
-    """Writes the best checkpoint of a run as a base: weights in half precision, and nothing of the training machine.
+    """Write the best checkpoint of a run as a base model: weights in half precision, without paths of its machine.
 
-    Raises: CheckpointError when there is no such checkpoint, or `out` exists or cannot be written.
+    Args:
+        source: A run folder or a checkpoint.
+        out: The folder to write.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or `out` exists or cannot be written.
     """
     if out.exists():
         raise CheckpointError(f"{out} exists; name another --out, or delete it")

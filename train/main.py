@@ -105,13 +105,13 @@ def train(
     given = {key: value for key, value in options.items() if value is not None}
     assigned = tuple(assignments or ())
     sys.argv[1:] = map(without_credentials, sys.argv[1:])  # W&B records them
-    settings = load_config(config, {**({} if config else UNSIZED), **given}, assigned)
+    resolved = load_config(config, {**({} if config else UNSIZED), **given}, assigned)
     # torch takes a second to import: after the options have been checked.
     from train.run import run
-    from train.sizing import Chosen
+    from train.sizing import UserSettings
 
-    chosen = None if config else Chosen(given, assigned)
-    run(settings, config_name=config.stem if config else "", resume=resume == "auto", chosen=chosen)
+    user_settings = None if config else UserSettings(given, assigned)
+    run(resolved, config_name=config.stem if config else "", resume=resume == "auto", settings=user_settings)
 
 
 def main() -> None:

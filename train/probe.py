@@ -1,4 +1,4 @@
-"""How fast this machine trains, measured in the first seconds of a run: what the recipe sizes a run by."""
+"""Training speed of this machine, measured in the first seconds of a run, for the recipe."""
 
 import statistics
 import time
@@ -16,18 +16,18 @@ from train.optimizer import make_optimizer
 ROWS, SEQ_LEN = 16, 64
 _GPU_ROWS = 128
 _WARMUP_STEPS, _LEAST_STEPS, _SECONDS = 3, 5, 1.0
-# Below this share, other processes use the cores; alone, threads that wait for each other sleep 5 to 10% of the time.
+# A lower CPU share means other processes use the cores; threads that wait for each other sleep 5 to 10% of the time.
 UNDISTURBED = 0.8
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one process achieves.
+    """Training speed of one process.
 
     Attributes:
         flops: FLOP/s of training steps.
-        cpu_share: Share of its threads' time that it had on the cores; other processes had the rest.
-        one_thread: How many times as fast one thread is as all of them; 1 where the share is high.
+        cpu_share: Fraction of its threads' time on the cores; other processes had the rest.
+        one_thread: Speedup of one thread over all of them; 1 if the share is high.
     """
 
     flops: float
@@ -36,9 +36,14 @@ class Speed:
 
 
 def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator) -> Speed:
-    """Measures training steps of a network of that shape for about a second. Changes no random state.
+    """Measure training steps for about a second. Changes no random state.
 
-    Of the steps after a warm-up the quicker quartile counts: a short disturbance is not the machine's speed.
+    The lower quartile of the step times after a warm-up counts, which excludes short disturbances.
+
+    Args:
+        model: Shape of the model.
+        vocab_size: V.
+        accelerator: Device and precision.
     """
     on_cpu = accelerator.device.type == "cpu"
     rows = ROWS if on_cpu else _GPU_ROWS
@@ -70,7 +75,7 @@ def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator
 
 
 def _timed(step: Callable[[], None], limit_s: float) -> tuple[float, float]:
-    """Seconds of a step, the lower quartile, and the share of its threads' time that the process had on the cores."""
+    """Seconds per step (lower quartile), and the fraction of its threads' time that the process had on the cores."""
     for _ in range(_WARMUP_STEPS):
         step()
     times: list[float] = []

@@ -1,7 +1,7 @@
-"""The recipe: what a run without --config trains, from the text's size, the machine's speed and the time there is.
+"""The recipe of a run without --config: model and schedule from the text's size, the machine's speed and the budget.
 
-A pure function from facts to fields of the config. docs/quality.md has the experiments behind each rule.
-Letters: N characters of the training split, C characters that will be trained on, P parameters.
+A pure function of `Facts`. docs/quality.md has the experiments behind each rule.
+Letters: N characters of the training split, C characters to train on (with repetition), P parameters.
 """
 
 import math
@@ -11,41 +11,41 @@ from typing import Any
 from charrnn.config import BASE, SCRATCH, ModelConfig
 from train.flops import flops_per_char
 
-# Networks from small to large: layers, hidden_dim, embedding_dim.
+# Models from small to large: num_layers, hidden_dim, embedding_dim.
 _SIZES = ((1, 128, 32), (1, 256, 64), (1, 512, 64), (2, 512, 128), (2, 1024, 256))
 # On a GPU inputs and widths are multiples of 128, as cuDNN's persistent kernel takes them (train/cudnn.py).
 _GPU_SIZES = ((1, 128, 128), (1, 256, 128), (1, 512, 128), (2, 512, 128), (2, 1024, 256))
-# The default budget, in seconds, at most.
+# Maximum default budget, seconds.
 MOST_DEFAULT_S = 300.0
 _MOST_VALIDATION = 1 << 17
 _EVALUATIONS = 16
 _PATIENCE = 6
-# Share of a run that may go into the evaluations before the last, and what reading a character costs of training on it,
-# with the warm-up of each segment.
+# Fraction of a run for the evaluations before the last, and the cost of evaluating a character, warm-up included,
+# relative to training on it.
 _EVALUATION_SHARE, _READING_COST = 0.04, 1.0
 _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
-# Nats/char up to which a text counts as like that which the given weights know: the base has 1.0 on novels.
+# Loss in nats/char up to which a text counts as similar to the given weights' own: the base has 1.0 on novels.
 _LIKE_THEIRS = 1.1
-# Of the base model's own text, and of its training.
+# Size of the base model's corpus, and FLOPs of its training.
 _BASE_CHARS, _BASE_FLOPS = 68_000_000, 2.5e15
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the recipe knows.
+    """Inputs of the recipe.
 
     Attributes:
-        characters: Characters of the whole text.
+        characters: Characters of the complete text.
         symbols: V, vocabulary size.
         flops: FLOP/s of training steps over all processes.
-        budget_s: Wall-clock limit in seconds; 0 = the recipe chooses.
-        epochs: Passes over the text that the user asks for; 0 = the recipe chooses.
-        origin: Shape of the weights that training starts from, None from scratch.
+        budget_s: Time limit in seconds; 0 = the recipe chooses.
+        epochs: Passes requested by the user; 0 = the recipe chooses.
+        origin: Shape of the weights to start from, None from scratch.
         init_from: Name of those weights.
-        origin_loss: Their loss on the text before any training, nats/char: how far it is from what they know.
+        origin_loss: Their loss on the text before training, nats/char.
         on_gpu: Whether the processes train on GPUs.
-        share: What the batch must be a multiple of: processes x accumulation steps.
+        share: Divisor of the batch size: processes x accumulation steps.
     """
 
     characters: int
@@ -62,9 +62,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """fields: "section.key" -> value of the config. summary: what was chosen and why, in one line.
+    """The recipe's choice.
 
-    expectation: what a model of a very small text will be like, empty for others.
+    Attributes:
+        summary: One line on what was chosen and why.
+        fields: "section.key" -> value of the config.
+        expectation: What to expect of a very small text; empty for others.
     """
 
     summary: str
@@ -73,10 +76,7 @@ class Recipe:
 
 
 def choose(facts: Facts) -> Recipe:
-    """The recipe for `facts`.
-
-    Every field it returns is a default that the user's own settings replace.
-    """
+    """Choose model and schedule. The user's own settings override the fields it returns."""
     held_out = min(0.1, _MOST_VALIDATION / facts.characters)
     length = max(1, int(facts.characters * (1.0 - held_out)))  # N
     if facts.init_from == BASE and _outgrows_the_base(facts, length):
@@ -84,7 +84,7 @@ def choose(facts: Facts) -> Recipe:
     model = facts.origin or _network(facts, length)
     speed = facts.flops / flops_per_char(model, facts.symbols)  # characters/s
     most_epochs = facts.epochs or _useful_epochs(facts, length)
-    # Passes that the user asks for take the time that they take.
+    # Passes requested by the user have no default time limit.
     limit_s = facts.budget_s or (0.0 if facts.epochs else MOST_DEFAULT_S)
     chars = min(most_epochs * length, limit_s * speed or math.inf)  # C
     epochs = chars / length
@@ -133,46 +133,46 @@ def choose(facts: Facts) -> Recipe:
 
 
 def _outgrows_the_base(facts: Facts, length: int) -> bool:
-    """Whether text and budget are much more than the base itself was trained on: then a larger network learns more."""
+    """Whether text and budget far exceed those of the base model: then a larger model learns more."""
     return length > _BASE_CHARS and facts.flops * (facts.budget_s or MOST_DEFAULT_S) > 3 * _BASE_FLOPS
 
 
 def _distance(facts: Facts) -> float:
-    """How foreign the text is to the weights that training starts from: 1 for text like theirs, 4.5 at most."""
+    """Distance of the text from the given weights' own: 1 for similar text, at most 4.5."""
     return min(4.5, max(1.0, facts.origin_loss / _LIKE_THEIRS))
 
 
 def _useful_epochs(facts: Facts, length: int) -> int:
-    """Passes over N characters after which more hardly helps: fewer for a long text, and for one like the weights'."""
+    """Passes over N characters after which more hardly help: fewer for a long text, and for a similar one."""
     if not facts.origin:
         return max(1, min(60, round(40 * (20_000 / length) ** 0.25)))
     return max(1, min(24, round(5 * _distance(facts) * (20_000 / length) ** (0.5 if length < 20_000 else 0.1))))
 
 
 def _network(facts: Facts, length: int) -> ModelConfig:
-    """An LSTM for training from scratch: as large as the arithmetic of the budget feeds, and as the text bears."""
+    """The largest LSTM that the compute budget can train, and the text does not overfit."""
     budget_s = facts.budget_s or MOST_DEFAULT_S
-    affordable = 0.3 * math.sqrt(facts.flops * budget_s)  # P, by cpu-sized runs of 3e13 and 1.2e14 FLOPs
-    borne = 25 * length  # P: 0.4M at 20 KB, with dropout
+    by_compute = 0.3 * math.sqrt(facts.flops * budget_s)  # P, fitted to runs of 3e13 and 1.2e14 FLOPs
+    by_text = max(25 * length, 400_000)  # P, with dropout
     chosen = _SIZES[0]
     for layers, width, embedding in _GPU_SIZES if facts.on_gpu else _SIZES:
         recurrent = 4 * width * (embedding + width) + (layers - 1) * 8 * width * width
         parameters = recurrent + facts.symbols * (width + embedding)
-        if parameters <= min(affordable, max(borne, 400_000)):
+        if parameters <= min(by_compute, by_text):
             chosen = layers, width, embedding
     layers, width, embedding = chosen
     return ModelConfig(rnn="LSTM", num_layers=layers, hidden_dim=width, embedding_dim=embedding, layer_norm=True)
 
 
 def _dropout(epochs: float, *, fine_tuning: bool) -> float:
-    """More, the more often each character is seen; in steps of 0.05."""
+    """Dropout, which grows with the passes; in steps of 0.05."""
     passes = math.log2(max(1.0, epochs))
     dropout = min(0.3, 0.05 + 0.05 * passes) if fine_tuning else min(0.6, max(0.0, 0.12 * (passes - 1.0)))
     return round(20 * dropout) / 20
 
 
 def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
-    """Peak learning rate: from pretrained weights by N and the text's distance, else by the depth of the network."""
+    """Peak learning rate: for fine-tuning by N and the text's distance, else by the depth of the model."""
     if not facts.origin:
         if model.num_layers > 1:
             return 0.003
@@ -182,7 +182,7 @@ def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
 
 
 def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
-    """Rows of a batch over all processes, and characters in each: never more than a quarter of the text in all."""
+    """Global batch_size and seq_len; a batch is at most a quarter of the text."""
     eights = 1
     if facts.on_gpu:
         # A process has 8 to 128 rows, by eights, as cuDNN's persistent kernel takes them.

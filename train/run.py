@@ -30,7 +30,7 @@ from train.errors import memory_explained
 from train.export.exporter import export_checkpoint
 from train.flops import peak_flops
 from train.memory import keep_freed_memory
-from train.sizing import Chosen, sized
+from train.sizing import UserSettings, size_run
 from train.state import progress_of
 from train.tracking import summary
 from train.tracking.console import ConsoleHandler, Display
@@ -40,14 +40,14 @@ from train.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | None = None) -> Path | None:
+def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSettings | None = None) -> Path | None:
     """Train, export and report.
 
     Args:
         config: The run's config.
         config_name: Prefix of the run folder's name, unless empty.
         resume: Whether to resume a run that the folder holds.
-        chosen: What the user set, if the recipe is to choose the rest; None takes `config` as it is.
+        settings: What the user set, if the recipe is to choose the rest; None takes `config` as it is.
 
     Returns:
         The model file on the main process, None on others.
@@ -63,13 +63,13 @@ def run(config: RunConfig, *, config_name: str, resume: bool, chosen: Chosen | N
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     collectives = Collectives(accelerator)
-    check_config(config, collectives, accelerator, sized=chosen is None)
+    check_config(config, collectives, accelerator, sized=settings is None)
     with watch_peers(config, collectives) as watchdog, contextlib.ExitStack() as stack:
         corpus = collectives.local_main_first(lambda: prepare(config.data, progress=collectives.is_local_main))
         run_dir = run_folder(config, config_name, corpus)
         explanation: list[str] = []
-        if chosen is not None:
-            config, explanation = sized(chosen, config, corpus, run_dir, accelerator, collectives)
+        if settings is not None:
+            config, explanation = size_run(settings, config, corpus, run_dir, accelerator, collectives)
             corpus = replace(corpus, split=config.data.split)
             check_config(config, collectives, accelerator, sized=True)
         config, corpus = without_secrets(config, corpus)

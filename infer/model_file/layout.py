@@ -54,8 +54,6 @@ def constants(sizes: Sizes) -> dict[str, NDArray[Any]]:
         "minus_1s": [-1],
         "minus_1_width": [-1, h],
         "one_each": [1] * sizes.num_layers,
-        "two_widths": [h] * 2,
-        "three_widths": [h] * 3,
         "switches_candidate": [sizes.gates - h, h],
         "all_symbols": v,
         "ranks": np.arange(v)[None],

@@ -3,7 +3,6 @@
 Letters: B batch, T characters read, N characters generated, L num_layers, H hidden_dim, V vocabulary size.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from charrnn.errors import ConfigError, ModelFileError, VocabError
+from charrnn.errors import ConfigError, ModelFileError
 from charrnn.vocab import Vocab
 from infer.model_file import session as sessions
 from infer.model_file import validator
 from infer.model_file.layout import STATES, Sizes
+from infer.model_file.metadata import FORMAT_VERSION, brief, check_version, read_json, read_sizes, read_vocab
 from infer.model_file.protobuf import DamagedError, UnsafeError
 
-FORMAT_VERSION = 1
 MAX_THREADS = 256
 _REQUIRED = ("charrnn.vocab", "charrnn.config")
 # Where the shipped model lies: inside an installed wheel, and in the checkout behind an editable install.
@@ -102,13 +101,13 @@ def open_model(path: Path, threads: int) -> ModelFile:
     try:
         outline = validator.outline(data)
         metadata = outline.metadata
-        _check_version(path, metadata)
+        check_version(path, metadata)
         missing = [key for key in _REQUIRED if key not in metadata]
         if missing:
             raise ModelFileError(f"{path}: its metadata lacks {', '.join(missing)}; export it again")
-        vocab = _vocab(path, metadata["charrnn.vocab"])
-        config, metrics, corpus = (_json_object(path, metadata, key) for key in ("config", "metrics", "corpus"))
-        sizes = _sizes(path, config, vocab, outline.size)
+        vocab = read_vocab(path, metadata["charrnn.vocab"])
+        config, metrics, corpus = (read_json(path, metadata, key) for key in ("config", "metrics", "corpus"))
+        sizes = read_sizes(path, config, vocab, outline.size)
         validator.check_graph(outline, sizes)
     except DamagedError as error:
         raise _not_a_model(path, str(error)) from None
@@ -157,88 +156,6 @@ def _not_a_model(path: Path, reason: str) -> ModelFileError:
         f"{path} is not an ONNX model that onnxruntime {onnxruntime.__version__} can load: it is damaged, cut "
         f"short, or another kind of file ({brief(reason)})"
     )
-
-
-def brief(text: object) -> str:
-    """Return a file's or onnxruntime's words, fit for a one-line message."""
-    return " ".join(str(text).split())[:200]
-
-
-# ---- metadata
-
-
-def _check_version(path: Path, metadata: dict[str, str]) -> None:
-    text = metadata.get("charrnn.format_version")
-    if text is None:
-        raise ModelFileError(
-            f"{path} is an ONNX model but not charrnn's (its metadata has no charrnn.format_version); "
-            "export one with: python -m train.export RUN"
-        )
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
-        raise ModelFileError(
-            f"{path}: charrnn.format_version is {brief(repr(text))}, not a number from 1 on; export it again"
-        )
-    if int(text) != FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path} has format version {text}, and this charrnn reads version {FORMAT_VERSION}; upgrade charrnn, or "
-            "export the file again"
-        )
-
-
-def _json_object(path: Path, metadata: dict[str, str], name: str) -> dict[str, Any]:
-    key = f"charrnn.{name}"
-    try:
-        fields = json.loads(metadata.get(key, "{}"))
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: {key} is not JSON ({brief(error)}); export it again") from None
-    if not isinstance(fields, dict):
-        raise ModelFileError(f"{path}: {key} must be a JSON object, not {type(fields).__name__}; export it again")
-    _check_surrogates(path, key, json.dumps(fields, ensure_ascii=False))
-    return fields
-
-
-def _vocab(path: Path, text: str) -> Vocab:
-    try:
-        vocab = Vocab.from_json(text)
-    except VocabError as error:
-        raise ModelFileError(f"{path}: charrnn.vocab is {brief(error)}") from None
-    _check_surrogates(path, "charrnn.vocab", "".join(vocab.symbols))
-    return vocab
-
-
-def _check_surrogates(path: Path, key: str, text: str) -> None:
-    """Refuse what JSON can spell and no terminal or file takes."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ModelFileError(f"{path}: {key} has a lone surrogate, half of a character; export it again")
-
-
-def _sizes(path: Path, config: dict[str, Any], vocab: Vocab, file_bytes: int) -> Sizes:
-    """Return the sizes by the config's model section. Raises: ModelFileError."""
-    model = config.get("model")
-    if not isinstance(model, dict):
-        raise ModelFileError(f"{path}: charrnn.config has no model section; export it again")
-    rnn: Any = model.get("rnn")
-    num_layers: Any = model.get("num_layers")
-    hidden_dim: Any = model.get("hidden_dim")
-    if not isinstance(rnn, str) or rnn not in STATES:
-        raise ModelFileError(
-            f"{path}: charrnn.config has rnn {brief(repr(rnn))}, not {' or '.join(STATES)}; export it again"
-        )
-    for name, value in (("num_layers", num_layers), ("hidden_dim", hidden_dim)):
-        if type(value) is not int or value < 1:
-            raise ModelFileError(
-                f"{path}: charrnn.config has {name} {brief(repr(value))}, not a number from 1 on; export it again"
-            )
-    # In the fewest bits a layer takes more than a byte for each part of its state.
-    if num_layers * hidden_dim > file_bytes:
-        raise ModelFileError(
-            f"{path}: charrnn.config has num_layers {brief(num_layers)} and hidden_dim {brief(hidden_dim)}, more "
-            f"than {file_bytes} bytes can hold; export it again"
-        )
-    return Sizes(rnn, len(vocab), hidden_dim, num_layers, vocab.document_end_id)
-
-
-# ---- the session
 
 
 def _check_signature(file: ModelFile) -> None:

@@ -105,6 +105,8 @@ def serve(
     if not is_loopback(host) and api_key is None:
         log.warning("serving on %s without an API key: whoever reaches it may use it; see --api-key", host)
     _raise_file_limit()
+    if hasattr(signal, "SIGPIPE"):  # the command line lets it end the process, and any client that leaves would send it
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     metrics = Metrics()
 
     async def run() -> None:

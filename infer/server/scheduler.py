@@ -19,8 +19,8 @@ from infer.server.states import BLOCK, PrefixCache
 
 # Seconds of a tick: while someone waits for a first character, and else. docs/serving.md has what was measured.
 _SHORT_S, _LONG_S = 0.005, 0.03
-# Characters of a tick. Below the least, what surrounds a run of the graph costs more than the run.
-_LEAST_CHARS, _MOST_CHARS = 4, 128
+# Characters of a tick, however long it takes: below the least of either, what surrounds a run of the graph shows.
+_LEAST_SHORT, _LEAST_LONG, _MOST_CHARS = 4, 16, 128
 # Seconds of reading prompts between two ticks, and the most logits of one reading, 8 MiB.
 _READ_S, _MOST_LOGITS = 0.01, 1 << 21
 
@@ -193,8 +193,9 @@ class Scheduler:
         someone_is_new = self._reading or self._ready or any(row.fresh for row in rows)
         char_s, rows_before = self._char_s[penalised]
         char_s *= max(1.0, len(rows) / rows_before)
-        length = int((_SHORT_S if someone_is_new else _LONG_S) / char_s) if char_s else _LEAST_CHARS
-        return min(max(length, _LEAST_CHARS), _MOST_CHARS, max(row.left for row in rows))
+        seconds, least = (_SHORT_S, _LEAST_SHORT) if someone_is_new else (_LONG_S, _LEAST_LONG)
+        length = int(seconds / char_s) if char_s else least
+        return min(max(length, least), _MOST_CHARS, max(row.left for row in rows))
 
     def _deliver(self, events: list[dict[str, Any]]) -> None:
         for event in events:

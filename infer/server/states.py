@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.engine import Engine, State
+from infer.engine import Engine
+from infer.network import State
 
 # A state is cached after every so many characters of a prompt, and at its end.
 BLOCK = 256

@@ -5,6 +5,7 @@ It ends when its input does, so that it never outlives the server.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -110,7 +111,8 @@ def main() -> None:
     inbox: SimpleQueue[Job | int | None] = SimpleQueue()
     Thread(target=_receive, args=(sys.stdin.buffer, engine, pipe, inbox), daemon=True).start()
     pipe.send({"ready": facts(engine, pipe.model)})
-    Scheduler(engine, inbox, pipe.send_events, max_streams).run()
+    with contextlib.suppress(BrokenPipeError):  # the server is gone, and with it who would read
+        Scheduler(engine, inbox, pipe.send_events, max_streams).run()
 
 
 if __name__ == "__main__":

@@ -119,14 +119,13 @@ class Network:
         """One layer, one character. gates: (B, G), what the input gives. state: (h,) or (h, c), each (B, H)."""
         recurrent = self._product(op, state[0], f"recurrent{layer}")  # (B, G)
         if self._rnn == "LSTM":
-            switches, candidate = _split(op, op.Add(gates, recurrent), "switches_candidate", 2)
-            i, f, o = _split(op, op.Sigmoid(switches), "three_widths", 3)  # each (B, H)
-            kept, added = op.Mul(f, state[1]), op.Mul(i, op.Tanh(candidate))
-            c = op.Add(kept, added)
+            switches, g = op.multiple("Split", [op.Add(gates, recurrent), "switches_candidate"], 2, axis=1)
+            i, f, o = op.multiple("Split", [op.Sigmoid(switches)], 3, axis=1)  # each (B, H)
+            c = op.Add(op.Mul(f, state[1]), op.Mul(i, op.Tanh(g)))
             return [op.Mul(o, op.Tanh(c)), c]
-        switches_x, candidate_x = _split(op, gates, "switches_candidate", 2)  # (B, 2H), (B, H)
-        switches_h, candidate_h = _split(op, recurrent, "switches_candidate", 2)
-        r, z = _split(op, op.Sigmoid(op.Add(switches_x, switches_h)), "two_widths", 2)  # each (B, H)
+        switches_x, candidate_x = op.multiple("Split", [gates, "switches_candidate"], 2, axis=1)  # (B, 2H), (B, H)
+        switches_h, candidate_h = op.multiple("Split", [recurrent, "switches_candidate"], 2, axis=1)
+        r, z = op.multiple("Split", [op.Sigmoid(op.Add(switches_x, switches_h))], 2, axis=1)  # each (B, H)
         n = op.Tanh(op.Add(candidate_x, op.Mul(r, candidate_h)))
         return [op.Add(n, op.Mul(z, op.Sub(state[0], n)))]
 
@@ -193,11 +192,6 @@ class Network:
         for k, s in enumerate(self.states):
             layers = [op.Unsqueeze(part, "axis_0") for part in state[k :: len(self.states)]]
             op.Concat(*layers, name=f"{s}_next", axis=0)
-
-
-def _split(op: GraphBuilder, value: str, widths: str, count: int) -> list[str]:
-    """(B, sum of widths) -> `count` values, each (B, width)."""
-    return op.multiple("Split", [value, widths], count, axis=1)
 
 
 def _scaled(op: GraphBuilder, state: Sequence[str], kept: str) -> list[str]:
