@@ -65,7 +65,7 @@ def records_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_launched_run_leaves_all_it_promises_and_the_same_command_again_resumes(folder):
+def test_a_launched_run_is_complete_and_resumes(folder):
     arguments = ("--config", "small.yaml", "--data", "words.txt", "--rnn", "LSTM", "--set", "model.num_layers=1")
     done = accelerate(folder, *arguments)
     assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ def test_every_option_is_explained_and_shows_its_default():
         assert default in shown
 
 
-def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
+def test_all_invalid_options_are_one_line_before_any_file(folder):
     line = refused(folder, "--config", "small.yaml", "--epochs", "-1", "--set", "modle.rnn=GRU", "--time-limit", "soon")
     for part in ("train.epochs = -1", "modle (nearest: model)", "not a duration"):
         assert part in line
@@ -132,7 +132,7 @@ def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
         (("--config", "small.yaml", "--data", "words.txt", "--run-dir", "words.txt"), "choose another --run-dir"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arguments, clause):
+def test_user_errors_are_one_line_with_exit_code_2(folder, arguments, clause):
     assert clause in refused(folder, *arguments)
     assert not (folder / "checkpoints").exists()
 
@@ -141,9 +141,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arg
     ("number", "error", "exit_code"),
     [("SIGINT", RunStoppedError, 130), ("SIGTERM", PreemptedError, 75), ("SIGUSR1", PreemptedError, 75)],
 )
-def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_goes_on(
-    folder, monkeypatch, capsys, number, error, exit_code
-):
+def test_a_stop_signal_writes_a_checkpoint_to_resume_from(folder, monkeypatch, capsys, number, error, exit_code):
     monkeypatch.chdir(folder)
     fresh_accelerator()
     config = load_config(folder / "small.yaml", {"data.source": "words.txt"})
@@ -162,7 +160,7 @@ def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_
     assert [r["step"] for r in records_of(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
 
 
-def test_the_batch_must_divide_among_processes_and_accumulation_steps():
+def test_the_batch_size_must_be_divisible():
     config = RunConfig.model_validate({"data": {"batch_size": 12}, "train": {"accumulation_steps": 2}})
     check_processes(config, 3)
     with pytest.raises(Exception, match="12 is not divisible by 4 process"):

@@ -47,7 +47,7 @@ def every_step_once(outcome):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_22_times_at_random_moments_ends_bit_for_bit_as_one_that_never_was(workspace):
+def test_a_run_killed_22_times_ends_bit_for_bit_the_same(workspace):
     draw = random.Random(3)
     phases = {"step": 5, "write": 4, "evaluation": 4, "pruning": 4}
     struck = [faults.kill_in(phase, draw) for phase, times in phases.items() for _ in range(times)]
@@ -72,7 +72,7 @@ def test_a_run_killed_22_times_at_random_moments_ends_bit_for_bit_as_one_that_ne
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_of_two_that_are_killed_and_restarted_end_as_those_that_never_were(tmp_path):
+def test_killed_and_restarted_ranks_end_bit_for_bit_the_same(tmp_path):
     draw, workspace = random.Random(4), harness.Workspace(tmp_path, SLIDING_GRU)
     places = [("step", 0), ("evaluation", 1), ("write", 0), ("step", 1)]
     struck = [chains.Injection(faults.drawn("kill", phase, draw, rank)) for phase, rank in places]
@@ -85,7 +85,7 @@ def test_ranks_of_two_that_are_killed_and_restarted_end_as_those_that_never_were
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_is_named_and_the_other_leaves(workspace):
+def test_a_stopped_rank_is_reported_and_the_other_exits(workspace):
     draw = random.Random(5)
     struck = [faults.stop_in("step", 0, draw), faults.stop_in("evaluation", 1, draw)]
     trials = all_survived(chains.chain(workspace, "stopped", struck, 2))
@@ -93,7 +93,7 @@ def test_a_stopped_rank_is_named_and_the_other_leaves(workspace):
 
 
 @pytest.mark.slow
-def test_a_preempted_run_of_two_has_a_checkpoint_of_its_last_step_and_its_code_on_every_rank(workspace):
+def test_a_preempted_run_of_two_loses_no_step(workspace):
     draw = random.Random(6)
     signals = [(signal.SIGTERM, 75, "rank"), (signal.SIGUSR1, 75, "rank"), (signal.SIGTERM, 75, "launcher")]
     struck = [faults.stop_signal(*s, draw) for s in [*signals, (signal.SIGINT, 130, "launcher")]]
@@ -119,7 +119,7 @@ def test_the_program_prints_what_it_tried_and_what_was_survived():
     assert row["checkpoint_bytes"]["max"] > 0
 
 
-def test_a_newer_checkpoint_that_cannot_be_used_does_not_outlast_the_runs_own(tmp_path):
+def test_an_unusable_newer_checkpoint_is_pruned_first(tmp_path):
     make_trainer(tiny_config(tmp_path, ["train.max_steps=4", "checkpoint.keep=1", "eval.every=0"])).fit()
     (tmp_path / "run" / "step-00000900").mkdir()
     make_trainer(tiny_config(tmp_path, ["train.max_steps=6", "checkpoint.keep=1", "eval.every=0"])).fit()
@@ -136,7 +136,7 @@ def three_lines(seen):
 
 
 @pytest.mark.parametrize(("share", "before"), [(0.0, 0), (0.34, 1), (0.99, 2)])
-def test_a_fault_is_committed_before_the_line_that_its_share_names(monkeypatch, share, before):
+def test_a_fault_is_injected_at_its_fraction_of_lines(monkeypatch, share, before):
     monkeypatch.setattr(inject, "TRACED", (__file__,))
     seen, committed = [], []
     fault = inject.ProcessFault("kill", call=2, point=share)
@@ -150,7 +150,7 @@ def test_a_fault_is_committed_before_the_line_that_its_share_names(monkeypatch, 
 
 
 @pytest.mark.parametrize(("text", "before"), [("append(2)", 1), ("no such line", 3)])
-def test_a_fault_is_committed_before_the_line_that_its_text_names_or_at_the_end(monkeypatch, text, before):
+def test_a_fault_is_injected_at_its_text_or_the_end(monkeypatch, text, before):
     monkeypatch.setattr(inject, "TRACED", (__file__,))
     seen, committed = [], []
     fault = inject.ProcessFault("kill", call=1, point=text)
@@ -158,7 +158,7 @@ def test_a_fault_is_committed_before_the_line_that_its_text_names_or_at_the_end(
     assert committed == [before]
 
 
-def test_calls_that_do_not_count_are_not_struck(monkeypatch):
+def test_calls_that_do_not_count_are_skipped(monkeypatch):
     monkeypatch.setattr(inject, "TRACED", (__file__,))
     committed = []
     fault = inject.ProcessFault("kill", call=1, point="append(1)")
@@ -173,7 +173,7 @@ def events(*rows):
     return [{"event": name, "t": float(t), "rank": 0, **rest} for t, name, rest in rows]
 
 
-def test_what_a_fault_cost_is_counted_from_what_was_noted():
+def test_the_cost_of_a_fault_is_computed_from_events():
     noted = events(
         (0, "start", {"checkpoints": {}}),
         (1, "fit", {"step": 0}),
@@ -193,7 +193,7 @@ def test_what_a_fault_cost_is_counted_from_what_was_noted():
     assert (harness.Cost(3, 5, 20).chars, harness.Cost(3, 5, 20).checkpoint_bytes) == (3 * 8 * 16, 25)
 
 
-def test_a_tampering_costs_the_checkpoint_that_is_passed_over_and_nothing_else():
+def test_tampering_costs_only_the_skipped_checkpoint():
     noted = events(
         (0, "fault", {"step": 8, "action": "tamper"}),
         (1, "start", {"checkpoints": {"step-00001001": 7, "step-00000008": 10, "step-00000006": 20, ".writing-x": 5}}),
