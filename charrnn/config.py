@@ -258,7 +258,8 @@ class TrainConfig(Section):
         SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
     )
     mixed_precision: Literal["auto", "native", "no", "fp16", "bf16"] = Field(
-        "auto", description="auto = what accelerate launch says; native = bf16 where the device computes it, else no"
+        "auto",
+        description="auto = the launcher's; native = fp16 on a GPU, bf16 on a CPU that has it, else no",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads per process; 0 = all cores / local processes")
     run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
@@ -299,7 +300,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Evaluation on the validation split, by both protocols."""
 
-    every: int = Field(250, ge=0, description="steps between evaluations; 0 = only at the end, or as times says")
+    every: int = Field(250, ge=0, description="steps between evaluations; 0 = as times sets, and at the end")
     times: int = Field(0, ge=0, description="evaluations spread evenly over the run, in addition to every; 0 = none")
     sample: int = Field(
         0,

@@ -28,9 +28,7 @@ BLOCKS = [
     for block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
 ]
 LINES = list(
-    dict.fromkeys(
-        line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()
-    )
+    dict.fromkeys(line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip())
 )
 SHIPPED = ROOT / "checkpoints" / "shakespeare.onnx"
 TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py"

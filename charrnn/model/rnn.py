@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
-from charrnn.model.gru_cpu import gru_layer, pays, run_gru
+from charrnn.model.gru_cpu import gru_layer, is_faster_on_cpu, run_gru
 
 State = tuple[Tensor, ...]
 
@@ -136,14 +136,14 @@ class CharRNN(nn.Module):
     def _run_layer(self, i: int, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
         """Run layer i over x (B, T, I) with its state, each part (1, B, H), before and after."""
         weights = [matrix, *_layer_weights(self.rnn, i)[1:]]
-        if len(state) == 1 and pays(x):
+        if len(state) == 1 and is_faster_on_cpu(x):
             hidden, h = gru_layer(x.transpose(0, 1), state[0][0], weights)  # (T, B, H)
             return hidden.transpose(0, 1), (h[None],)
         return self._call_torch(x, state, weights, num_layers=1, dropout=0.0)
 
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run all layers in one call. x: (B, T, I), state: each (L, B, H)."""
-        if len(state) == 1 and pays(x):
+        if len(state) == 1 and is_faster_on_cpu(x):
             hidden, h = run_gru(cast(nn.GRU, self.rnn), x, state[0])
             return hidden, (h,)
         weights = [w for layer in self.rnn.all_weights for w in layer]
