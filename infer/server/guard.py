@@ -62,7 +62,7 @@ class Service:
 
 
 class Guard:
-    """Lets in whom it should, answers errors, names, counts and logs each request."""
+    """ASGI middleware: checks the origin and the key, answers errors, counts and logs each request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service

@@ -84,7 +84,7 @@ def serve(
     cors_origins: Sequence[str],
     log_json: bool,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; the arguments are those of the command line.
+    """Serve until SIGTERM or Ctrl-C; the arguments are those of the command line.
 
     Raises:
         ConfigError: if an extra is missing, or the address cannot be had.
@@ -171,7 +171,7 @@ async def _run(service: Any, listener: socket.socket, drain_timeout: float) -> N
 
 
 async def _announce(service: Any, listener: socket.socket, server: Any) -> None:
-    """Says once that all models are loaded; ends the server when one cannot be."""
+    """Log once that all models are loaded; end the server when one cannot be."""
     for pool in service.pools.values():
         await pool.settled.wait()
         if pool.failure:
@@ -183,7 +183,7 @@ async def _announce(service: Any, listener: socket.socket, server: Any) -> None:
 
 
 async def _reap(server: Any) -> None:
-    """Ends connections that uvicorn would keep for ever: without a request, or whose client does not read."""
+    """End connections that uvicorn would keep for ever: without a request, or whose client does not read."""
     since: dict[Any, tuple[Any, float]] = {}
     now = asyncio.get_running_loop().time
     while True:
@@ -201,7 +201,7 @@ async def _reap(server: Any) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Lets the process have as many connections as the system lets it ask for."""
+    """Let the process have as many connections as the system lets it ask for."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
