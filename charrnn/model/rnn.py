@@ -155,8 +155,8 @@ class CharRNN(nn.Module):
     ) -> tuple[Tensor, State]:
         """torch's function behind nn.GRU and nn.LSTM, with the state as a tuple for both.
 
-        train=True keeps what the backward pass needs: cuDNN refuses a backward pass after a call with train=False, and a
-        gradient may be taken in eval mode too.
+        train=True keeps what the backward pass needs: cuDNN refuses a backward pass after a call with train=False; a
+        gradient may also be taken in eval mode.
         """
         train = self.training or torch.is_grad_enabled()
         rest = (
