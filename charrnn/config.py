@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra(error, "train") from None
 
-KEEP = "keep"  # data.vocab: that of the model which training goes on from
+KEEP = "keep"  # data.vocab: the pretrained model's
 BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights
 # What a run without --config begins with, before the recipe has sized the rest.
 UNSIZED = {"data.windows": "carry", "train.mixed_precision": "native"}
@@ -212,7 +212,7 @@ class DataConfig(Section):
             raise ValueError(f"stride {self.stride} is of sliding windows; set stride to 0, or windows to sliding")
         if self.reset and self.windows == "sliding":
             raise ValueError(
-                f"reset {self.reset} is of carried lanes, sliding windows all begin with a zero state; set reset to 0"
+                f"reset {self.reset} applies to windows carry; sliding windows start from a zero state; set it to 0"
             )
         return self
 
@@ -349,7 +349,7 @@ class SampleConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where figures go besides metrics.jsonl, which always has them all."""
+    """Where metrics are logged in addition to metrics.jsonl, which always has all of them."""
 
     tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="tracker to log metrics to")
     project: str = Field("charrnn", min_length=1, description="the tracker's project")

@@ -482,6 +482,15 @@ def test_out_of_memory_is_one_line_and_exit_code_2(cli, model, monkeypatch):
     assert_user_error(cli("generate", "-m", model, "--num-samples", "3"), "out of memory; generate fewer")
 
 
+def test_an_interrupt_before_the_text_is_exit_code_130(cli, model, monkeypatch):
+    def generate(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    result = cli("generate", "-m", model)
+    assert (result.code, result.out, result.err) == (130, "", "\n")
+
+
 def test_other_os_errors_are_not_reported_as_output_errors(cli, model, monkeypatch):
     def generate(*args, **kwargs):
         raise OSError(errno.EIO, "Input/output error", "weights.bin")

@@ -18,6 +18,7 @@ log = logging.getLogger("charrnn.serve")
 
 # Seconds: for a request's head to arrive, and for a client to read what was sent.
 HEAD_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
+_SEND_BUFFER_BYTES = 64 << 10
 
 
 def named_models(models: Sequence[str]) -> dict[str, Path]:
@@ -60,6 +61,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, proto)
         if os.name == "posix":  # where it lets a server follow the one before at once; elsewhere, share its port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit it: what waits in the kernel for a client that does not read, MBs by default.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error

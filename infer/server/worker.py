@@ -67,17 +67,19 @@ def job_of(message: dict[str, Any], engine: Engine, model: bytes) -> Job:
 
 def _receive(file: BinaryIO, engine: Engine, pipe: Pipe, inbox: "SimpleQueue[Job | int | None]") -> None:
     """Put what arrives into the inbox, to the end of the file."""
-    for line in file:
-        message = json.loads(line)
-        if "cancel" in message:
-            inbox.put(message["cancel"])
-            continue
-        try:
-            inbox.put(job_of(message, engine, pipe.model))
-        except StateError as error:
-            refusal = {"id": message["id"], "error": str(error), "status": 422, "param": "state"}
-            pipe.send({"events": [refusal], "counts": {}})
-    inbox.put(None)
+    try:
+        for line in file:
+            message = json.loads(line)
+            if "cancel" in message:
+                inbox.put(message["cancel"])
+                continue
+            try:
+                inbox.put(job_of(message, engine, pipe.model))
+            except StateError as error:
+                refusal = {"id": message["id"], "error": str(error), "status": 422, "param": "state"}
+                pipe.send({"events": [refusal], "counts": {}})
+    finally:  # whatever ends this thread ends the worker, which the server notices
+        inbox.put(None)
 
 
 def facts(engine: Engine, model: bytes) -> dict[str, Any]:
