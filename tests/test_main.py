@@ -1,5 +1,7 @@
 """The command line of training, as a user types it, and what a whole run leaves behind."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -8,11 +10,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from training import fresh_accelerator, some_text, stopping_after
 from typer.testing import CliRunner
 
+from benchmarks.training import reset_accelerator
 from charrnn.config import RunConfig, load_config
 from charrnn.errors import PreemptedError, RunStoppedError
 from infer.engine import Engine
@@ -50,15 +54,21 @@ def accelerate(folder, *arguments, **environment):
 
 
 def refused(folder, *arguments):
-    """The one line that `python train/main.py` prints when it refuses."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train" / "main.py"), *map(str, arguments)],
-        capture_output=True, text=True, cwd=folder, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    """The one line that train/main.py's `main` prints when it refuses, here in this process."""
+    reset_accelerator()
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        mock.patch.object(sys, "argv", ["main.py", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        command.main()
+    assert end.value.code == 2, err.getvalue()
+    assert out.getvalue() == ""
+    assert err.getvalue().count("\n") == 1, err.getvalue()
+    return err.getvalue()
 
 
 def records_of(run_dir):
@@ -114,6 +124,15 @@ def test_all_invalid_options_are_one_line_before_any_file(folder):
     for part in ("train.epochs = -1", "modle (nearest: model)", "not a duration"):
         assert part in line
     assert sorted(p.name for p in folder.iterdir()) == ["small.yaml", "words.txt"]
+
+
+def test_a_user_error_ends_the_process_with_one_line(folder):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train" / "main.py"), "--data", "absent.txt"],
+        capture_output=True, text=True, cwd=folder, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "absent.txt" in done.stderr
 
 
 @pytest.mark.parametrize(
