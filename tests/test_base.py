@@ -35,7 +35,7 @@ def fine_tuned(folder, text, *assignments, **options):
     return make_trainer(tiny_config(folder, fields), **options)
 
 
-def test_a_run_shrinks_to_half_precision_and_tells_nothing_of_its_machine(base, tmp_path):
+def test_a_base_is_in_half_precision_without_paths(base, tmp_path):
     small, run = load(base), load_for_inference(tmp_path / "run")
     assert small.vocab == run.vocab
     for name, weights in run.weights.items():
@@ -47,7 +47,7 @@ def test_a_run_shrinks_to_half_precision_and_tells_nothing_of_its_machine(base, 
         shrink(tmp_path / "run", base)
 
 
-def test_the_vocabulary_is_cut_to_the_text_and_new_characters_start_from_the_mean(base, tmp_path):
+def test_the_vocabulary_is_that_of_the_text(base, tmp_path):
     trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
     assert trainer.data.vocab == trainer.data.corpus.vocab
     old, new = load(base), trainer.model.state_dict()
@@ -77,7 +77,7 @@ def test_the_plain_form_of_a_character(symbol, plain):
     assert plain_form(symbol) == plain
 
 
-def test_typographic_and_accented_characters_start_from_their_plain_forms(base, tmp_path):
+def test_new_characters_start_from_their_plain_forms(base, tmp_path):
     trainer = fine_tuned(tmp_path, "thé owl over a lázy dog ж\n" * 200)
     old, new, symbols = load(base), trainer.model.state_dict(), trainer.data.vocab.symbols
     rows = old.weights["head.weight"].float()

@@ -113,13 +113,13 @@ def try_commands(count, seed, places, capfd):
         check_command(given, code, *capfd.readouterr())
 
 
-def test_commands_answer_any_arguments_or_say_in_a_line_what_is_wrong(places, quick, capfd, monkeypatch):
+def test_any_arguments_end_with_0_or_with_2_and_one_line(places, quick, capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
     try_commands(60, 17, places, capfd)
 
 
 @pytest.mark.slow
-def test_commands_answer_many_more_arguments(places, quick, capfd, monkeypatch):
+def test_many_more_arguments_end_with_0_or_2(places, quick, capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
     try_commands(1_500, 18, places, capfd)
 

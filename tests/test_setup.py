@@ -32,7 +32,7 @@ def test_configs_that_differ_are_named_by_field_and_rank():
         check_same_config([shared_fields(ours, "no"), shared_fields(ours, "bf16")])
 
 
-def test_accumulation_in_the_environment_does_not_divide_gradients(monkeypatch):
+def test_the_environments_accumulation_is_ignored(monkeypatch):
     fresh_accelerator()
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert make_accelerator(load_config(None, {}).train).gradient_accumulation_steps == 1
@@ -84,7 +84,7 @@ def clean_environment(monkeypatch):
     return monkeypatch
 
 
-def test_nccl_raises_before_it_aborts_unless_the_user_says_otherwise(clean_environment):
+def test_nccl_raises_instead_of_aborting_by_default(clean_environment):
     fresh_accelerator()
     timeouts = []
     clean_environment.setattr(

@@ -369,7 +369,7 @@ class Trainer:
             self.noise_scale.measure(small_square.item(), small, norm**2, self.config.data.batch_size)
 
     def _trainer_record(self) -> dict[str, Any]:
-        """What a checkpoint says of the run; `metrics` is what a model file says of its own making."""
+        """The run's part of a checkpoint; its `metrics` become the metadata of a model file."""
         elapsed_s, scaler = self.schedule.now(), self.update.scaler
         metrics = {
             "step": self.progress.step,

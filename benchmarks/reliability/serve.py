@@ -24,7 +24,7 @@ import typer
 from benchmarks.common import machine_line
 from benchmarks.serving import Served, serving, stream
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _ENDLESS = 10**8
 _DRAIN_S = 1.0

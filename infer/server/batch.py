@@ -82,7 +82,7 @@ class Row:
         return self.job.options.repetition_penalty != 1
 
     def feed(self, ids: list[int], logits: NDArray[Any] | None, state: State | None) -> dict[str, Any] | None:
-        """Takes what was drawn, (N,).
+        """Take what was drawn, (N,).
 
         Args:
             ids: More than are `left` are ignored.
@@ -146,21 +146,21 @@ class Batch:
         self.rows: list[Row] = []
 
     def join(self, rows: list[Row]) -> None:
-        """Adds rows, at the state that their prompts left."""
+        """Add rows, at the state that their prompts left."""
         if rows:
             parts = zip(self._state, *(row.job.state for row in rows), strict=True)
             self._state = tuple(np.concatenate(part, axis=1) for part in parts)
             self.rows += rows
 
     def drop(self, leaving: set[Row]) -> None:
-        """Removes rows."""
+        """Remove rows."""
         if leaving:
             kept = [b for b, row in enumerate(self.rows) if row not in leaving]
             self._state = tuple(part[:, kept] for part in self._state)
             self.rows = [self.rows[b] for b in kept]
 
     def run(self, length: int) -> list[dict[str, Any]]:
-        """Generates `length` characters for every row; those that end leave.
+        """Generate `length` characters for every row; those that end leave.
 
         Returns:
             The rows' events.

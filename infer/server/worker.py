@@ -29,13 +29,13 @@ from infer.server.states import StateError, TextState
 
 
 class Pipe:
-    """Sends objects to the server."""
+    """Send objects to the server."""
 
     def __init__(self, file: BinaryIO, model: bytes = b"") -> None:
         self._file, self.model, self._lock = file, model, Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Writes one line at once."""
+        """Write one line at once."""
         line = json.dumps(message).encode() + b"\n"
         with self._lock:
             self._file.write(line)
@@ -66,18 +66,20 @@ def job_of(message: dict[str, Any], engine: Engine, model: bytes) -> Job:
 
 
 def _receive(file: BinaryIO, engine: Engine, pipe: Pipe, inbox: "SimpleQueue[Job | int | None]") -> None:
-    """Puts what arrives into the inbox, to the end of the file."""
-    for line in file:
-        message = json.loads(line)
-        if "cancel" in message:
-            inbox.put(message["cancel"])
-            continue
-        try:
-            inbox.put(job_of(message, engine, pipe.model))
-        except StateError as error:
-            refusal = {"id": message["id"], "error": str(error), "status": 422, "param": "state"}
-            pipe.send({"events": [refusal], "counts": {}})
-    inbox.put(None)
+    """Put what arrives into the inbox, to the end of the file."""
+    try:
+        for line in file:
+            message = json.loads(line)
+            if "cancel" in message:
+                inbox.put(message["cancel"])
+                continue
+            try:
+                inbox.put(job_of(message, engine, pipe.model))
+            except StateError as error:
+                refusal = {"id": message["id"], "error": str(error), "status": 422, "param": "state"}
+                pipe.send({"events": [refusal], "counts": {}})
+    finally:  # whatever ends this thread ends the worker, which the server notices
+        inbox.put(None)
 
 
 def facts(engine: Engine, model: bytes) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def facts(engine: Engine, model: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs until standard input ends."""
+    """Run until standard input ends."""
     # The server decides when to stop; a terminal and systemd signal its workers too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

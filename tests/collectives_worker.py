@@ -1,7 +1,7 @@
-"""What torchrun starts for test_ranks: two processes that go through all scenarios, one after another.
+"""What torchrun starts for test_collectives: two processes that run all scenarios, one after another.
 
-`torchrun --nproc_per_node=2 ranks_worker.py FOLDER` writes FOLDER/rank-<rank>.json: scenario -> what this rank saw of
-it. How it ended is in "error", the kind of exception or null, and "text". The texts in FOLDER are prepared before.
+`torchrun --nproc_per_node=2 collectives_worker.py FOLDER` writes FOLDER/rank-<rank>.json: scenario -> what it saw
+there. How it ended is in "error", the kind of exception or null, and "text". The texts in FOLDER are prepared before.
 """
 
 import contextlib
