@@ -4,6 +4,7 @@ import ctypes
 import platform
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,10 +97,14 @@ def in_turns(sides: Mapping[str, Callable[[], T]], rounds: int, warmup: int = 0)
 
 
 def seconds_of(action: Callable[[], object], times: int = 1) -> float:
-    """Returns the wall-clock seconds that calling `action` so many times takes."""
+    """Returns the wall-clock seconds that `action` takes, `times` times; on a GPU, until it is done with the work."""
+    torch = sys.modules.get("torch")
+    wait = torch.cuda.synchronize if torch and torch.cuda.is_available() else lambda: None
+    wait()
     began = time.perf_counter()
     for _ in range(times):
         action()
+    wait()
     return time.perf_counter() - began
 
 

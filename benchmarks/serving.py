@@ -48,6 +48,11 @@ class Served:
         found = [re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M) for pid in pids]
         return sum(1024 * int(line[1]) for line in found if line)
 
+    def cpu_s(self, pid: int) -> float:
+        """Processor seconds of one of its processes."""
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def open_files(self) -> int:
         """File descriptors of the server itself."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
@@ -67,7 +72,7 @@ class Served:
             time.sleep(0.02)
 
     def stop(self, timeout: float = 30) -> int:
-        """Sends SIGTERM; returns the exit code."""
+        """Send SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
 

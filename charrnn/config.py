@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra(error, "train") from None
 
-KEEP = "keep"  # data.vocab: that of the model which training goes on from
+KEEP = "keep"  # data.vocab: the pretrained model's
 BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, random weights
 # What a run without --config begins with, before the recipe has sized the rest.
 UNSIZED = {"data.windows": "carry", "train.mixed_precision": "native"}
@@ -212,7 +212,7 @@ class DataConfig(Section):
             raise ValueError(f"stride {self.stride} is of sliding windows; set stride to 0, or windows to sliding")
         if self.reset and self.windows == "sliding":
             raise ValueError(
-                f"reset {self.reset} is of carried lanes, sliding windows all begin with a zero state; set reset to 0"
+                f"reset {self.reset} applies to windows carry; sliding windows start from a zero state; set it to 0"
             )
         return self
 
@@ -258,7 +258,8 @@ class TrainConfig(Section):
         SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
     )
     mixed_precision: Literal["auto", "native", "no", "fp16", "bf16"] = Field(
-        "auto", description="auto = what accelerate launch says; native = bf16 where the device computes it, else no"
+        "auto",
+        description="auto = the launcher's; native = fp16 on a GPU, bf16 on a CPU that has it, else no",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads per process; 0 = all cores / local processes")
     run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
@@ -299,7 +300,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Evaluation on the validation split, by both protocols."""
 
-    every: int = Field(250, ge=0, description="steps between evaluations; 0 = only at the end, or as times says")
+    every: int = Field(250, ge=0, description="steps between evaluations; 0 = as times sets, and at the end")
     times: int = Field(0, ge=0, description="evaluations spread evenly over the run, in addition to every; 0 = none")
     sample: int = Field(
         0,
@@ -348,7 +349,7 @@ class SampleConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where figures go besides metrics.jsonl, which always has them all."""
+    """Where metrics are logged in addition to metrics.jsonl, which always has all of them."""
 
     tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="tracker to log metrics to")
     project: str = Field("charrnn", min_length=1, description="the tracker's project")

@@ -1,6 +1,7 @@
 """What every test stands on: one thread for torch, no tracker or mirror of the machine's own, small engines."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,3 +66,15 @@ def gru(model_folder: Path) -> Engine:
 @pytest.fixture(scope="module")
 def byte_engine(model_folder: Path) -> Engine:
     return Engine(write_model(model_folder / "bytes.onnx", Vocab.of_bytes()))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB in memory, where mounting one is permitted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk, on Linux")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,14 +1,15 @@
-"""Processes that tests start on this machine's CPU: the launcher's words, a small run, and what a run leaves."""
+"""Processes that tests start on this machine's CPU: the launcher's arguments, a small run, and its log."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from training import some_text
+
+from benchmarks.common import free_port
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -22,23 +23,16 @@ sample: {length: 20, prompt: "the "}
 """
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def torchrun(processes: int) -> list[str]:
-    """Python's words for it: `accelerate launch --cpu --num_processes 2` starts one process (accelerate#2741)."""
+    """Returns Python's arguments: `accelerate launch --cpu --num_processes 2` starts one process (accelerate#2741)."""
     return ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
 
 
-def ended_well(words: Sequence[str | Path], folder: Path, use_cpu: str = "true") -> str:
-    """All that Python prints, told `words` in `folder`; it must exit with 0."""
+def ended_well(arguments: Sequence[str | Path], folder: Path, use_cpu: str = "true") -> str:
+    """Runs Python with arguments in `folder`, which must exit with 0; returns stdout and stderr together."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": use_cpu, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, cwd=folder, env=environment,
     )  # fmt: skip
     try:
@@ -62,6 +56,6 @@ def train_small(folder: Path, processes: int, *arguments: str) -> str:
 
 
 def logged(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
-    """step -> the figure of that name in metrics.jsonl."""
+    """Returns step -> the value of that name in metrics.jsonl."""
     records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return {r["step"]: r[name] for r in records if name in r}

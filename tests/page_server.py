@@ -15,11 +15,14 @@ def page_server(models: Models, host: str = "127.0.0.1") -> Iterator[SimpleNames
     blocks = build_page(models)
     with listen(host, 0) as listener:
         server = build_server(blocks, host)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        # No daemon, and so neither are its workers: onnxruntime aborts a process that exits during a run.
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=False)
         thread.start()
         port = listener.getsockname()[1]
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        yield SimpleNamespace(blocks=blocks, netloc=netloc, url=f"http://{netloc}/")
-        server.should_exit = True
-        thread.join(20)
+        try:
+            yield SimpleNamespace(blocks=blocks, netloc=netloc, url=f"http://{netloc}/")
+        finally:
+            server.should_exit = True
+            thread.join(20)
         assert not thread.is_alive()

@@ -14,20 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-import training
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training import ListRecorder, some_text, tiny_config
+from training import ListRecorder, logged, make_rank, some_text, tiny_config
 
 import train.evaluate
 from charrnn.config import RunConfig
 from charrnn.data.corpus import prepare
 from charrnn.windows import EvalBatch
-from train.distributed.setup import make_accelerator
 from train.main import leave
 from train.trainer import Trainer
 
@@ -215,17 +212,11 @@ class Traffic(TorchDispatchMode):
         return noting
 
 
-def make_rank(config: RunConfig, recorder: ListRecorder) -> Trainer:
-    """A trainer on the accelerator that a real run gets, with its settings of DDP."""
-    with mock.patch.object(training, "fresh_accelerator", return_value=make_accelerator(config.train)):
-        return training.make_trainer(config, recorder)
-
-
 def train_segment(folder: Path, segment: Segment) -> dict[str, Any]:
     """Trains it, and returns what this process saw of it."""
     config = run_config(folder, (*segment.settings, f"train.max_steps={segment.steps}"), segment.run)
     recorder = ListRecorder()
-    with training.logged() as messages:
+    with logged() as messages:
         trainer = make_rank(config, recorder)
     figures: dict[str, Any] = {
         "processes": trainer.accelerator.num_processes,

@@ -36,7 +36,7 @@ def test_a_variant_is_the_base_but_for_what_it_names(base):
     assert as_base == plain
 
 
-def test_a_row_tells_the_differences_from_the_base():
+def test_a_row_shows_the_differences_from_the_base():
     def metrics(windows, stream):
         return {"val/windows/loss": windows, "val/stream/loss": stream}
 
@@ -46,7 +46,7 @@ def test_a_row_tells_the_differences_from_the_base():
 
 
 @pytest.mark.slow
-def test_the_table_has_a_row_for_each_and_a_second_run_where_a_step_costs_more(base):
+def test_a_costlier_variant_has_a_second_run_of_equal_time(base):
     options = ["--config", str(base.config), "--data", base.data, "--steps", "6", "--threads", "1", "--rounds", "3"]
     ran = CliRunner().invoke(cli(ablations.main), [*options, "--vary", "large:model.hidden_dim=512 model.num_layers=2"])
     assert ran.exit_code == 0, ran.output

@@ -45,10 +45,10 @@ def trained(folder, text, *options):
         command, cwd=folder, capture_output=True, text=True, timeout=280, env={**environment, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stderr
-    figures = {}
+    metrics = {}
     for line in (folder / "checkpoints" / "text" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        figures |= json.loads(line)
-    return figures, done.stderr, time.monotonic() - began
+        metrics |= json.loads(line)
+    return metrics, done.stderr, time.monotonic() - began
 
 
 def counted(text):
@@ -62,8 +62,8 @@ def counted(text):
 @pytest.mark.parametrize("size", [5_000, 20_000, 100_000])
 def test_english_of_any_size_is_learnt_better_than_by_counting(tmp_path, size):
     text = english(size)
-    figures, messages, _ = trained(tmp_path, text, "--time-limit", "60s")
-    assert figures["val/stream/loss"] < counted(text)
+    metrics, messages, _ = trained(tmp_path, text, "--time-limit", "60s")
+    assert metrics["val/stream/loss"] < counted(text)
     assert "fine-tune the base model" in messages
     assert "worse than the baseline" not in messages
     assert len([line for line in messages.splitlines() if "  validation  " in line]) >= 10
@@ -71,12 +71,12 @@ def test_english_of_any_size_is_learnt_better_than_by_counting(tmp_path, size):
 
 def test_another_script_is_learnt_from_scratch(tmp_path):
     text = russian(50_000)
-    figures, messages, _ = trained(tmp_path, text, "--time-limit", "40s")
+    metrics, messages, _ = trained(tmp_path, text, "--time-limit", "40s")
     assert "fine-tune" not in messages
-    assert figures["val/stream/loss"] < 1.1 * counted(text)
+    assert metrics["val/stream/loss"] < 1.1 * counted(text)
 
 
-def test_a_run_too_short_for_its_text_says_that_counting_is_better(tmp_path):
+def test_too_short_a_run_warns_that_counting_is_better(tmp_path):
     _, messages, _ = trained(tmp_path, english(100_000), "--init-from", "none", "--max-steps", "5")
     assert "is worse than the baseline of" in messages
     assert "--init-from base" in messages
@@ -86,10 +86,10 @@ def test_a_time_limit_holds_beside_a_busy_process(tmp_path):
     spinning = [sys.executable, "-c", "import os\nwhile os.getppid() == " + str(os.getpid()) + ": pass"]
     busy = [subprocess.Popen(spinning) for _ in range(max(1, (os.cpu_count() or 2) - 1))]
     try:
-        figures, messages, seconds = trained(tmp_path, english(100_000), "--time-limit", "15s")
+        metrics, messages, seconds = trained(tmp_path, english(100_000), "--time-limit", "15s")
     finally:
         for process in busy:
             process.kill()
     assert "other processes use these cores" in messages
     assert seconds < 90
-    assert figures["step"] > 30
+    assert metrics["step"] > 30

@@ -7,10 +7,10 @@ import pytest
 import torch
 from training import make_trainer, some_text, tiny_config
 
-import train.base
 from charrnn.errors import CheckpointError
 from infer.engine import Engine
-from train.base import base_folder, shrink
+from train.base import shrink
+from train.checkpoint.folders import base_folder
 from train.checkpoint.format import load, load_for_inference
 from train.checkpoint.vocab_transfer import plain_form
 from train.export.exporter import export_checkpoint
@@ -25,7 +25,7 @@ def base(tmp_path, monkeypatch):
     trainer = make_trainer(tiny_config(tmp_path, TINY, text))
     trainer.fit()
     folder = shrink(tmp_path / "run", tmp_path / "base")
-    monkeypatch.setattr(train.base, "_FOLDERS", (folder,))
+    monkeypatch.setattr("train.checkpoint.folders.BASE_FOLDERS", (folder,))
     return folder
 
 
@@ -35,7 +35,7 @@ def fine_tuned(folder, text, *assignments, **options):
     return make_trainer(tiny_config(folder, fields), **options)
 
 
-def test_a_run_shrinks_to_half_precision_and_tells_nothing_of_its_machine(base, tmp_path):
+def test_a_base_is_in_half_precision_without_paths(base, tmp_path):
     small, run = load(base), load_for_inference(tmp_path / "run")
     assert small.vocab == run.vocab
     for name, weights in run.weights.items():
@@ -47,7 +47,7 @@ def test_a_run_shrinks_to_half_precision_and_tells_nothing_of_its_machine(base, 
         shrink(tmp_path / "run", base)
 
 
-def test_the_vocabulary_is_cut_to_the_text_and_new_characters_start_from_the_mean(base, tmp_path):
+def test_the_vocabulary_is_that_of_the_text(base, tmp_path):
     trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
     assert trainer.data.vocab == trainer.data.corpus.vocab
     old, new = load(base), trainer.model.state_dict()
@@ -77,7 +77,7 @@ def test_the_plain_form_of_a_character(symbol, plain):
     assert plain_form(symbol) == plain
 
 
-def test_typographic_and_accented_characters_start_from_their_plain_forms(base, tmp_path):
+def test_new_characters_start_from_their_plain_forms(base, tmp_path):
     trainer = fine_tuned(tmp_path, "thé owl over a lázy dog ж\n" * 200)
     old, new, symbols = load(base), trainer.model.state_dict(), trainer.data.vocab.symbols
     rows = old.weights["head.weight"].float()
@@ -112,7 +112,7 @@ def test_bytes_do_not_start_from_characters(base, tmp_path):
 
 
 def test_an_installation_without_a_base_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.base, "_FOLDERS", (tmp_path / "nowhere",))
+    monkeypatch.setattr("train.checkpoint.folders.BASE_FOLDERS", (tmp_path / "nowhere",))
     with pytest.raises(CheckpointError, match="restore that folder, or use --init-from none"):
         base_folder()
 

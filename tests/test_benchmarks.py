@@ -54,7 +54,7 @@ def test_machine_line_names_this_machine_and_its_versions():
     assert all(str(value) in machine_line(here) for value in here.values())
 
 
-def test_quartiles_lie_between_values_and_ratios_within_rounds():
+def test_quartiles_interpolate_and_ratios_pair_rounds():
     assert quartiles([1, 2, 3, 4, 5]).show(".1f") == "3.0 (2.0 to 4.0)"
     assert quartiles([2.0]).show(".0f", 1e3) == "2000 (2000 to 2000)"
     assert ratios([2, 6, 20], [1, 2, 4]).show(".1f") == "3.0 (2.5 to 4.0)"

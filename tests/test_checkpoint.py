@@ -119,35 +119,7 @@ def damage_flip(folder):
     path.write_bytes(content)
 
 
-def damage_remove(folder):
-    (folder / "state.safetensors").unlink()
-
-
-def damage_manifest(folder):
-    (folder / MANIFEST).write_text("{")
-
-
-DAMAGES = [damage_truncate, damage_flip, damage_remove, damage_manifest]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_with_one_line_for_the_older_whole_one(tmp_path, damage):
-    save_step(tmp_path, make(1), keep=2)
-    damage(save_step(tmp_path, make(2), keep=2))
-    with logged() as warnings:
-        assert load_newest(tmp_path).step == 1
-    (line,) = warnings
-    assert "step-00000002" in line
-    assert "\n" not in line
-
-
-def test_with_no_whole_checkpoint_left_the_run_does_not_start_over(tmp_path):
-    damage_flip(save_step(tmp_path, make(1), keep=2))
-    with pytest.raises(CheckpointError, match="none of the 1 checkpoint"):
-        load_newest(tmp_path)
-
-
-def test_best_is_replaced_and_a_replacement_cut_off_between_its_renames_is_undone(tmp_path):
+def test_an_interrupted_replacement_of_best_is_undone(tmp_path):
     save_best(tmp_path, make(1))
     save_best(tmp_path, make(2, seed=5))
     assert load_for_inference(tmp_path).step == 2
@@ -170,7 +142,7 @@ def test_a_path_that_is_no_run_is_refused_with_what_to_do(tmp_path):
         load_for_inference(tmp_path)
 
 
-def test_an_interrupted_write_leaves_no_checkpoint_and_the_next_one_succeeds(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_no_checkpoint(tmp_path, monkeypatch):
     save_step(tmp_path, make(1), keep=2)
 
     def killed(*_):
@@ -186,7 +158,7 @@ def test_an_interrupted_write_leaves_no_checkpoint_and_the_next_one_succeeds(tmp
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no file size limits on Windows")
-def test_a_disk_that_refuses_leaves_the_last_checkpoint_and_names_the_disk(tmp_path):
+def test_a_file_size_limit_keeps_the_last_checkpoint(tmp_path):
     save_step(tmp_path, make(1), keep=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -296,7 +268,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("damage", FAULTS)
 @pytest.mark.parametrize("name", FILES)
-def test_whichever_file_is_damaged_the_run_goes_on_from_the_checkpoint_before(trained, run_dir, name, damage):
+def test_any_damaged_file_is_found_and_the_run_resumes_before_it(trained, run_dir, name, damage):
     damage(run_dir / "step-00000012" / name)
     assert_skipped(trained, run_dir, name, "no readable" if name == MANIFEST else FAULTS[damage])
 
@@ -342,12 +314,12 @@ def test_a_file_that_was_cut_off_is_found_wherever_it_ends(trained, name, share)
     "content",
     [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"model.safetensors": 3}', b'{"model.safetensors": {"bytes": 3}}'],
 )
-def test_whatever_stands_in_the_manifest_the_run_goes_on_from_the_checkpoint_before(trained, run_dir, content):
+def test_any_damaged_manifest_is_found(trained, run_dir, content):
     (run_dir / "step-00000012" / MANIFEST).write_bytes(content)
     assert_skipped(trained, run_dir)
 
 
-def test_a_size_in_the_manifest_that_became_infinite_by_one_byte_is_found(trained, run_dir):
+def test_an_infinite_size_in_the_manifest_is_found(trained, run_dir):
     path = run_dir / "step-00000012" / MANIFEST
     spoilt, count = re.subn(rb'"bytes": (\d)\d(\d{3})\b', rb'"bytes": \1e\2', path.read_bytes(), count=1)
     assert count == 1
@@ -355,12 +327,12 @@ def test_a_size_in_the_manifest_that_became_infinite_by_one_byte_is_found(traine
     assert_skipped(trained, run_dir, MANIFEST)
 
 
-def test_a_best_in_the_place_of_a_step_checkpoint_is_not_resumed_from(trained, run_dir):
+def test_a_copy_of_best_is_not_resumed_from(trained, run_dir):
     shutil.copytree(run_dir / "best", run_dir / "step-00000014")
     assert_skipped(trained, run_dir, newest="step-00000014", older=12)
 
 
-def test_from_the_checkpoint_before_the_run_goes_on_to_the_same_weights(trained, run_dir):
+def test_resuming_an_older_checkpoint_gives_the_same_weights(trained, run_dir):
     damage_flip(run_dir / "step-00000012")
     config = trained.config.model_copy(
         update={"train": trained.config.train.model_copy(update={"run_dir": str(run_dir)})}
@@ -401,13 +373,13 @@ def foreign(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_a_checkpoint_of_another_run_is_passed_over_for_the_runs_own(trained, run_dir, foreign, kind):
+def test_a_checkpoint_of_another_run_is_skipped(trained, run_dir, foreign, kind):
     shutil.copytree(foreign(kind), run_dir / "step-00000014")
     line = f"skipping step-00000014, from another run: {run_dir} holds a run "
     assert_skipped(trained, run_dir, line, OTHERS[kind][1], newest="step-00000014", older=12)
 
 
-def test_with_one_of_another_run_and_a_damaged_one_the_third_is_used(trained, run_dir, foreign):
+def test_a_foreign_and_a_damaged_checkpoint_are_skipped(trained, run_dir, foreign):
     shutil.copytree(run_dir / "step-00000010", run_dir / "step-00000011")
     (run_dir / "step-00000011" / "trainer.json").unlink()
     (run_dir / "step-00000012").rename(run_dir / "hidden")
@@ -418,7 +390,7 @@ def test_with_one_of_another_run_and_a_damaged_one_the_third_is_used(trained, ru
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_with_checkpoints_of_other_runs_alone_the_run_is_refused_with_what_differs(trained, run_dir, foreign, kind):
+def test_foreign_checkpoints_alone_are_refused_with_differences(trained, run_dir, foreign, kind):
     for folder in step_folders(run_dir):
         shutil.rmtree(folder)
     shutil.copytree(foreign(kind), run_dir / "step-00000014")
@@ -435,7 +407,7 @@ def damaged_too(run_dir):
     return run_dir
 
 
-def test_with_no_whole_checkpoint_training_is_refused_and_nothing_is_touched(trained, run_dir):
+def test_without_an_intact_checkpoint_nothing_is_touched(trained, run_dir):
     for folder in step_folders(run_dir):
         damage_truncate(folder)
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}

@@ -125,7 +125,7 @@ def test_cudnn_keeps_what_a_backward_pass_needs_wherever_there_may_be_one(form, 
         monkeypatch.setattr(
             torch, name, lambda *args, original=original: kept.append((args[6], args[5])) or original(*args)
         )
-    monkeypatch.setattr("charrnn.model.rnn.pays", lambda x: False)  # as on a GPU
+    monkeypatch.setattr("charrnn.model.rnn.is_faster_on_cpu", lambda x: False)  # as on a GPU
     ids = torch.zeros(2, 3, dtype=torch.long)
     for training, grad, expected in ((True, True, True), (False, True, True), (False, False, False)):
         kept.clear()

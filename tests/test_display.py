@@ -47,7 +47,7 @@ def test_without_a_terminal_a_record_is_one_whole_line():
     )
 
 
-def test_without_a_terminal_training_lines_are_thinned_out_and_evaluations_are_not():
+def test_without_a_terminal_only_training_lines_are_thinned():
     clock = Clock()
     out, display = plain(clock)
     with display:
@@ -62,7 +62,7 @@ def test_without_a_terminal_training_lines_are_thinned_out_and_evaluations_are_n
     assert lines.count("  | [bold]What?") == 4
 
 
-def test_a_terminal_gets_a_bar_with_every_figure_and_messages_above_it():
+def test_a_terminal_shows_a_bar_with_all_metrics():
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=True, width=160)
     with Display(5000, 0, 0, 490, console=console, clock=clock) as display:
@@ -76,7 +76,7 @@ def test_a_terminal_gets_a_bar_with_every_figure_and_messages_above_it():
     assert "a word [in brackets]" in shown
 
 
-def test_a_terminal_of_80_columns_shows_the_bar_and_every_figure_of_a_long_run():
+def test_the_bar_fits_80_columns():
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=True, width=80)
     with Display(500_000, 0, 0, 4900, console=console, clock=clock) as display:

@@ -6,7 +6,7 @@ from launches import logged, prepare_small_run, train_small
 
 @pytest.mark.slow
 @pytest.mark.parametrize("windows", ["sliding", "carry"])
-def test_two_processes_give_the_curve_of_one_and_either_can_go_on_from_the_other(tmp_path, windows):
+def test_the_curve_does_not_depend_on_processes(tmp_path, windows):
     prepare_small_run(tmp_path)
     settings = ["--set", f"data.windows={windows}"]
     one = train_small(tmp_path, 1, "--run-dir", "one", *settings)

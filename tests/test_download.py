@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from folders import names_in
@@ -25,7 +26,7 @@ def site() -> Iterator[Site]:
         yield site
 
 
-def brought(site: Site, target: Path) -> bytes:
+def downloaded(site: Site, target: Path) -> bytes:
     download(f"{site.url}/a.txt", target, size=len(CONTENT), sha256=DIGEST)
     return target.read_bytes()
 
@@ -34,50 +35,48 @@ def part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-def test_complete_transfer_leaves_only_the_file(site: Site, tmp_path: Path) -> None:
-    assert brought(site, tmp_path / "new" / "a.txt") == CONTENT
-    assert names_in(tmp_path / "new") == ["a.txt"]
+# What the server does, the partial file and its tag, whether the checksum is known; the byte ranges then requested.
+TRANSFERS: dict[str, tuple[dict[str, Any], bytes, str, bool, list[str | None]]] = {
+    "complete": ({}, b"", "", True, [None]),
+    "interrupted": ({"cuts": [100_000, 50_000]}, b"", "", True, [None, "bytes=100000-", "bytes=150000-"]),
+    "without ranges": ({"ranges": False, "cuts": [100_000]}, b"", "", True, [None, "bytes=100000-"]),
+    "stale part": ({}, b"x" * 1000, "", True, ["bytes=1000-", None]),
+    "stale part of full length": ({}, b"x" * len(CONTENT), "", True, [None]),
+    "stale part, too long": ({}, b"x" * (len(CONTENT) + 1), "", True, ["bytes=256001-", None]),
+    "complete part": ({}, CONTENT, "", True, []),
+    "range elsewhere": ({"shift": 7}, CONTENT[:1000], "", True, ["bytes=1000-", None]),
+    "no checksum, no tag": ({"tags": False, "cuts": [1000]}, b"", "", False, [None, None]),
+    "no checksum, tag": ({"cuts": [1000]}, b"", "", False, [None, "bytes=1000-"]),
+    "part past the end": ({}, CONTENT + b"more", f'"{DIGEST}"', False, ["bytes=256004-", None]),
+    "no length": ({"lengths": False}, b"", "", False, [None]),
+}
 
 
-def test_interrupted_transfer_is_resumed(site: Site, tmp_path: Path) -> None:
-    site.cuts = [100_000, 50_000]
-    assert brought(site, tmp_path / "a.txt") == CONTENT
-    assert [wanted for _, wanted in site.asked] == [None, "bytes=100000-", "bytes=150000-"]
+@pytest.mark.parametrize(("server", "part", "tag", "checked", "ranges"), TRANSFERS.values(), ids=TRANSFERS)
+def test_transfer_is_resumed_where_safe_and_leaves_only_the_file(
+    server: dict[str, Any], part: bytes, tag: str, checked: bool, ranges: list[str | None], site: Site, tmp_path: Path
+) -> None:
+    target = tmp_path / "new" / "a.txt"
+    target.parent.mkdir()
+    vars(site).update(server)
+    if part:
+        part_of(target).write_bytes(part)
+    if tag:
+        part_of(target).with_name("a.txt.part.tag").write_text(tag)
+    expected = {"size": len(CONTENT), "sha256": DIGEST} if checked else {}
+    download(f"{site.url}/a.txt", target, **expected)
+    assert target.read_bytes() == CONTENT
+    assert [wanted for _, wanted in site.asked] == ranges
+    assert names_in(target.parent) == ["a.txt"]
 
 
 def test_later_call_resumes_an_earlier_one(site: Site, tmp_path: Path) -> None:
     site.cuts = [1000] * module.ATTEMPTS
     with pytest.raises(DownloadError, match="interrupted 3 times: received 3000 of 256000 bytes"):
-        brought(site, tmp_path / "a.txt")
+        downloaded(site, tmp_path / "a.txt")
     assert not (tmp_path / "a.txt").exists()
-    assert brought(site, tmp_path / "a.txt") == CONTENT
+    assert downloaded(site, tmp_path / "a.txt") == CONTENT
     assert site.asked[-1] == ("/a.txt", "bytes=3000-")
-
-
-def test_server_without_ranges_is_read_from_the_start(site: Site, tmp_path: Path) -> None:
-    site.ranges = False
-    site.cuts = [100_000]
-    assert brought(site, tmp_path / "a.txt") == CONTENT
-    assert len(site.asked) == 2
-
-
-@pytest.mark.parametrize("stale", [b"x" * 1000, b"x" * len(CONTENT), b"x" * (len(CONTENT) + 1)])
-def test_a_stale_part_of_any_length_does_not_spoil_the_file(site: Site, tmp_path: Path, stale: bytes) -> None:
-    part_of(tmp_path / "a.txt").write_bytes(stale)
-    assert brought(site, tmp_path / "a.txt") == CONTENT
-
-
-def test_complete_part_needs_no_request(site: Site, tmp_path: Path) -> None:
-    part_of(tmp_path / "a.txt").write_bytes(CONTENT)
-    assert brought(site, tmp_path / "a.txt") == CONTENT
-    assert not site.asked
-
-
-def test_a_range_that_begins_elsewhere_is_not_appended(site: Site, tmp_path: Path) -> None:
-    part_of(tmp_path / "a.txt").write_bytes(CONTENT[:1000])
-    site.shift = 7
-    assert brought(site, tmp_path / "a.txt") == CONTENT
-    assert [wanted for _, wanted in site.asked] == ["bytes=1000-", None]
 
 
 def test_changed_file_is_not_mixed_without_checksum(site: Site, tmp_path: Path) -> None:
@@ -105,31 +104,6 @@ def test_interruption_never_tags_an_old_part_as_new(
     assert (tmp_path / "a.txt").read_bytes() == CONTENT
 
 
-def test_without_a_checksum_or_a_tag_nothing_is_resumed(site: Site, tmp_path: Path) -> None:
-    site.tags = False
-    site.cuts = [1000]
-    download(f"{site.url}/a.txt", tmp_path / "a.txt")
-    assert [wanted for _, wanted in site.asked] == [None, None]
-    assert (tmp_path / "a.txt").read_bytes() == CONTENT
-
-
-def test_without_a_checksum_a_tagged_part_is_resumed(site: Site, tmp_path: Path) -> None:
-    site.cuts = [1000]
-    download(f"{site.url}/a.txt", tmp_path / "a.txt")
-    assert site.asked[1] == ("/a.txt", "bytes=1000-")
-    assert (tmp_path / "a.txt").read_bytes() == CONTENT
-
-
-def test_a_part_past_the_end_of_the_servers_file_is_thrown_away(site: Site, tmp_path: Path) -> None:
-    target = tmp_path / "a.txt"
-    part_of(target).write_bytes(CONTENT + b"more")
-    tag = f'"{DIGEST}"'
-    part_of(target).with_name("a.txt.part.tag").write_text(tag)
-    download(f"{site.url}/a.txt", target)
-    assert target.read_bytes() == CONTENT
-    assert names_in(tmp_path) == ["a.txt"]
-
-
 def test_a_body_shorter_than_its_content_length_is_refused(site: Site, tmp_path: Path) -> None:
     site.tags = False
     site.cuts = [1000] * module.ATTEMPTS
@@ -138,17 +112,11 @@ def test_a_body_shorter_than_its_content_length_is_refused(site: Site, tmp_path:
     assert not (tmp_path / "a.txt").exists()
 
 
-def test_server_without_content_length_is_trusted(site: Site, tmp_path: Path) -> None:
-    site.lengths = False
-    download(f"{site.url}/a.txt", tmp_path / "a.txt")
-    assert (tmp_path / "a.txt").read_bytes() == CONTENT
-
-
 def test_wrong_content_is_refused_with_both_digests(site: Site, tmp_path: Path) -> None:
     wrong = CONTENT[::-1]
     site.files["/a.txt"] = wrong
     with pytest.raises(DownloadError) as fault:
-        brought(site, tmp_path / "a.txt")
+        downloaded(site, tmp_path / "a.txt")
     assert hashlib.sha256(wrong).hexdigest() in str(fault.value)
     assert DIGEST in str(fault.value)
     assert names_in(tmp_path) == []
@@ -158,7 +126,7 @@ def test_a_wrong_size_is_refused_before_the_body_is_read(site: Site, tmp_path: P
     site.files["/a.txt"] = CONTENT + b"!"
     site.cuts = [10]
     with pytest.raises(DownloadError, match="size mismatch: expected 256000 bytes, got 256001"):
-        brought(site, tmp_path / "a.txt")
+        downloaded(site, tmp_path / "a.txt")
     assert len(site.asked) == 1
     assert names_in(tmp_path) == []
 
@@ -195,7 +163,7 @@ def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_unwritable_folder_is_named(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CorpusError, match=r"cannot write to .*/file: (Not a directory|File exists)"):
-        brought(site, tmp_path / "file" / "a.txt")
+        downloaded(site, tmp_path / "file" / "a.txt")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX's")
@@ -206,11 +174,11 @@ def test_a_disk_that_takes_no_more_is_named(site: Site, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, hard))
     try:
         with pytest.raises(CorpusError, match=f"cannot write to {tmp_path}: File too large; free some space"):
-            brought(site, tmp_path / "a.txt")
+            downloaded(site, tmp_path / "a.txt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "a.txt").exists()
-    assert brought(site, tmp_path / "a.txt") == CONTENT
+    assert downloaded(site, tmp_path / "a.txt") == CONTENT
 
 
 def test_only_web_addresses_are_urls() -> None:

@@ -23,8 +23,8 @@ from tiny_models import CHARS, metadata, model_bytes, run_config
 import infer.model_file.graph_digests
 from charrnn.errors import ModelFileError
 from infer import Engine
-from infer.model_file import session as limits
 from infer.model_file import graph_structure, validator
+from infer.model_file import session as limits
 from infer.model_file.graph_digests import DIGESTS
 from infer.model_file.layout import Sizes
 from infer.model_file.protobuf import DamagedError, UnsafeError

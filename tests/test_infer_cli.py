@@ -106,7 +106,7 @@ def test_defaults_are_500_characters_at_temperature_0_8(cli, model):
     assert cli("generate", "-m", model, "-p", "ROME", "--seed", 3).out == f"ROME{engine_text(model, length=500)}\n"
 
 
-def test_the_same_seed_prints_the_same_text_and_no_seed_a_new_one(cli, model):
+def test_a_seed_reproduces_the_text_and_no_seed_draws_one(cli, model):
     command = ("generate", "-m", model, "-p", "ROME", "-n", 60)
     assert cli(*command, "--seed", 5).out == cli(*command, "--seed", 5).out
     assert cli(*command).out != cli(*command).out
@@ -145,14 +145,14 @@ def test_a_prompt_file_is_read_as_corpora_are(cli, model, tmp_path):
 
 
 @pytest.mark.parametrize(("how", "read_as", "done"), [("skip", "ROME", "dropped"), ("replace", "RO!ME", "replaced")])
-def test_unknown_characters_are_dropped_or_replaced_with_a_warning(cli, folder, how, read_as, done):
+def test_unknown_characters_skip_or_replace_with_a_warning(cli, folder, how, read_as, done):
     path = write_model(folder / "replacing.onnx", Vocab("chars", CHARS.symbols, replacement="!"))
     result = cli("generate", "-m", path, "-p", "RO€ME", "-n", 30, "--seed", 1, "--unknown", how)
     assert result.out == cli("generate", "-m", path, "-p", read_as, "-n", 30, "--seed", 1).out
     assert result.err == f"warning: characters not in the vocabulary were {done}: '€'\n"
 
 
-def test_stats_go_to_stderr_and_name_a_seed_that_gives_the_text_again(cli, model):
+def test_stats_on_stderr_have_a_reproducing_seed(cli, model):
     result = cli("generate", "-m", model, "-p", "ROME", "-n", 30, "--stats")
     assert result.err.startswith("seed ")
     assert "30 characters in" in result.err
@@ -170,7 +170,7 @@ def test_the_shipped_model_is_the_default(cli, model, monkeypatch):
 # info and score
 
 
-def test_info_says_what_the_file_is_knows_and_came_from(cli, model):
+def test_info_describes_model_vocabulary_and_training(cli, model):
     out = cli("info", model).out
     facts = ["GRU, 2 layers of 24", "embedding 16", "12,345 parameters", "34 characters", "abcdefg"]
     facts += [
@@ -196,7 +196,7 @@ def test_info_json_is_one_object_with_everything(cli, model):
     assert facts["format_version"] == 1
 
 
-def test_info_shows_odd_figures_as_they_are(cli, folder):
+def test_info_shows_mistyped_metrics_as_they_are(cli, folder):
     metrics = json.dumps({"step": "many", "parameters": None, "val/stream/loss": "low", "time_s": float("nan")})
     path = write_model(folder / "odd.onnx", changed={"metrics": metrics, "corpus": None, "corpus_sha256": None})
     result = cli("info", path)
@@ -212,7 +212,7 @@ def test_info_of_a_byte_model_needs_no_listing(cli, folder):
     assert json.loads(cli("info", path, "--json").out)["vocab"]["symbols"] == []
 
 
-def test_score_of_a_uniform_model_is_the_logarithm_of_its_vocabulary(cli, folder, tmp_path):
+def test_score_of_a_uniform_model_is_log_vocab_size(cli, folder, tmp_path):
     weights = random_weights(run_config(), len(CHARS))
     weights["head.weight"][:], weights["head.bias"][:] = 0, 0
     path = write_model(folder / "uniform.onnx", weights=weights)
@@ -247,7 +247,7 @@ def test_score_of_a_split_scores_that_part_alone(cli, model, tmp_path):
     assert (val["stream"], val["windows"]) == (part["stream"], part["windows"])
 
 
-# Faults of the user: one line on stderr, exit code 2, nothing on stdout.
+# User errors: one line on stderr, exit code 2, nothing on stdout.
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
@@ -301,7 +301,7 @@ BAD_OPTIONS = {
 }
 
 
-def assert_fault(result: SimpleNamespace, message: str) -> None:
+def assert_user_error(result: SimpleNamespace, message: str) -> None:
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
@@ -316,14 +316,14 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", BAD_MODELS)
 def test_a_bad_model_file_is_one_line_and_exit_code_2(cli, faulty, name):
     for command in (["generate", "-m"], ["info"], ["info", "--json", "-m"]):
-        assert_fault(cli(*command, faulty[name]), BAD_MODELS[name])
-    assert_fault(cli("score", faulty[name], faulty["good.txt"]), BAD_MODELS[name])
+        assert_user_error(cli(*command, faulty[name]), BAD_MODELS[name])
+    assert_user_error(cli("score", faulty[name], faulty["good.txt"]), BAD_MODELS[name])
 
 
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=" ".join)
 def test_a_bad_option_of_generate_is_one_line_and_exit_code_2(cli, model, faulty, options):
     given = [option.replace("FOLDER", str(faulty["folder"])) for option in options]
-    assert_fault(cli("generate", "-m", model, *given), BAD_OPTIONS[options])
+    assert_user_error(cli("generate", "-m", model, *given), BAD_OPTIONS[options])
 
 
 @pytest.mark.parametrize(
@@ -339,14 +339,14 @@ def test_a_bad_option_of_generate_is_one_line_and_exit_code_2(cli, model, faulty
     ],
 )
 def test_a_bad_text_to_score_is_one_line_and_exit_code_2(cli, model, faulty, name, options, message):
-    assert_fault(cli("score", model, faulty[name], *options), message)
+    assert_user_error(cli("score", model, faulty[name], *options), message)
 
 
 def test_other_misuse_is_one_line_and_exit_code_2(cli, model):
-    assert_fault(cli("genrate"), "No such command 'genrate'")
-    assert_fault(cli("score", model), "Missing argument 'FILE")
-    assert_fault(cli("info", model, "-m", model), "two model files were given")
-    assert_fault(cli("--no-such-option"), "No such option")
+    assert_user_error(cli("genrate"), "No such command 'genrate'")
+    assert_user_error(cli("score", model), "Missing argument 'FILE")
+    assert_user_error(cli("info", model, "-m", model), "two model files were given")
+    assert_user_error(cli("--no-such-option"), "No such option")
 
 
 # As a process.
@@ -367,7 +367,7 @@ def test_the_python_api_runs_where_importing_torch_fails(shell, model):
 
 
 def test_a_user_error_in_a_process_is_one_line_and_exit_code_2(shell, faulty):
-    assert_fault(finish(shell("generate", "-m", faulty["short.onnx"])), "damaged, cut short")
+    assert_user_error(finish(shell("generate", "-m", faulty["short.onnx"])), "damaged, cut short")
 
 
 TRAINING = {"torch", "charrnn.config", "yaml", "onnx", "accelerate", "train"}
@@ -419,7 +419,7 @@ def test_ctrl_c_ends_a_stream_cleanly(shell, model):
     assert expected.startswith(begun + result.out)
 
 
-def test_a_reader_that_stops_reading_ends_it_quietly(shell, model):
+def test_a_closed_pipe_ends_it_quietly(shell, model):
     process = shell("generate", "-m", model, "-n", "100000000")
     process.stdout.read(10)
     process.stdout.close()
@@ -431,7 +431,7 @@ WITHOUT_SIGPIPE = "import signal; del signal.SIGPIPE; from infer.cli import main
 
 
 @pytest.mark.parametrize("command", [["generate", "-n", "100000000"], ["--help"]], ids=lambda c: c[0])
-def test_where_there_is_no_sigpipe_a_reader_that_stops_reading_ends_it_quietly_too(shell, model, command):
+def test_without_sigpipe_a_closed_pipe_ends_it_quietly(shell, model, command):
     command = [*command, "-m", model] if command[0] == "generate" else command
     process = shell(*command, program=("-c", WITHOUT_SIGPIPE))
     process.stdout.close()
@@ -474,15 +474,24 @@ def test_messages_for_a_closed_stderr_do_not_reach_stdout(model):
     assert (done.returncode, done.stdout) == (0, "ROME\n")
 
 
-def test_more_texts_than_memory_holds_are_one_line_and_exit_code_2(cli, model, monkeypatch):
+def test_out_of_memory_is_one_line_and_exit_code_2(cli, model, monkeypatch):
     def generate_batch(*args, **kwargs):
         raise MemoryError
 
     monkeypatch.setattr(Engine, "generate_batch", generate_batch)
-    assert_fault(cli("generate", "-m", model, "--num-samples", "3"), "out of memory; generate fewer")
+    assert_user_error(cli("generate", "-m", model, "--num-samples", "3"), "out of memory; generate fewer")
 
 
-def test_other_errors_of_the_system_are_not_taken_for_the_outputs(cli, model, monkeypatch):
+def test_an_interrupt_before_the_text_is_exit_code_130(cli, model, monkeypatch):
+    def generate(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    result = cli("generate", "-m", model)
+    assert (result.code, result.out, result.err) == (130, "", "\n")
+
+
+def test_other_os_errors_are_not_reported_as_output_errors(cli, model, monkeypatch):
     def generate(*args, **kwargs):
         raise OSError(errno.EIO, "Input/output error", "weights.bin")
 
@@ -577,7 +586,7 @@ def test_commands_options_and_choices_are_completed(shell, name, line, word, fou
 
 
 @pytest.mark.parametrize("line", ["infer generate -m sh", "infer info sh", "infer score sh", "infer ui --models sh"])
-def test_model_files_are_left_to_the_shells_own_completion_of_files(shell, line):
+def test_model_files_are_left_to_the_shells_completion(shell, line):
     """bash falls back on it where there is no answer (-o default), zsh is told so, fish by an exit code."""
     asked = {name: ASKING[name](line, len(line.split()) - 1) for name in ASKING}
     asked["fish"]["_TYPER_COMPLETE_FISH_ACTION"] = "is-args"
@@ -628,7 +637,7 @@ def test_unstreamed_text_is_shown_in_one_piece(model, monkeypatch):
 # What a file or a model says
 
 
-def test_info_shows_nothing_that_a_terminal_would_obey(cli, folder):
+def test_info_escapes_control_characters(cli, folder):
     corpus = json.dumps({"name": "x\x1b[2J\nfile        forged.onnx", "source": "\u202eevil"})
     result = cli("info", write_model(folder / "escapes.onnx", changed={"corpus": corpus}))
     assert result.out.replace("\n", "").isprintable()
@@ -660,7 +669,7 @@ def test_a_loss_beyond_what_has_a_perplexity_is_reported(cli, folder, tmp_path):
     assert json.loads(cli("score", path, tmp_path / "text.txt", "--json").out)["stream"]["perplexity"] is None
 
 
-def test_generated_text_is_raw_in_a_pipe_and_escaped_on_a_terminal(cli, folder, monkeypatch):
+def test_text_is_raw_in_a_pipe_and_escaped_on_a_terminal(cli, folder, monkeypatch):
     weights = random_weights(run_config(), 3)
     weights["head.bias"][0] = 1000
     path = write_model(folder / "obeyed.onnx", Vocab.of_chars("\x1ba\n"), weights=weights)

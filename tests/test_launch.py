@@ -69,7 +69,7 @@ def accepted(options, monkeypatch):
 # --- every file and command
 
 
-def test_every_file_says_what_it_does_how_it_is_started_and_what_to_edit():
+def test_every_launch_file_has_a_complete_header():
     assert {p.name for p in FILES} == {
         *ACCELERATE_FILES, "several-cpus.sh", "slurm.sbatch", "kubernetes.yaml", "Dockerfile", "skypilot.yaml",
     }  # fmt: skip
@@ -81,7 +81,7 @@ def test_every_file_says_what_it_does_how_it_is_started_and_what_to_edit():
 
 
 @pytest.mark.parametrize("command", [command for path in [*FILES, GUIDE] for command in commands_of(path)])
-def test_every_command_that_is_shown_names_files_and_options_that_exist(command, monkeypatch):
+def test_every_documented_command_is_valid(command, monkeypatch):
     options = training_options(command)
     if options is not None:
         accepted(options, monkeypatch)
@@ -107,7 +107,7 @@ def test_the_exit_codes_are_those_of_the_code():
     assert {row[2] for row in table("what happened")} - {""} <= values
 
 
-def test_what_the_guide_says_is_printed_stands_in_the_sources():
+def test_every_documented_message_is_in_the_sources():
     sources = [*(ROOT / "train").rglob("*.py"), *(ROOT / "charrnn").rglob("*.py")]
     text = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources))
     # What other programs print, and what holds a name that the code fills in.
@@ -145,19 +145,19 @@ def values(environment, *names):
     return tuple(environment.get(name) for name in names)
 
 
-def test_one_cpu_resolves_to_a_single_process_on_the_cpu_in_float32(probe):
+def test_one_cpu_is_a_single_process_in_float32(probe):
     (environment,) = seen_by(probe, accelerate(probe, "one-cpu.yaml")).values()
     assert values(environment, "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION") == ("True", "no")
     assert values(environment, "WORLD_SIZE", "RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES") == (None,) * 4
 
 
-def test_one_gpu_resolves_to_a_single_process_on_the_first_gpu_in_bf16(probe):
+def test_one_gpu_is_a_single_process_in_bf16(probe):
     (environment,) = seen_by(probe, accelerate(probe, "one-gpu.yaml")).values()
     assert values(environment, "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION") == ("False", "bf16")
     assert values(environment, "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK") == ("0", None, None)
 
 
-def test_many_gpus_resolves_to_a_process_for_each_of_eight_gpus_in_bf16(probe):
+def test_many_gpus_is_one_process_per_gpu_in_bf16(probe):
     # Port 0 asks for a free one: another run may hold the default.
     seen = seen_by(probe, accelerate(probe, "many-gpus.yaml", "--main_process_port", "0"))
     assert sorted(seen) == [str(rank) for rank in range(8)]
@@ -167,7 +167,7 @@ def test_many_gpus_resolves_to_a_process_for_each_of_eight_gpus_in_bf16(probe):
         assert values(environment, "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES") == (None, None)
 
 
-def test_several_machines_resolves_to_two_times_eight_processes_that_meet_at_machine_0(probe):
+def test_several_machines_meet_at_machine_0(probe):
     port = str(free_port())
     machines = [
         accelerate(
@@ -201,7 +201,7 @@ def sbatch_options():
     return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", SBATCH.read_text(), re.MULTILINE))
 
 
-def test_the_batch_job_may_be_requeued_and_its_shell_is_warned_before_torchrun_would_kill():
+def test_the_batch_job_is_warned_in_time_and_requeueable():
     options = sbatch_options()
     assert options["requeue"] == ""
     assert options["open-mode"] == "append"
@@ -212,7 +212,7 @@ def test_the_batch_job_may_be_requeued_and_its_shell_is_warned_before_torchrun_w
     assert SBATCH.read_text().index("#SBATCH") < SBATCH.read_text().index("\nset ")
 
 
-def test_a_batch_job_runs_one_torchrun_a_node_which_meet_at_the_first_and_ends_with_0(tmp_path):
+def test_a_batch_job_runs_one_torchrun_per_node(tmp_path):
     cluster = Cluster.of_stubs(
         tmp_path, torchrun=True, STUB_TRAINING="0", SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="16"
     )
@@ -235,7 +235,7 @@ def test_a_batch_job_runs_one_torchrun_a_node_which_meet_at_the_first_and_ends_w
     assert cluster.requeued() == []
 
 
-def test_a_batch_job_without_gpus_or_a_number_of_cpus_runs_one_process_a_node(tmp_path):
+def test_a_batch_job_without_gpus_is_one_process_per_node(tmp_path):
     cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING="0")
     assert cluster.submit(SBATCH).ended()[0] == 0
     assert "cpus-per-task" not in cluster.srun()["options"]
@@ -243,7 +243,7 @@ def test_a_batch_job_without_gpus_or_a_number_of_cpus_runs_one_process_a_node(tm
 
 
 @pytest.mark.parametrize("code", [1, 2, 137])
-def test_a_batch_job_that_fails_by_itself_passes_the_code_on_and_is_not_requeued(tmp_path, code):
+def test_a_failed_batch_job_is_not_requeued(tmp_path, code):
     cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING="2", STUB_TORCHRUN_EXITS=str(code))
     assert cluster.submit(SBATCH).ended()[0] == code
     assert cluster.requeued() == []
@@ -259,7 +259,7 @@ def test_a_batch_job_that_fails_by_itself_passes_the_code_on_and_is_not_requeued
         (["SIGUSR1", "SIGUSR1"], "75 after 2", 1, ["4711"]),
     ],
 )
-def test_a_signal_to_the_batch_job_reaches_the_training_on_every_node(tmp_path, sent, training, code, requeued):
+def test_a_signal_to_the_batch_job_reaches_every_node(tmp_path, sent, training, code, requeued):
     cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING=training)
     job = cluster.submit(SBATCH)
 
@@ -288,7 +288,7 @@ def container():
     return only
 
 
-def test_the_pods_are_as_many_as_the_rendezvous_waits_for_and_share_out_the_batch(monkeypatch):
+def test_the_number_of_pods_fits_rendezvous_and_batch(monkeypatch):
     assert [tree["kind"] for tree in KUBERNETES] == ["PersistentVolumeClaim", "PyTorchJob"]
     elastic = KUBERNETES[1]["spec"]["elasticPolicy"]
     assert elastic["rdzvBackend"] == "c10d"
@@ -301,7 +301,7 @@ def test_the_pods_are_as_many_as_the_rendezvous_waits_for_and_share_out_the_batc
     assert container()["ports"] == [{"name": "pytorchjob-port", "containerPort": 23456}]
 
 
-def test_a_pod_that_fails_comes_back_and_its_training_has_time_for_a_checkpoint():
+def test_a_failed_pod_restarts_with_time_for_a_checkpoint():
     assert container()["command"] == ["torchrun"]  # and no shell between, which would keep SIGTERM to itself
     assert worker()["restartPolicy"] == "OnFailure"
     assert KUBERNETES[1]["spec"]["runPolicy"]["backoffLimit"] > 0
@@ -332,7 +332,7 @@ def test_the_image_holds_what_the_pods_start():
     assert "pip install --no-cache-dir -e '.[train]'" in text
 
 
-def test_the_rented_machines_start_as_many_processes_as_they_have_gpus_and_write_to_the_bucket(tmp_path, monkeypatch):
+def test_skypilot_uses_all_gpus_and_the_bucket(tmp_path, monkeypatch):
     assert SKYPILOT["resources"]["use_spot"] is True
     assert SKYPILOT["resources"]["job_recovery"]["max_restarts_on_errors"] > 0
     (mounted, bucket), = SKYPILOT["file_mounts"].items()  # fmt: skip
@@ -436,7 +436,7 @@ def test_two_machines_train_as_one_with_as_many_processes(folder, rendezvous):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_several_cpu_processes_of_which_one_is_killed_are_started_anew_and_go_on(folder, victim):
+def test_killed_cpu_processes_are_restarted_and_resume(folder, victim):
     job = started(folder, "launch/several-cpus.sh", *ENDLESS, "--max-steps", "120", "--run-dir", "run", RESTARTS="1")
     before = wait_until(lambda: len(p := training_processes(folder)) == 2 and step_of(folder / "run") and p)
     os.kill(before[victim], signal.SIGKILL)
@@ -449,7 +449,7 @@ def test_several_cpu_processes_of_which_one_is_killed_are_started_anew_and_go_on
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_cpu_script_stops_all_its_processes_with_a_checkpoint(folder):
+def test_sigterm_to_the_cpu_script_writes_a_checkpoint(folder):
     job = started(folder, "launch/several-cpus.sh", *ENDLESS, "--run-dir", "run")
     wait_until(lambda: len(training_processes(folder)) == 2 and step_of(folder / "run"))
     job.terminate()
@@ -461,7 +461,7 @@ def test_sigterm_to_the_cpu_script_stops_all_its_processes_with_a_checkpoint(fol
 
 
 @pytest.mark.slow
-def test_a_preempted_batch_job_goes_on_where_it_stopped_when_it_is_started_again(folder):
+def test_a_preempted_batch_job_resumes(folder):
     cluster = Cluster.of_stubs(folder, torchrun=False, hosts="localhost,elsewhere", PYTHONPATH=str(ROOT))
     job_id = str(free_job_id())
     known = {"ACCELERATE_USE_CPU": "true", "SLURM_JOB_ID": job_id}
@@ -501,7 +501,7 @@ def pod(folder, port, *training):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_pod_that_is_taken_away_and_comes_back_resumes_the_job(folder, victim):
+def test_a_reclaimed_pod_resumes_the_job(folder, victim):
     training = (*ENDLESS, "--max-steps", "600", "--run-dir", "run", "--set", "train.mixed_precision=no")
     port = free_port()
     pods = [pod(folder, port, *training) for _ in (0, 1)]

@@ -56,7 +56,7 @@ def kubernetes_faults(text):
     return faults(claim, "V1PersistentVolumeClaim") + faults(job, "KubeflowOrgV1PyTorchJob")
 
 
-def test_the_kubernetes_manifest_is_what_the_published_models_allow():
+def test_the_kubernetes_manifest_fits_the_schemas():
     assert kubernetes_faults(KUBERNETES) == []
     assert [(t["apiVersion"], t["kind"]) for t in yaml.safe_load_all(KUBERNETES)] == [
         ("v1", "PersistentVolumeClaim"),
@@ -89,7 +89,7 @@ def serve_faults(text):
     ("right", "wrong"),
     [("", ""), ("readinessProbe", "readyProbe"), ("scaleTargetRef", "targetRef"), ("maxReplicas: 8", "maxReplicas: x")],
 )
-def test_the_manifest_of_the_server_is_what_the_published_models_allow(right, wrong):
+def test_the_server_manifest_fits_the_schemas(right, wrong):
     assert right in SERVE
     assert bool(serve_faults(SERVE.replace(right, wrong) if right else SERVE)) == bool(right)
 

@@ -44,7 +44,7 @@ def another_process_in(run_dir):
         holder.communicate()
 
 
-def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path):
+def test_a_second_run_is_refused_with_the_holder(tmp_path):
     with another_process_in(tmp_path / "run") as holder:
         with (
             pytest.raises(
@@ -80,7 +80,7 @@ def test_the_lock_is_free_again_once_its_holder_has_ended(tmp_path):
             assert json.loads((tmp_path / ".lock.json").read_text())["process"] == os.getpid()
 
 
-def test_the_lock_of_a_process_that_was_killed_is_no_obstacle(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     with another_process_in(tmp_path) as holder:
         holder.send_signal(signal.SIGKILL)
@@ -92,7 +92,7 @@ def test_the_lock_of_a_process_that_was_killed_is_no_obstacle(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
-def test_a_holder_that_cannot_be_read_is_just_not_named(tmp_path, content):
+def test_an_unreadable_holder_is_not_named(tmp_path, content):
     with another_process_in(tmp_path):
         (tmp_path / ".lock.json").write_bytes(content)
         with (
@@ -102,7 +102,7 @@ def test_a_holder_that_cannot_be_read_is_just_not_named(tmp_path, content):
             pytest.fail("both are in")
 
 
-def test_a_folder_that_stays_empty_is_taken_away_again_with_the_parents_that_were_made_for_it(tmp_path):
+def test_an_empty_folder_is_removed_with_its_new_parents(tmp_path):
     with exclusive(tmp_path / "a" / "b" / "run"):
         assert names_in(tmp_path / "a" / "b" / "run") == [".lock", ".lock.json"]
     assert names_in(tmp_path) == []
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "EOPNOTSUPP", "ENOLCK"])
-def test_whatever_the_system_answers_for_a_disk_without_file_locks_it_is_warned_of(tmp_path, monkeypatch, capsys, code):
+def test_a_disk_without_file_locks_is_a_warning(tmp_path, monkeypatch, capsys, code):
     def without(*_):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 

@@ -1,5 +1,7 @@
 """The command line of training, as a user types it, and what a whole run leaves behind."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -8,11 +10,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from training import fresh_accelerator, some_text, stopping_after
 from typer.testing import CliRunner
 
+from benchmarks.training import reset_accelerator
 from charrnn.config import RunConfig, load_config
 from charrnn.errors import PreemptedError, RunStoppedError
 from infer.engine import Engine
@@ -50,22 +54,28 @@ def accelerate(folder, *arguments, **environment):
 
 
 def refused(folder, *arguments):
-    """The one line that `python train/main.py` prints when it refuses."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train" / "main.py"), *map(str, arguments)],
-        capture_output=True, text=True, cwd=folder, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    """The one line that train/main.py's `main` prints when it refuses, here in this process."""
+    reset_accelerator()
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        mock.patch.object(sys, "argv", ["main.py", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        command.main()
+    assert end.value.code == 2, err.getvalue()
+    assert out.getvalue() == ""
+    assert err.getvalue().count("\n") == 1, err.getvalue()
+    return err.getvalue()
 
 
 def records_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_launched_run_leaves_all_it_promises_and_the_same_command_again_resumes(folder):
+def test_a_launched_run_is_complete_and_resumes(folder):
     arguments = ("--config", "small.yaml", "--data", "words.txt", "--rnn", "LSTM", "--set", "model.num_layers=1")
     done = accelerate(folder, *arguments)
     assert done.returncode == 0, done.stderr
@@ -109,11 +119,20 @@ def test_every_option_is_explained_and_shows_its_default():
         assert default in shown
 
 
-def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
+def test_all_invalid_options_are_one_line_before_any_file(folder):
     line = refused(folder, "--config", "small.yaml", "--epochs", "-1", "--set", "modle.rnn=GRU", "--time-limit", "soon")
     for part in ("train.epochs = -1", "modle (nearest: model)", "not a duration"):
         assert part in line
     assert sorted(p.name for p in folder.iterdir()) == ["small.yaml", "words.txt"]
+
+
+def test_a_user_error_ends_the_process_with_one_line(folder):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train" / "main.py"), "--data", "absent.txt"],
+        capture_output=True, text=True, cwd=folder, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "absent.txt" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -132,7 +151,7 @@ def test_faults_of_all_options_come_in_one_line_before_anything_is_made(folder):
         (("--config", "small.yaml", "--data", "words.txt", "--run-dir", "words.txt"), "choose another --run-dir"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arguments, clause):
+def test_user_errors_are_one_line_with_exit_code_2(folder, arguments, clause):
     assert clause in refused(folder, *arguments)
     assert not (folder / "checkpoints").exists()
 
@@ -141,9 +160,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_with_exit_code_2(folder, arg
     ("number", "error", "exit_code"),
     [("SIGINT", RunStoppedError, 130), ("SIGTERM", PreemptedError, 75), ("SIGUSR1", PreemptedError, 75)],
 )
-def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_goes_on(
-    folder, monkeypatch, capsys, number, error, exit_code
-):
+def test_a_stop_signal_writes_a_checkpoint_to_resume_from(folder, monkeypatch, capsys, number, error, exit_code):
     monkeypatch.chdir(folder)
     fresh_accelerator()
     config = load_config(folder / "small.yaml", {"data.source": "words.txt"})
@@ -162,7 +179,7 @@ def test_a_stop_signal_ends_the_step_writes_a_checkpoint_and_says_where_the_run_
     assert [r["step"] for r in records_of(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
 
 
-def test_the_batch_must_divide_among_processes_and_accumulation_steps():
+def test_the_batch_size_must_be_divisible():
     config = RunConfig.model_validate({"data": {"batch_size": 12}, "train": {"accumulation_steps": 2}})
     check_processes(config, 3)
     with pytest.raises(Exception, match="12 is not divisible by 4 process"):

@@ -229,7 +229,7 @@ def page(browser: Any, url: str, shots: Path) -> Page:
     return Page(browser, url, shots).open()
 
 
-def test_it_writes_the_text_of_its_seed_and_says_how_fast(page, folder):
+def test_it_generates_the_text_of_its_seed_with_its_speed(page, folder):
     page.put("#prompt textarea", "ROMEO: a")
     page.write(300, seed="7")
     page.until(lambda: page.chars() == 300)
@@ -240,7 +240,7 @@ def test_it_writes_the_text_of_its_seed_and_says_how_fast(page, folder):
     page.shot("write-light")
 
 
-def test_without_a_seed_two_texts_differ_and_each_names_its_seed(page):
+def test_without_a_seed_texts_differ_and_show_their_seeds(page):
     texts = []
     for _ in range(2):
         page.write(100, seed="")
@@ -336,7 +336,7 @@ def test_a_text_beyond_the_limit_is_refused_whole_and_not_cut(page, tab, field, 
 
 
 @pytest.mark.parametrize("name", ["temperature", "top-k", "top-p"])
-def test_an_emptied_number_field_changes_nothing_until_there_is_a_number(page, name):
+def test_an_empty_number_field_changes_nothing(page, name):
     page.tab("Next character")
     page.until(lambda: len(page.all(".bars li")) == 26)
     page.browser.get_log("browser")
@@ -392,7 +392,7 @@ def post(url: str, path: str, body: dict[str, Any]) -> Any:
         return json.load(response)
 
 
-def test_a_full_queue_is_reported_and_a_waiting_text_can_be_stopped(browser, shots, folder):
+def test_a_full_queue_is_reported_and_waiting_can_be_stopped(browser, shots, folder):
     """On a page of its own, kept busy by requests from the same address."""
     with page_server(Models(folder / "slow.onnx", folder)) as served:
         page = Page(browser, served.url, shots).open()
@@ -502,7 +502,7 @@ def test_every_text_is_readable_in_both_themes(browser, url, shots, theme, size)
     assert page.js(PALE) == []
 
 
-def test_on_a_phone_the_bars_begin_below_their_sliders_and_in_sight(browser, url, shots):
+def test_on_a_phone_the_bars_are_in_sight_below_the_sliders(browser, url, shots):
     page = Page(browser, url, shots).open(size=PHONE)
     page.tab("Next character")
     page.until(lambda: len(page.all(".bars li")) == 26)
@@ -523,7 +523,7 @@ def test_a_damaged_model_is_refused_and_the_one_before_goes_on(page):
     page.until(lambda: page.chars() == 50)
 
 
-def test_a_model_that_appears_later_can_be_chosen_after_a_reload(page, folder):
+def test_a_later_model_can_be_chosen_after_a_reload(page, folder):
     write_model(folder / "later.onnx", hidden_dim=12)
     page.open()
     page.choose("later.onnx")
@@ -607,7 +607,7 @@ def test_the_sliders_cut_the_distribution(page):
     page.shot("odds-light")
 
 
-def test_the_theme_button_changes_the_theme_and_the_choice_stays(page):
+def test_the_chosen_theme_is_kept(page):
     def dark() -> bool:
         return page.js("return document.body.classList.contains('dark')")
 

@@ -217,17 +217,6 @@ def test_too_little_space_is_refused_before_writing(monkeypatch: pytest.MonkeyPa
     assert names_in("data/prepared") == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    (tmp_path / "disk").mkdir()
-    options = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path / "disk")]
-    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(options, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
-
-
 @pytest.mark.usefixtures("all_large")
 def test_full_disk_is_an_error_and_leaves_nothing(
     here: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch

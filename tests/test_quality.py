@@ -9,7 +9,7 @@ from benchmarks.quality.any_text import cut, ppmd_loss, random_configuration
 from charrnn.config import UNSIZED, load_config
 
 
-def test_ppmd_codes_noise_at_its_entropy_and_repetition_at_almost_nothing():
+def test_ppmd_codes_noise_at_its_entropy_and_repetition_freely():
     pytest.importorskip("pyppmd")
     draw = random.Random(0)
     noise = "".join(draw.choices("abcdefgh", k=40_000))
@@ -26,7 +26,7 @@ def test_random_configurations_are_valid_and_differ():
     assert {fields["train.init_from"] for fields in configs} == {"base", "none"}
 
 
-def test_a_text_is_cut_from_a_place_without_its_mark_and_carriage_returns(tmp_path):
+def test_cut_drops_byte_order_mark_and_carriage_returns(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeffone\r\ntwo\r\nthree".encode())
     assert cut(f"name={path}", 0) == ("name", "one\ntwo\nthree")

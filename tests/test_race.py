@@ -7,7 +7,7 @@ import pytest
 import torch
 from training import tiny_config
 
-from benchmarks.speed.race import Clock, Limits, Reference, race, run_race, windows_loss
+from benchmarks.speed.race import Clock, Limits, Reference, race, run_race, warm_up, windows_loss
 from benchmarks.speed.reference_transformer import Recipe, Shape, Transformer, TransformerTraining
 from charrnn.data.corpus import prepare
 from train.dataloader import IdSource
@@ -51,7 +51,7 @@ def test_the_learning_rate_warms_up_and_ends_at_its_last():
     assert rates == pytest.approx([1e-3 / 101, 1e-3 * 100 / 101, 1e-3, 5.5e-4, 1e-4])
 
 
-def test_evaluation_drops_nothing_out_and_predicts_every_character_once(tmp_path):
+def test_evaluation_predicts_every_character_once_undropped(tmp_path):
     corpus = prepare(tiny_config(tmp_path).data)
     side, val = Reference(TINY, SHORT, corpus, CPU), IdSource(corpus.val, CPU)
     losses = {windows_loss(side, val, TINY.context) for _ in range(2)}
@@ -66,7 +66,7 @@ def test_evaluation_drops_nothing_out_and_predicts_every_character_once(tmp_path
     assert losses.pop() == pytest.approx(sum(one_by_one) / (len(ids) - 1), rel=1e-5)
 
 
-def test_a_target_out_of_reach_is_said_to_be_not_reached(tmp_path):
+def test_a_target_out_of_reach_is_reported_as_not_reached(tmp_path):
     lines = run_race(tiny_config(tmp_path), Limits(0.001, 60, 60, steps=3), TINY, SHORT)
     assert len(lines) == 4
     assert lines[2].startswith("GRU 2 x 16")
@@ -74,7 +74,7 @@ def test_a_target_out_of_reach_is_said_to_be_not_reached(tmp_path):
     assert all("not reached in" in line and "3 steps; best" in line for line in lines[2:])
 
 
-def test_a_side_stops_at_its_target_and_its_clock_stands_still_meanwhile(tmp_path):
+def test_a_side_ends_at_its_target_and_its_clock_stops(tmp_path):
     corpus = prepare(tiny_config(tmp_path).data)
     val = IdSource(corpus.val, CPU)
     result = race(lambda _: Reference(TINY, SHORT, corpus, CPU), val, TINY.context, Limits(100.0, 60, 1e-9))
@@ -91,3 +91,19 @@ def test_a_side_ends_with_its_schedule(tmp_path):
     val = IdSource(corpus.val, CPU)
     result = race(lambda _: Reference(TINY, SHORT, corpus, CPU), val, TINY.context, Limits(0.001, 60, 60))
     assert (result.steps, result.reached_s) == (SHORT.steps, None)
+
+
+def test_every_side_is_warmed_up_before_any_clock_starts(tmp_path):
+    corpus, events = prepare(tiny_config(tmp_path).data), []
+
+    class Noted(Reference):
+        def __init__(self, clock):
+            super().__init__(TINY, SHORT, corpus, CPU)
+            self.clock = clock
+
+        def train_step(self):
+            events.append(self.clock())
+            return super().train_step()
+
+    warm_up([Noted, Noted], CPU)
+    assert events == [0.0] * 4

@@ -1,4 +1,4 @@
-"""Every command of the README is one that works: it is run here, or its options are judged by what would run it."""
+"""Every command of the README and the guides works: it is run here, or its options are checked by what would run it."""
 
 import itertools
 import os
@@ -21,8 +21,15 @@ from train import main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
-LINES = [line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip()]
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("getting-started", "training", "inference")]
+BLOCKS = [
+    block
+    for text in (TEXT, *(guide.read_text(encoding="utf-8") for guide in GUIDES))
+    for block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+]
+LINES = list(
+    dict.fromkeys(line for language, body in BLOCKS if language == "bash" for line in body.splitlines() if line.strip())
+)
 SHIPPED = ROOT / "checkpoints" / "shakespeare.onnx"
 TRAIN = "pip install -e '.[train]' && accelerate launch train/main.py"
 PROGRAMS = ("python -m train.export", "python -m train.evaluate", "python -m charrnn.data")
@@ -41,8 +48,12 @@ def test_the_two_commands_are_there_as_promised():
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    kinds = ("pip install -e", "accelerate launch", "torchrun", "infer ", *PROGRAMS)
+    kinds = ("pip install", "accelerate launch", "torchrun", "infer ", "curl", *PROGRAMS)
     assert [line for line in LINES if not any(kind in line for kind in kinds)] == []
+
+
+def test_the_request_to_the_server_is_one_that_its_guide_tests():
+    assert set(lines_with("curl")) <= set((ROOT / "docs" / "serving.md").read_text(encoding="utf-8").splitlines())
 
 
 def test_ci_runs_the_two_commands_and_the_bare_install():
@@ -77,13 +88,19 @@ def folder(tmp_path_factory):
     run.parent.mkdir()
     trainer.checkpoints.run_dir.rename(run)
     shutil.copy(SHIPPED, run / "model.onnx")
+    shutil.copytree(run, run.parent / "novel")
     shutil.copy(SHIPPED, folder / "checkpoints" / "shakespeare.onnx")
     (folder / "novel.txt").write_text("It was a dark night, and the owls were out.\n" * 50)
     return folder
 
 
-@pytest.mark.parametrize("line", [*lines_with("infer "), *itertools.chain(*map(lines_with, PROGRAMS))])
+# Those that serve until they are stopped are tested with their own options elsewhere.
+ENDING = [line for line in lines_with("infer ") if not re.search(r"infer (ui|serve)", line)]
+
+
+@pytest.mark.parametrize("line", [*ENDING, *itertools.chain(*map(lines_with, PROGRAMS))])
 def test_commands_that_generate_score_and_export_run(line, folder):
+    line = "infer bench --rounds 2" if line == "infer bench" else line  # more rounds repeat the same
     with_python = line.replace("python -m", f"{shlex.quote(sys.executable)} -m")
     with_python = re.sub(r"(^|\| )infer ", rf"\1{shlex.quote(sys.executable)} -m infer.cli ", with_python)
     done = subprocess.run(
@@ -96,7 +113,7 @@ def test_commands_that_generate_score_and_export_run(line, folder):
 
 def test_the_python_snippet_runs(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    (snippet,) = [body for language, body in BLOCKS if language == "python"]
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
     exec(compile(snippet, "README.md", "exec"), {})
     assert len(capsys.readouterr().out) == 500
 

@@ -73,7 +73,7 @@ def test_a_run_has_at_least_ten_evaluations_and_ends_by_a_limit(facts):
 
 
 @given(FACTS)
-def test_evaluations_read_at_most_a_twentieth_of_what_is_trained_on(facts):
+def test_evaluations_read_at_most_a_twentieth(facts):
     config = config_of(choose(facts))
     model = facts.origin or config.model
     speed = facts.flops / flops_per_char(model, facts.symbols)
@@ -101,7 +101,7 @@ def test_more_passes_never_mean_less_dropout(facts, times):
     assert many.fields["model.dropout"] >= few.fields["model.dropout"]
 
 
-def test_a_text_and_a_budget_beyond_the_bases_own_train_a_larger_network_from_scratch():
+def test_beyond_the_bases_scale_a_larger_model_is_trained():
     facts = Facts(10**9, 100, 1e14, budget_s=3600, origin=BASE, init_from="base", on_gpu=True)
     recipe = choose(facts)
     assert recipe.fields["train.init_from"] == "none"
@@ -111,7 +111,7 @@ def test_a_text_and_a_budget_beyond_the_bases_own_train_a_larger_network_from_sc
 
 
 @given(FACTS)
-def test_a_limit_of_the_users_is_kept_and_the_default_budget_is_bounded(facts):
+def test_user_limits_are_kept_and_the_default_is_bounded(facts):
     fields = choose(facts).fields
     if facts.budget_s:
         assert fields["train.time_limit"] == facts.budget_s
@@ -147,7 +147,7 @@ def test_it_is_known_what_the_user_set(assignments, prefix, found):
     assert UserSettings({"train.epochs": 3}, assignments).sets(prefix) is found
 
 
-def test_on_a_gpu_ten_seconds_of_shakespeare_are_the_quick_recipe():
+def test_on_a_gpu_shakespeare_gets_the_quick_recipe():
     fields = choose(Facts(1_115_394, 65, 1e13, budget_s=10, on_gpu=True)).fields
     quick = load_config(CONFIGS / "gpu-quick.yaml", {})
     chosen = load_config(None, fields)

@@ -29,7 +29,7 @@ def test_another_origin_than_the_runs_is_refused(finished, origin):
         resumed(finished, f"train.init_from={origin}")
 
 
-def test_an_origin_need_not_be_repeated_and_none_given_beside_one_is_refused(tmp_path):
+def test_an_origin_need_not_be_repeated_and_none_is_refused(tmp_path):
     make_trainer(tiny_config(tmp_path, ["train.run_dir=" + str(tmp_path / "origin")])).fit()
     origin = tmp_path / "origin"
     make_trainer(tiny_config(tmp_path), init_from=origin).fit()
@@ -59,7 +59,7 @@ def test_a_folder_with_best_alone_is_not_overwritten(finished, resume):
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_finished_run_without_its_best_gets_one_from_its_step_checkpoint(finished, damage, caplog):
+def test_a_lost_best_is_made_again_from_the_step_checkpoint(finished, damage, caplog):
     best = finished / "run" / BEST
     if damage == "missing":
         shutil.rmtree(best)

@@ -91,7 +91,7 @@ def test_projection_adds_the_network_to_a_step():
     )
 
 
-def test_a_case_is_the_mean_over_steps_and_processes_and_its_skew_what_the_slowest_adds():
+def test_case_metrics_are_means_and_the_slowest_ones_excess():
     first = estimates.Turn([{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}], 1.0, [])
     second = estimates.Turn([{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}], 0.5, [])
     assert estimates.case_metrics("apart", [first, second]) == pytest.approx(
@@ -156,7 +156,7 @@ def test_a_worker_that_ends_early_ends_the_program(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_measures_every_case_and_its_numbers_agree():
+def test_the_program_measures_every_case_consistently():
     size = ["--rnn", "GRU", "--hidden-dim", "24", "--num-layers", "1", "--seq-len", "8", "--rows", "4"]
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *size, "--steps", "2", "--rounds", "3", "--json"],

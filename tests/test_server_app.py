@@ -196,7 +196,7 @@ def test_an_address_that_cannot_be_had_is_one_line():
 @pytest.mark.parametrize("as_json", [False, True])
 def test_log_lines_carry_what_is_known_of_a_request(connect, capfd, as_json):
     configure(as_json)
-    connect().get("/nothing")
+    connect().get("/nothing%0Ainfo forged")
     logging.getLogger("charrnn.serve").handlers.clear()
-    line = capfd.readouterr().err
+    (line,) = capfd.readouterr().err.splitlines()
     assert ('"status": 404' if as_json else "status=404") in line

@@ -98,6 +98,12 @@ def test_a_killed_worker_is_told_and_replaced(served):
     assert served.gauge("charrnn_streams_running") == 0
 
 
+def test_a_client_that_leaves_cannot_end_the_server(served):
+    # The command line lets SIGPIPE end it, as `infer ... | head` should.
+    ignored = re.search(r"^SigIgn:\s+(\w+)", Path(f"/proc/{served.process.pid}/status").read_text(), re.M)
+    assert int(ignored[1], 16) >> (signal.SIGPIPE - 1) & 1
+
+
 def test_sigterm_lets_short_requests_finish_and_cuts_long_ones(served):
     async def run():
         short, long = (stream(served.port, max_tokens=n, prompt="a", top_k=1) for n in (300, 10**7))

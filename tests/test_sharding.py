@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, ended_well, torchrun
 from sharding_worker import CELLS, HALF, MODES, SMALL, STEPS, WORLDS
+from training import largest_difference
 
 import train.evaluate
 from charrnn.config import EvalConfig
@@ -125,15 +126,6 @@ def launched(folder):
 def launches(test):
     """Marks a test that needs the three launches, of which the first such test waits for all."""
     return pytest.mark.slow(pytest.mark.timeout(900)(test))
-
-
-def largest_difference(ours, theirs):
-    """The largest relative difference between two curves of finite figures."""
-    ours, theirs = np.array(ours), np.array(theirs)
-    assert ours.shape == theirs.shape
-    assert ours.size
-    assert np.isfinite([ours, theirs]).all()
-    return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
 
 
 def by_rank(launched, world, name):

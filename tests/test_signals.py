@@ -55,7 +55,7 @@ def noted():
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_a_stop_signal_is_noted_and_raises_nothing(noted, capsys, number):
+def test_a_stop_signal_is_recorded_and_raises_nothing(noted, capsys, number):
     signals = StopSignals(noted)
     with signals.handled():
         assert signals.received == 0
@@ -81,14 +81,14 @@ def test_the_first_signal_decides_and_later_ones_change_nothing(noted, capsys, f
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_what_was_sent_just_before_the_end_is_noted_too(noted):
+def test_a_signal_just_before_the_end_is_recorded(noted):
     signals = StopSignals(noted)
     with signals.handled():
         signal.raise_signal(signal.SIGTERM)
     assert signals.received == signal.SIGTERM
 
 
-def test_what_was_sent_while_the_handlers_are_being_installed_is_noted_too(noted, monkeypatch):
+def test_a_signal_during_installation_is_recorded(noted, monkeypatch):
     install, sent = signal.signal, []
 
     def installing(number, handler):
@@ -105,7 +105,7 @@ def test_what_was_sent_while_the_handlers_are_being_installed_is_noted_too(noted
     assert signals.received == signal.SIGTERM
 
 
-def test_other_signals_go_their_own_way(noted):
+def test_other_signals_keep_their_handlers(noted):
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
     signals = StopSignals(noted)
@@ -123,7 +123,7 @@ def open_descriptors():
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError])
-def test_handlers_and_wakeup_descriptor_are_as_before_and_no_thread_or_descriptor_stays(error):
+def test_everything_is_restored_after_the_block(error):
     def handler(*_):
         pass
 
@@ -150,14 +150,14 @@ def test_handlers_and_wakeup_descriptor_are_as_before_and_no_thread_or_descripto
     assert during == expected
 
 
-def test_after_the_block_ctrl_c_is_ctrl_c_again():
+def test_after_the_block_ctrl_c_raises_again():
     with StopSignals().handled():
         pass
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_in_a_thread_that_cannot_take_signals_the_block_just_runs(noted):
+def test_in_other_threads_nothing_is_installed(noted):
     handlers = [signal.getsignal(number) for number in STOPS]
     seen = []
 
@@ -199,7 +199,7 @@ class Waiting:
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_second_ctrl_c_ends_the_process_at_once_wherever_its_main_thread_is(wait):
+def test_a_second_ctrl_c_ends_the_process_immediately(wait):
     waiting = Waiting(WAITS[wait])
     try:
         waiting.process.send_signal(signal.SIGINT)
@@ -214,7 +214,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once_wherever_its_main_thread_is(wa
     assert errors.count("\n") == 1
 
 
-def test_ctrl_c_twice_ends_a_process_that_was_sent_sigterm_before():
+def test_ctrl_c_twice_ends_a_process_after_sigterm():
     waiting = Waiting(WAITS["asleep"])
     try:
         waiting.process.send_signal(signal.SIGTERM)

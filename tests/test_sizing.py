@@ -51,7 +51,7 @@ def losses(run_dir):
     return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
 
 
-def test_a_text_alone_is_enough_and_the_same_command_again_resumes(folder, capsys):
+def test_a_text_alone_suffices_and_the_run_resumes(folder, capsys):
     assert started(train__max_steps=12).resolve() == folder / "checkpoints" / "words" / "model.onnx"
     run_dir = folder / "checkpoints" / "words"
     said = r"^recipe    fine-tune the base model \(LSTM 2 x 16, \d\.\d\d nats/char on .*\), dropout \S+, \d+ rows x"
@@ -157,13 +157,13 @@ SHOW = "import os, sys, train; assert 'torch' not in sys.modules; print(os.envir
     ("given", "shown"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
-def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given, shown):
+def test_waiting_threads_spin_briefly_by_default(given, shown):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
     environment |= {"PYTHONPATH": str(ROOT), **given}
     done = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown
 
 
-def test_the_command_line_imports_torch_after_the_package_that_sets_it():
+def test_the_command_line_imports_torch_last():
     code = "import sys; sys.path.insert(0, 'train'); import main; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

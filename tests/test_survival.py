@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or preempted, and started again, ends as the run that never was: bit for bit."""
+"""A run that is killed, stopped or preempted, and resumed, ends as the run without faults, bit for bit."""
 
 import ast
 import inspect
@@ -47,14 +47,14 @@ def every_step_once(outcome):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_22_times_at_random_moments_ends_bit_for_bit_as_one_that_never_was(workspace):
+def test_a_run_killed_22_times_ends_bit_exact(workspace):
     draw = random.Random(3)
     phases = {"step": 5, "write": 4, "evaluation": 4, "pruning": 4}
-    struck = [faults.kill_in(phase, draw) for phase, times in phases.items() for _ in range(times)]
-    struck += [faults.kill_in("replacement", draw), faults.kill_between_renames(), faults.kill_at_start(draw)]
-    struck += [faults.kill_from_outside(draw) for _ in range(2)]
-    draw.shuffle(struck)
-    trials = all_survived(chains.chain(workspace, "killed", struck))
+    injected = [faults.kill_in(phase, draw) for phase, times in phases.items() for _ in range(times)]
+    injected += [faults.kill_in("replacement", draw), faults.kill_between_renames(), faults.kill_at_start(draw)]
+    injected += [faults.kill_from_outside(draw) for _ in range(2)]
+    draw.shuffle(injected)
+    trials = all_survived(chains.chain(workspace, "killed", injected))
     assert len(trials) == 22
 
     recorded = faults_of(workspace, "killed")
@@ -64,19 +64,19 @@ def test_a_run_killed_22_times_at_random_moments_ends_bit_for_bit_as_one_that_ne
     assert sum(f["where"].startswith("SIGKILL to") for f in recorded) == 3
     assert len({f["where"] for f in faults}) > 15
     assert "dropout: 0.2" in (workspace.run_dir("killed") / "config.yaml").read_text()
-    killed, unharmed = harness.outcome(workspace.run_dir("killed")), workspace.reference(1)
-    assert killed == unharmed
+    killed, reference = harness.outcome(workspace.run_dir("killed")), workspace.reference(1)
+    assert killed == reference
     assert every_step_once(killed)
     assert [r["step"] for r in killed.records if "val/stream/loss" in r] == list(range(3, 301, 3))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_of_two_that_are_killed_and_restarted_end_as_those_that_never_were(tmp_path):
+def test_restarted_ranks_end_bit_exact(tmp_path):
     draw, workspace = random.Random(4), harness.Workspace(tmp_path, SLIDING_GRU)
     places = [("step", 0), ("evaluation", 1), ("write", 0), ("step", 1)]
-    struck = [chains.Injection(faults.drawn("kill", phase, draw, rank)) for phase, rank in places]
-    trials = all_survived(chains.chain_of_restarts(workspace, "killed", struck))
+    injected = [chains.Injection(faults.drawn("kill", phase, draw, rank)) for phase, rank in places]
+    trials = all_survived(chains.chain_of_restarts(workspace, "killed", injected))
     assert [(f["phase"], f["rank"]) for f in faults_of(workspace, "killed")] == places
     assert all(t.cost.ended_s < 15 for t in trials)
     killed = harness.outcome(workspace.run_dir("killed"))
@@ -85,19 +85,19 @@ def test_ranks_of_two_that_are_killed_and_restarted_end_as_those_that_never_were
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_is_named_and_the_other_leaves(workspace):
+def test_a_stopped_rank_is_reported_and_the_other_exits(workspace):
     draw = random.Random(5)
-    struck = [faults.stop_in("step", 0, draw), faults.stop_in("evaluation", 1, draw)]
-    trials = all_survived(chains.chain(workspace, "stopped", struck, 2))
+    injected = [faults.stop_in("step", 0, draw), faults.stop_in("evaluation", 1, draw)]
+    trials = all_survived(chains.chain(workspace, "stopped", injected, 2))
     assert all(t.cost.ended_s < 15 for t in trials)
 
 
 @pytest.mark.slow
-def test_a_preempted_run_of_two_has_a_checkpoint_of_its_last_step_and_its_code_on_every_rank(workspace):
+def test_preempted_ranks_lose_no_step_and_exit_with_the_code(workspace):
     draw = random.Random(6)
     signals = [(signal.SIGTERM, 75, "rank"), (signal.SIGUSR1, 75, "rank"), (signal.SIGTERM, 75, "launcher")]
-    struck = [faults.stop_signal(*s, draw) for s in [*signals, (signal.SIGINT, 130, "launcher")]]
-    trials = all_survived(chains.chain(workspace, "preempted", struck, 2))
+    injected = [faults.stop_signal(*s, draw) for s in [*signals, (signal.SIGINT, 130, "launcher")]]
+    trials = all_survived(chains.chain(workspace, "preempted", injected, 2))
     assert [t.cost.steps for t in trials] == [0] * 4
 
 
@@ -108,7 +108,7 @@ def test_the_second_interrupt_ends_a_hung_step_at_once(workspace):
 
 
 @pytest.mark.slow
-def test_the_program_prints_what_it_tried_and_what_was_survived():
+def test_the_program_prints_trials_and_survivals():
     command = [sys.executable, str(PROGRAM), "--times", "1", "--only", "flipped", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
@@ -119,7 +119,7 @@ def test_the_program_prints_what_it_tried_and_what_was_survived():
     assert row["checkpoint_bytes"]["max"] > 0
 
 
-def test_a_newer_checkpoint_that_cannot_be_used_does_not_outlast_the_runs_own(tmp_path):
+def test_an_unusable_newer_checkpoint_displaces_no_usable_one(tmp_path):
     make_trainer(tiny_config(tmp_path, ["train.max_steps=4", "checkpoint.keep=1", "eval.every=0"])).fit()
     (tmp_path / "run" / "step-00000900").mkdir()
     make_trainer(tiny_config(tmp_path, ["train.max_steps=6", "checkpoint.keep=1", "eval.every=0"])).fit()
@@ -136,44 +136,44 @@ def three_lines(seen):
 
 
 @pytest.mark.parametrize(("share", "before"), [(0.0, 0), (0.34, 1), (0.99, 2)])
-def test_a_fault_is_committed_before_the_line_that_its_share_names(monkeypatch, share, before):
+def test_a_fault_triggers_before_the_line_of_its_share(monkeypatch, share, before):
     monkeypatch.setattr(inject, "TRACED", (__file__,))
-    seen, committed = [], []
+    seen, triggered = [], []
     fault = inject.ProcessFault("kill", call=2, point=share)
-    struck = inject.at_point(three_lines, lambda *_: True, fault, lambda where: committed.append(len(seen) - 3))
-    struck(seen)
-    assert committed == []
-    struck(seen)
-    struck(seen)
-    assert committed == [before]
+    injected = inject.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen) - 3))
+    injected(seen)
+    assert triggered == []
+    injected(seen)
+    injected(seen)
+    assert triggered == [before]
     assert len(seen) == 9
 
 
 @pytest.mark.parametrize(("text", "before"), [("append(2)", 1), ("no such line", 3)])
-def test_a_fault_is_committed_before_the_line_that_its_text_names_or_at_the_end(monkeypatch, text, before):
+def test_a_fault_triggers_before_the_line_of_its_text_or_at_end(monkeypatch, text, before):
     monkeypatch.setattr(inject, "TRACED", (__file__,))
-    seen, committed = [], []
+    seen, triggered = [], []
     fault = inject.ProcessFault("kill", call=1, point=text)
-    inject.at_point(three_lines, lambda *_: True, fault, lambda where: committed.append(len(seen)))(seen)
-    assert committed == [before]
+    inject.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen)))(seen)
+    assert triggered == [before]
 
 
-def test_calls_that_do_not_count_are_not_struck(monkeypatch):
+def test_calls_that_do_not_count_trigger_nothing(monkeypatch):
     monkeypatch.setattr(inject, "TRACED", (__file__,))
-    committed = []
+    triggered = []
     fault = inject.ProcessFault("kill", call=1, point="append(1)")
-    struck = inject.at_point(three_lines, lambda seen: bool(seen), fault, lambda where: committed.append(where))
-    struck([])
-    assert committed == []
-    struck([0])
-    assert len(committed) == 1
+    injected = inject.at_point(three_lines, lambda seen: bool(seen), fault, lambda where: triggered.append(where))
+    injected([])
+    assert triggered == []
+    injected([0])
+    assert len(triggered) == 1
 
 
 def events(*rows):
     return [{"event": name, "t": float(t), "rank": 0, **rest} for t, name, rest in rows]
 
 
-def test_what_a_fault_cost_is_counted_from_what_was_noted():
+def test_costs_are_counted_from_the_events():
     noted = events(
         (0, "start", {"checkpoints": {}}),
         (1, "fit", {"step": 0}),
@@ -193,7 +193,7 @@ def test_what_a_fault_cost_is_counted_from_what_was_noted():
     assert (harness.Cost(3, 5, 20).chars, harness.Cost(3, 5, 20).checkpoint_bytes) == (3 * 8 * 16, 25)
 
 
-def test_a_tampering_costs_the_checkpoint_that_is_passed_over_and_nothing_else():
+def test_tampering_costs_the_checkpoint_that_is_passed_over():
     noted = events(
         (0, "fault", {"step": 8, "action": "tamper"}),
         (1, "start", {"checkpoints": {"step-00001001": 7, "step-00000008": 10, "step-00000006": 20, ".writing-x": 5}}),
@@ -202,7 +202,7 @@ def test_a_tampering_costs_the_checkpoint_that_is_passed_over_and_nothing_else()
     assert harness.costs(noted) == [harness.Cost(2, 0, 10, None)]
 
 
-def test_the_table_says_how_much_was_survived():
+def test_the_table_counts_survivals_and_costs():
     fault = faults.Fault("a fault", "how", "survived if", lambda draw: chains.Injection())
     trials = [
         chains.Trial(harness.Cost(2, 600, 400, 0.25), ""),
@@ -231,11 +231,11 @@ def test_functions_that_faults_strike_in_exist(name):
     assert name not in ("step", "write", "replacement", "evaluation", "pruning") or name in faults._CALLS
 
 
-def test_a_replaced_function_is_the_one_that_checkpoints_call():
+def test_a_replaced_function_is_the_one_that_is_called():
     write = getattr(*targets.locate("write"))
-    targets.replace("write", struck := lambda *_: None)
+    targets.replace("write", injected := lambda *_: None)
     try:
-        assert checkpoint_format.write_folder is struck
+        assert checkpoint_format.write_folder is injected
     finally:
         targets.replace("write", write)
     assert checkpoint_format.write_folder is write

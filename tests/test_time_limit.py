@@ -110,7 +110,7 @@ def test_an_evaluation_between_updates_does_not_count_as_the_length_of_one():
     pace = Pace()
     assert pace.step_s == 0
     for begins, evaluated in [(0.0, False), (2.0, False), (90.0, True), (92.0, False), (94.5, False)]:
-        pace.update_begins(begins, evaluated=evaluated)
+        pace.step_begins(begins, evaluated=evaluated)
     assert pace.step_s == 2.0
 
 

@@ -44,7 +44,7 @@ def test_what_json_cannot_hold_is_null(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"step": 4, "train/lo', "[]\n", '{"loss": 1}\n', ""])
-def test_a_resumed_log_keeps_whole_lines_up_to_its_step_and_drops_the_rest(tmp_path, torn):
+def test_a_resumed_log_keeps_complete_lines_up_to_its_step(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3, 4)) + torn)
     MetricsLog(path, 3).write({"step": 4, "again": True})
@@ -66,7 +66,7 @@ def test_a_resumed_log_keeps_samples_of_any_characters(tmp_path, text):
     ]
 
 
-def test_a_run_that_begins_anew_begins_an_empty_log(tmp_path):
+def test_a_new_run_starts_an_empty_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10}\n')
     MetricsLog(path, 0).write({"step": 1})
@@ -107,7 +107,7 @@ def warnings_in(caplog):
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("train")]
 
 
-def test_without_a_key_a_run_is_complete_offline_and_says_how_to_sync(tmp_path, model_file, caplog, monkeypatch):
+def test_without_a_key_a_run_is_logged_offline(tmp_path, model_file, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wandb_segment(tmp_path / "run", 0, [1, 2, 3, 4], model_file)
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
@@ -246,7 +246,7 @@ class OnlineRun:
         return lambda *_, **__: None
 
 
-def test_online_a_resumed_run_keeps_its_id_and_a_new_one_does_not(tmp_path, monkeypatch, caplog):
+def test_online_a_resumed_run_keeps_its_id(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(OnlineRun, "opened", [])
     monkeypatch.setattr("train.tracking.wandb_tracker.AccelerateTracker", OnlineRun)
     monkeypatch.setattr(wandb, "login", lambda **_: True)

@@ -11,7 +11,7 @@ from charrnn.model.rnn import CharRNN
 
 
 @pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
-def test_the_reference_has_the_models_parameters_and_computes_its_logits(rnn):
+def test_the_reference_computes_the_models_logits(rnn):
     config = ModelConfig(rnn=rnn, embedding_dim=6, hidden_dim=9)
     model, reference = CharRNN(config, 11), Network(config, 11)
     reference.load_state_dict(model.state_dict())
@@ -19,7 +19,7 @@ def test_the_reference_has_the_models_parameters_and_computes_its_logits(rnn):
     torch.testing.assert_close(reference(ids), model(ids, model.zero_state(3))[0])
 
 
-def test_windows_are_a_text_and_the_same_text_one_character_on():
+def test_targets_are_inputs_shifted_by_one_character():
     windows = SlidingWindows(torch.arange(10), 4)
     assert len(windows) == 6
     assert [part.tolist() for part in windows[5]] == [[5, 6, 7, 8], [6, 7, 8, 9]]

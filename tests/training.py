@@ -9,13 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from numpy.typing import ArrayLike
 
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.resume import starting_point
+from train.distributed.setup import make_accelerator
 from train.tracking.recorder import Recorder
 from train.trainer import Trainer
 
@@ -111,8 +114,22 @@ def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options:
     """A trainer that starts where the config's run folder says."""
     if init_from := options.pop("init_from", None):
         config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": str(init_from)})})
-    accelerator = fresh_accelerator()
+    accelerator = options.pop("accelerator", None) or fresh_accelerator()
     corpus = prepare(config.data)
     run_dir = Path(config.train.run_dir)
     start = starting_point(config, corpus, run_dir, resume=True)
     return Trainer(config, corpus, start, accelerator, run_dir, recorder or ListRecorder(), **options)
+
+
+def make_rank(config: RunConfig, recorder: Recorder | None = None, **options: Any) -> Trainer:
+    """A trainer on the accelerator that a real run gets, with its settings of DDP."""
+    return make_trainer(config, recorder, accelerator=make_accelerator(config.train), **options)
+
+
+def largest_difference(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """The largest relative difference between two curves of finite values."""
+    ours, theirs = np.array(ours), np.array(theirs)
+    assert ours.shape == theirs.shape
+    assert ours.size
+    assert np.isfinite([ours, theirs]).all()
+    return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))

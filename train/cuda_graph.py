@@ -270,6 +270,7 @@ def graph_update(
         if accelerator.scaler:
             accelerator.scaler.update(accelerator.scaler.get_scale())  # forgets that gradients were unscaled
 
+    log.info("training step: replayed as one CUDA graph")
     # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
     parallel = isinstance(module, DistributedDataParallel)
     return GraphedUpdate(

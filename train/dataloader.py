@@ -24,7 +24,7 @@ _COPIED_AT_ONCE = 16 << 20  # ids that cross to a device at once
 class IdSource:
     """One split's ids, and the windows read from it.
 
-    On a CPU the ids stay memory-mapped, and the memory that reading them takes is given back every few MB. On an
+    On a CPU the ids stay memory-mapped, and the pages that were read are released every 64 MiB. On an
     accelerator they are copied there once, and the gather runs there: no worker processes, and only the windows' starts
     cross at each step. Ids that would take more than half of a GPU's free memory stay on the host.
 
@@ -83,7 +83,7 @@ class IdSource:
         return to_device(ids if self._table is None else self._table[ids], self.device)
 
     def gather(self, starts: Tensor, length: int) -> Tensor:
-        """`windows` for starts (R,) on the accelerator that holds the ids, without a word from the host."""
+        """`windows` for starts (R,) on the accelerator that holds the ids, without a host synchronization."""
         assert self._ids is not None
         offsets = torch.arange(length, device=self.device)
         index = (starts[:, None] + offsets).clamp_(max=len(self) - 1)  # (R, length)
@@ -172,7 +172,7 @@ def window_plan(config: RunConfig, num_chars: int) -> WindowPlan:
 
 
 def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Updates of the whole run by epochs and max_steps, whichever is less; 0 when only time limits it."""
+    """Steps of the complete run by epochs and max_steps, whichever is less; 0 when only time limits it."""
     by_epochs = max(1, math.ceil(config.train.epochs * steps_per_epoch)) if config.train.epochs else 0
     limits = [n for n in (by_epochs, config.train.max_steps) if n]
     return min(limits, default=0)

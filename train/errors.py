@@ -1,4 +1,4 @@
-"""The two ways training itself can fail, as errors that name the step and the remedy."""
+"""Divergence and lack of memory, as errors with the step, the values and the remedy."""
 
 import contextlib
 import math
@@ -103,6 +103,6 @@ def evaluation_out_of_memory(config: EvalConfig, error: str) -> TrainingError:
 
 
 def _wanted(error: str) -> str:
-    """What the allocator says that it was asked for."""
+    """The size of the failed allocation, as the allocator reports it."""
     found = re.search(r"tried to allocate [\d.]+ \w+", error, re.IGNORECASE)
     return f"t{found[0][1:]}" if found else error.split(". ")[0]

@@ -1,7 +1,7 @@
 """The loss of a model on a split, in nats/char and bits/char, by both protocols of charrnn.windows.
 
-`stream` is the whole split once with the state carried: what generation sees. `windows` is non-overlapping windows
-from a zero state: comparable with fixed-context models. The two are never mixed.
+`stream` reads the complete split once with the state carried: what generation sees. `windows` reads non-overlapping
+windows from a zero state: comparable with fixed-context models. The two are never mixed.
 
 `python -m train.evaluate RUN|CHECKPOINT [--data TEXT] [--split test]`
 """
@@ -37,14 +37,13 @@ from charrnn.windows import (
     stream_batch,
     window_batches,
 )
-from train.checkpoint.format import load_for_inference
+from train.checkpoint.format import load_for_inference, model_of
 from train.checkpoint.vocab_transfer import table_between
 from train.dataloader import IdSource, to_device
 from train.errors import evaluation_out_of_memory, is_out_of_memory
-from train.export.exporter import model_of
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
-# Characters a row runs in one call: bounds the logits, (R, T, V), whatever the length of a lane.
+# Characters of a row per forward call: bounds the logits, (R, T, V).
 _CHUNK = 256
 
 
@@ -88,7 +87,7 @@ def evaluate(
             "windows": sampled_window_batches(len(ids), sample, config.window, rows),
         }
         protocols = {config.best_by: estimates[config.best_by]}
-    figures: dict[str, float] = {}
+    losses: dict[str, float] = {}
     was_training = model.training
     model.eval()
     for name, batches in protocols.items():
@@ -110,12 +109,12 @@ def evaluate(
         if shortages:
             raise evaluation_out_of_memory(config, shortage)
         if stops:
-            figures = {}
+            losses = {}
             break
-        figures[f"val/{name}/loss"] = nll / count
-        figures[f"val/{name}/bpc"] = nll / count / math.log(2)
+        losses[f"val/{name}/loss"] = nll / count
+        losses[f"val/{name}/bpc"] = nll / count / math.log(2)
     model.train(was_training)
-    return figures
+    return losses
 
 
 @contextlib.contextmanager
@@ -137,9 +136,17 @@ def nll_sum(
     beat: Callable[[], object] = lambda: None,
     stopped: Callable[[], object] = lambda: False,
 ) -> torch.Tensor:
-    """(2,) float64: the summed negative log likelihood in nats, and how many characters it is summed over.
+    """Sum the negative log-likelihood over batches.
 
-    Where `stopped`, which is asked every few characters, answers yes, the sums are incomplete.
+    Args:
+        model: In eval mode.
+        ids: A split.
+        batches: Rows of it.
+        beat: Called before each forward call.
+        stopped: Asked then whether to stop, which leaves the sums incomplete.
+
+    Returns:
+        (2,) float64: nats, and the number of characters that they are summed over.
     """
     sums: list[torch.Tensor] = []
     count = 0
@@ -164,7 +171,7 @@ def nll_sum(
 
 @torch.no_grad()
 def sample_text(model: CharRNN, vocab: Vocab, config: SampleConfig, device: torch.device) -> str:
-    """`config.length` characters that go on from the prompt; the same text for the same weights."""
+    """Generate `config.length` characters from the prompt; equal weights give equal text."""
     was_training = model.training
     model.eval()
 
@@ -172,7 +179,7 @@ def sample_text(model: CharRNN, vocab: Vocab, config: SampleConfig, device: torc
         logits, state = model(torch.from_numpy(ids.astype(np.int64)).to(device), state)
         return logits.float().cpu().numpy(), state
 
-    # A line break is what stands for a beginning where there are no documents.
+    # Without documents a line break stands for a beginning.
     given = "" if vocab.document_end is not None and config.prompt == "\n" else config.prompt
     prompt = vocab.begun(vocab.encode(given, unknown="skip"))
     logits, state = step(prompt[None], model.zero_state(1, device))
@@ -209,12 +216,12 @@ def command(
 ) -> None:
     """Losses of a checkpoint on a part of a text, by both protocols."""
     text = GivenText(data, include or None, exclude or None, text_field, encoding)
-    figures = evaluate_checkpoint(source, text, split.value, shares or "")
+    losses = evaluate_checkpoint(source, text, split.value, shares or "")
     if as_json:
-        typer.echo(json.dumps(figures))
+        typer.echo(json.dumps(losses))
         return
-    for protocol in [k.removesuffix("/loss") for k in figures if k.endswith("/loss")]:
-        loss, bits = figures[f"{protocol}/loss"], figures[f"{protocol}/bpc"]
+    for protocol in [k.removesuffix("/loss") for k in losses if k.endswith("/loss")]:
+        loss, bits = losses[f"{protocol}/loss"], losses[f"{protocol}/bpc"]
         typer.echo(f"{protocol:16s} {loss:.4f} nats/char  {bits:.4f} bits/char")
 
 

@@ -15,9 +15,9 @@ _PASSES = 3
 _GATES = {"GRU": 3, "LSTM": 4}
 
 # Dense products on tensor cores, 1e12 FLOP/s in (16-bit floats, TF32 or, where there is none, fp32), as published in
-# NVIDIA's data sheets of each product (https://www.nvidia.com/en-us/data-center/products/); figures "with sparsity"
+# NVIDIA's data sheets of each product (https://www.nvidia.com/en-us/data-center/products/); values "with sparsity"
 # are halved. Those of A100, H100 and H200 are also in torchtitan's tools/utils.py, those of V100 in Lightning's
-# throughput.py. cuDNN's recurrent kernels compute fp32 models in TF32 unless told otherwise. The first match counts.
+# throughput.py. cuDNN's recurrent kernels compute fp32 models in TF32 by default. The first match counts.
 _PUBLISHED = {
     "H200": (989.4, 494.7),
     "H100 PCIe": (756.0, 378.0),
@@ -35,7 +35,7 @@ _MEASURED_S = 0.2
 
 
 def flops_per_char(model: ModelConfig, vocab_size: int) -> int:
-    """FLOPs of training on one character: forward and backward, embedding's look-up at nothing."""
+    """FLOPs of training on one character: forward and backward, the embedding lookup not counted."""
     width = model.hidden_dim
     inputs = [model.embedding_dim] + [width] * (model.num_layers - 1)
     layers = sum(_GATES[model.rnn] * width * (size + width) for size in inputs)

@@ -9,12 +9,14 @@ from charrnn.model.rnn import CharRNN
 
 
 def lr_at(step: int, optim: OptimConfig, progress: float) -> float:
-    """The learning rate of update number `step` (from 0).
+    """The learning rate of a step. Source of the cosine: Loshchilov and Hutter, "SGDR", arXiv 1608.03983.
 
-    progress: share of the run after the warm-up that lies behind, 0 to 1; by steps, or by time under a time limit.
-    Source of the cosine: Loshchilov and Hutter, "SGDR", arXiv 1608.03983.
+    Args:
+        step: Its number, from 0.
+        optim: Peak rate and schedule.
+        progress: Completed fraction of the run after the warm-up, 0 to 1, by steps or by time.
     """
-    # 1. Linear warm-up, which reaches lr with update number warmup_steps.
+    # 1. Linear warm-up, which reaches lr with step number warmup_steps.
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     # 2. No decay.
@@ -27,10 +29,10 @@ def lr_at(step: int, optim: OptimConfig, progress: float) -> float:
 
 
 def lr_factor(config: RunConfig) -> float:
-    """What `train.lr_scaling` multiplies every learning rate by, for a batch k times that which optim.lr is meant for.
+    """The factor of `train.lr_scaling` for a batch k times the one that optim.lr is meant for.
 
-    sqrt is LEGW (You et al., arXiv 1901.08256), whose warm-up grows k-fold in epochs: here it is counted in steps, so
-    that it does so by itself. linear is Goyal et al., arXiv 1706.02677.
+    sqrt is LEGW (You et al., arXiv 1901.08256), whose warm-up lasts k times as many epochs: warmup_steps counts steps
+    of k times the characters, so it does. linear is Goyal et al., arXiv 1706.02677.
     """
     scaling, reference = config.train.lr_scaling, config.train.lr_batch_size
     if scaling == "none":
@@ -40,7 +42,7 @@ def lr_factor(config: RunConfig) -> float:
 
 
 def make_optimizer(model: CharRNN, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) that decays matrices and leaves biases alone."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with weight decay on matrices, not on vectors."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -28,7 +28,7 @@ def resolve_precision(requested: str, device_type: str, *, bf16_rnn: bool, bf16_
 
 
 def training_precision(requested: str) -> str:
-    """`train.mixed_precision` on this process's device, as Accelerate takes it; "auto" is what the launcher says."""
+    """`train.mixed_precision` on this process's device, as Accelerate takes it; "auto" is the launcher's."""
     if requested == "auto":
         requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")

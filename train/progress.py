@@ -24,10 +24,10 @@ class Progress:
         evaluations: Number of evaluations.
         evaluations_since_best: Evaluations after the best one.
         evaluated_step: Step of the latest evaluation, -1 before the first.
-        evaluated_share: Share of the run that lay behind then.
+        evaluated_share: Completed fraction of the run then.
         cooldown_step: Step at which early stopping began to decay the learning rate, -1 before that.
         cooldown_steps: Length of that cool-down in steps.
-        cooldown_decay: Share of the decay that lay behind when it began.
+        cooldown_decay: Completed fraction of the decay when it began.
     """
 
     step: int = 0
@@ -43,7 +43,7 @@ class Progress:
     cooldown_decay: float = 0.0
 
     def share(self, config: RunConfig, total_steps: int) -> float:
-        """The share of the run that lies behind, by steps or by time, whichever is more: 0 to 1."""
+        """Completed fraction of the run, 0 to 1, by steps or by time, whichever is more."""
         by_steps = self.step / total_steps if total_steps else 0.0
         by_time = self.elapsed_s / config.train.time_limit if config.train.time_limit else 0.0
         return min(1.0, max(by_steps, by_time))
@@ -54,7 +54,7 @@ class Progress:
         return int(self.share(config, total_steps) * times) > int(self.evaluated_share * times)
 
     def decay(self, config: RunConfig, total_steps: int, step_s: float) -> float:
-        """The share of the learning rate's decay that lies behind, 0 to 1, by steps or by time, whichever is more.
+        """Completed fraction of the learning rate's decay, 0 to 1, by steps or by time, whichever is more.
 
         step_s: seconds that the next step will take. By time, what counts is where that step will end: the one that
         will use the budget up gets 1. During a cool-down the remaining decay is spread over its steps.
@@ -96,7 +96,7 @@ class Progress:
     def stop_early(self, patience: int, decay: float) -> bool:
         """Begins the cool-down after `patience` evaluations without a better one; True when it begins now.
 
-        It takes as many steps as there were since the best one. decay: share of the decay that lies behind.
+        It takes as many steps as there were since the best one. decay: completed fraction of the decay.
         """
         if not patience or self.cooldown_step >= 0 or self.evaluations_since_best < patience:
             return False
@@ -106,21 +106,21 @@ class Progress:
 
 
 class Pace:
-    """How long an update takes, from the times at which updates began."""
+    """How long a step takes, from the times at which steps began."""
 
     def __init__(self) -> None:
         self._began: float | None = None
         self._latest: deque[float] = deque(maxlen=5)
 
-    def update_begins(self, elapsed_s: float, *, evaluated: bool) -> None:
-        """elapsed_s: the run's time now. evaluated: whether time since the update before went into an evaluation."""
+    def step_begins(self, elapsed_s: float, *, evaluated: bool) -> None:
+        """elapsed_s: the run's time now. evaluated: whether an evaluation took place since the previous step."""
         if self._began is not None and not evaluated:
             self._latest.append(elapsed_s - self._began)
         self._began = elapsed_s
 
     @property
     def step_s(self) -> float:
-        """Seconds of an update, the median of the latest; 0 before the first is known."""
+        """Seconds of a step, the median of the latest; 0 before the first is known."""
         return statistics.median(self._latest) if self._latest else 0.0
 
 
@@ -140,7 +140,7 @@ class Schedule:
         self.start()
 
     def start(self) -> None:
-        """Start this segment's clock, which goes on from the progress of earlier ones."""
+        """Start this segment's clock, which continues that of earlier ones."""
         self._started, self._earlier_s = self._clock(), self.progress.elapsed_s
         self._logged_s = self._saved_s = self._earlier_s
 
@@ -152,7 +152,7 @@ class Schedule:
         """elapsed_s: the run's time now, by rank 0's clock."""
         progress = self.progress
         progress.elapsed_s = elapsed_s
-        self._pace.update_begins(elapsed_s, evaluated=progress.evaluated_step == progress.step)
+        self._pace.step_begins(elapsed_s, evaluated=progress.evaluated_step == progress.step)
 
     def next_lr(self) -> float:
         """The learning rate of the next step."""

@@ -8,7 +8,7 @@ import typer
 
 from charrnn.config import DataConfig, load_config
 
-# They say which files a text is made of and how each is read, so that another text has its own.
+# These select a text's files and how they are read: they don't apply to another text.
 _OF_A_TEXT = ("include", "exclude", "text_field", "encoding")
 
 Include = Annotated[

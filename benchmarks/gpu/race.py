@@ -5,6 +5,7 @@ which is reported apart.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
@@ -14,7 +15,7 @@ import torch
 
 from benchmarks.gpu.results import Results, Value
 from benchmarks.gpu.setup import ROOT, Setup, replay_without_gpu
-from benchmarks.speed.race import Clock, Limits, Ours, Reference, Result, Side, race
+from benchmarks.speed.race import Clock, Limits, Ours, Reference, Result, Side, race, warm_up
 from benchmarks.speed.reference_transformer import Recipe, Shape, Transformer
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import Corpus, prepare
@@ -76,12 +77,13 @@ class Race:
 
     def _warm_up(self) -> Value:
         """Two steps of each kind, thrown away: the libraries of cuDNN and cuBLAS are loaded on nobody's time."""
-        for precision in self.setup.precisions:
-            for name in ("gpu-quick.yaml", "shakespeare.yaml"):
-                side = Ours(self._config(name, train__mixed_precision=precision), Clock(self.setup.device))
-                for _ in range(2):
-                    side.train_step()
-        Reference(self.shape, self.recipe, self.corpus, self.setup.device).train_step()
+        makers: list[Callable[[Clock], Side]] = [
+            partial(Ours, self._config(name, train__mixed_precision=precision))
+            for precision in self.setup.precisions
+            for name in ("gpu-quick.yaml", "shakespeare.yaml")
+        ]
+        makers.append(lambda _: Reference(self.shape, self.recipe, self.corpus, self.setup.device))
+        warm_up(makers, self.setup.device)
         return {}
 
     def _config(self, name: str, **options: Any) -> RunConfig:

@@ -3,10 +3,10 @@
     python -m benchmarks.reliability --times 5
     python -m benchmarks.reliability --only "SIGKILL in a step" --only truncated --times 20 --json
 
-How it is measured. A run is struck by a fault, started again by the same command, struck again, and so on; every 12
-faults it goes on to its end, and another run begins. It makes 300 steps of an LSTM with dropout and a carried state, on
-a text of 6,000 characters, with a checkpoint every 2 steps, an evaluation every 3 and a line of the log each. A fault
-of one process of several strikes one of two, drawn at random. `survived` means that all of this holds:
+How it is measured. A fault interrupts a run, the same command resumes it, the next fault interrupts it, and so on;
+every 12 faults it runs to its end, and another run begins. It makes 300 steps of an LSTM with dropout and a carried
+state, on a text of 6,000 characters, with a checkpoint every 2 steps, an evaluation every 3 and a line of the log each.
+A fault of one process of several strikes one of two, drawn at random. `survived` means that all of this holds:
 
   * the run's end is that of a run without faults, bit for bit: the weights, the optimizer, the carried state and the
     random generators of the last checkpoint, the weights of the best one, and each loss, gradient norm, learning rate

@@ -1,4 +1,4 @@
-"""Runs that are struck by faults: starts them, waits for them, signals them, and counts what was lost."""
+"""Runs that faults are injected into: starts them, waits for them, signals them, and counts what was lost."""
 
 import contextlib
 import hashlib

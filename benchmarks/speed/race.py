@@ -21,7 +21,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -189,6 +189,14 @@ def windows_loss(side: Side, ids: IdSource, window: int) -> float:
     return loss
 
 
+def warm_up(makers: Sequence[Callable[[Clock], Side]], device: torch.device) -> None:
+    """Takes two steps of each side, thrown away: libraries are loaded and kernels chosen before any clock starts."""
+    for make in makers:
+        side = make(Clock(device))
+        for _ in range(2):
+            side.train_step()
+
+
 def race(make: Callable[[Clock], Side], ids: IdSource, window: int, limits: Limits) -> Result:
     """Trains one side until it ends, and evaluates it on `ids` meanwhile."""
     clock, held = Clock(ids.device), _memory(ids.device, reset=True)
@@ -261,12 +269,12 @@ def run_race(config: RunConfig, limits: Limits, shape: Shape, recipe: Recipe) ->
         )
     reset_accelerator()
     threads, device = set_threads(config.train.threads), make_accelerator(config.train).device
-    torch.ones(8, 8, device=device).mm(torch.ones(8, 8, device=device))  # the device's start-up is timed for neither
     val = IdSource(corpus.val, device)
     makers: list[Callable[[Clock], Side]] = [
         lambda clock: Ours(config, clock),
         lambda clock: Reference(shape, recipe, corpus, device),
     ]
+    warm_up(makers, device)
     results = [race(make, val, shape.context, limits) for make in makers]
     about = f"device   {device_name(device)}; {threads} threads\n"
     return [about, *table(results, limits.target, peak_flops(device, "bf16"))]

@@ -2,27 +2,31 @@
 
     python -m benchmarks.speed.serve [--model FILE] [--rounds 3] [--seconds 2]
 
-The engine side is infer.bench's: the graph's loop alone, one thread, in this process, while the server idles. The other
-is what one client process receives as text through HTTP. First text: from the connection's start to the first text.
+The engine side is what infer bench measures: the graph's loop alone, one thread, in this process, while the server
+idles. The other is what one client process receives as text through HTTP. First text: from the connection's start to
+the first text.
+
+CPU is processor time a character: of the engine alone, of the worker that serves, of the HTTP process. It tells what
+serving costs on a machine that is busy with other work too, where characters a second tell what was left.
 """
 
 import asyncio
+import os
 import statistics
 import time
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
 
-from benchmarks.common import machine
+from benchmarks.common import machine_line
 from benchmarks.serving import Served, serving, stream
 from charrnn.sampling import SamplingOptions
 from infer import Engine
-from infer.bench import chars_per_s
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _REQUEST = {"prompt": "The king said: ", "temperature": 0.8, "top_k": 40}
 _STREAMS = (1, 64, 512)
@@ -73,28 +77,51 @@ async def first_text_s(port: int) -> float:
     return seconds
 
 
+def engine_side(engine: Engine, count: int, seconds: float) -> tuple[float, float]:
+    """Characters a second of the engine alone, and its processor seconds a character."""
+    options = SamplingOptions(temperature=0.8, top_k=40)
+    drawn = engine.drawn(np.array([engine.vocab.start_id]), _ENDLESS, options, range(count))
+    for _ in range(6):
+        next(drawn)
+    chars, began, cpu = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() < began + seconds:
+        chars += next(drawn).size
+    return chars / (time.perf_counter() - began), (time.process_time() - cpu) / chars
+
+
+async def server_side(served: Served, client: Client, seconds: float) -> tuple[float, float, float]:
+    """Characters a second that clients receive, and the worker's and the HTTP process's processor seconds for each."""
+    pids = [*served.worker_pids(), served.process.pid]
+    before, chars = [served.cpu_s(pid) for pid in pids], sum(client.chars)
+    rate = await client.rate(seconds)
+    worker, http = (served.cpu_s(pid) - cpu for pid, cpu in zip(pids, before, strict=True))
+    chars = sum(client.chars) - chars
+    return rate, worker / chars, http / chars
+
+
 async def measure(served: Served, engine: Engine, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Every figure, once a round."""
-    options = SamplingOptions(temperature=0.8, top_k=40)
     taken: dict[str, list[float]] = {}
 
     def note(name: str, *values: float) -> None:
         taken.setdefault(name, []).extend(values)
 
-    await first_text_s(served.port)
+    await asyncio.gather(*(first_text_s(served.port) for _ in range(8)))
     idle_bytes = served.rss_bytes()
     for _ in range(rounds):
         note("first text, alone", *[await first_text_s(served.port) for _ in range(20)])
         note("first text, 64 at once", *await asyncio.gather(*(first_text_s(served.port) for _ in range(64))))
         for count in _STREAMS:
-            note(f"engine, {count}", chars_per_s(engine, count, options))
+            for name, value in zip(("rate", "cpu"), engine_side(engine, count, seconds), strict=True):
+                note(f"engine {name}, {count}", value)
             client = Client(served.port, count)
             await client.until_all_run()
             await asyncio.sleep(0.5)
-            note(f"server, {count}", await client.rate(seconds))
+            sides = await server_side(served, client, seconds)
+            for name, value in zip(("server rate", "worker cpu", "http cpu"), sides, strict=True):
+                note(f"{name}, {count}", value)
             if count == 64:
-                newcomers = [await first_text_s(served.port) for _ in range(10)]
-                note("first text, 64 running", *newcomers)
+                note("first text, 64 running", *[await first_text_s(served.port) for _ in range(10)])
             if count == _STREAMS[-1]:
                 note("memory", (served.rss_bytes() - idle_bytes) / count)
             await client.stop()
@@ -102,21 +129,26 @@ async def measure(served: Served, engine: Engine, rounds: int, seconds: float) -
     return taken
 
 
-def table(taken: dict[str, list[float]], here: dict[str, Any]) -> list[str]:
+def table(taken: dict[str, list[float]]) -> list[str]:
     """The lines to print."""
-    lines = [f"machine  {here['cpu']}, {here['cores']} cores; {here['time']}", ""]
-    lines.append(f"{'characters/s':<26}{'engine':>26}{'server':>26}{'ratio':>8}")
+    names = ("engine", "server", "ratio", "engine", "worker", "ratio", "HTTP")
+    lines = [f"{'characters/s':>33}{'':>18}{'CPU us a character':>34}"]
+    lines += ["streams " + "".join(f"{name:>{w}}" for name, w in zip(names, (22, 22, 7, 9, 9, 7, 9), strict=True))]
     for count in _STREAMS:
-        sides = [taken[f"{side}, {count}"] for side in ("engine", "server")]
-        shown = [f"{statistics.median(s):,.0f} ({min(s):,.0f} to {max(s):,.0f})" for s in sides]
-        ratio = statistics.median(server / alone for alone, server in zip(*sides, strict=True))
-        lines.append(f"{f'{count} streams':<26}{shown[0]:>26}{shown[1]:>26}{ratio:>8.2f}")
+        alone, server = taken[f"engine rate, {count}"], taken[f"server rate, {count}"]
+        rates = [f"{statistics.median(s):,.0f} ({min(s):,.0f}-{max(s):,.0f})" for s in (alone, server)]
+        ratio = statistics.median(b / a for a, b in zip(alone, server, strict=True))
+        cpu = [1e6 * statistics.median(taken[f"{side} cpu, {count}"]) for side in ("engine", "worker", "http")]
+        lines.append(
+            f"{count:<8}{rates[0]:>22}{rates[1]:>22}{ratio:>7.2f}{cpu[0]:>9.2f}{cpu[1]:>9.2f}{cpu[0] / cpu[1]:>7.2f}"
+            f"{cpu[2]:>9.2f}"
+        )
     lines += ["", f"{'ms':<26}{'p50':>10}{'p99':>10}{'requests':>10}"]
     for name, values in taken.items():
         if name.startswith("first text"):
             p50, p99 = np.percentile(values, [50, 99]) * 1e3
             lines.append(f"{name:<26}{p50:>10.1f}{p99:>10.1f}{len(values):>10}")
-    return [*lines, "", f"memory of a stream at {_STREAMS[-1]}: {statistics.median(taken['memory']) / 1024:,.1f} KiB"]
+    return [*lines, "", f"memory per stream at {_STREAMS[-1]}: {statistics.median(taken['memory']) / 1024:,.1f} KiB"]
 
 
 @app.command()
@@ -129,7 +161,8 @@ def serve(
     engine = Engine(model, threads=1)
     with serving("--model", engine.path, "--max-tokens-limit", _ENDLESS, "--max-streams", _STREAMS[-1]) as served:
         taken = asyncio.run(measure(served, engine, rounds, seconds))
-        print("\n".join(table(taken, machine())))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    print("\n".join([f"{machine_line()}; load average {load:.1f}", f"model    {engine.path}", "", *table(taken)]))
 
 
 if __name__ == "__main__":

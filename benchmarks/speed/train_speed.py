@@ -1,4 +1,4 @@
-"""Training speed beside a plain PyTorch loop, in one process and in turns.
+"""Training speed beside a plain PyTorch loop on the CPU, in one process and in turns; `benchmarks.gpu` times a GPU.
 
     python -m benchmarks.speed.train_speed [--hidden-dim 256 --rounds 9]
 
@@ -18,6 +18,7 @@ synchronising and logging (every 10th step, as by default).
 """
 
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -146,6 +147,7 @@ def train_speed(
     steps: Annotated[int, typer.Option(help="Steps of a turn at H 256; fewer of wider models.", min=1)] = 6,
 ) -> None:
     """Compare the trainer's step with a plain loop's."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     threads = set_threads(0)
     print(machine_line())
     print(f"size     2 layers, embedding 256, {batch_size} windows of {seq_len} characters a step, {threads} threads")

@@ -1,9 +1,9 @@
-"""nn.GRU's arithmetic for training on a CPU, where torch has no fused kernel for it.
+"""A GRU for training on a CPU, where torch has no fused kernel for it.
 
-torch runs its GRU there as a loop of small operations and adds every step's share to the weights' gradients in that
-loop. Here inputs are projected before the loop and gradients of weights taken after it, each in one large product, and
-going back all that does not depend on the gradient is computed for several steps at once. The values are those of
-nn.GRU up to rounding; so are the parameters and their names.
+torch runs nn.GRU there as a loop of small operations, and accumulates the weights' gradients step by step. Here inputs
+are projected before the loop, and the weights' gradients computed after it, each in one large matrix product; in the
+backward pass everything independent of the incoming gradient is computed for a block of steps at once. Values and
+gradients equal nn.GRU's up to rounding; parameters and their names are nn.GRU's own.
 
     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)      z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
     m = W_hn h + b_hn                               n = tanh(W_in x + b_in + r m)
@@ -19,70 +19,85 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_CACHED = 2**17  # numbers of one kind that stay in a core's cache between a few steps' operations
+_CACHED = 2**17  # elements of one tensor that stay in a core's cache between operations
 
 
 class _Layer(torch.autograd.Function):
-    """One layer over a window, time first. The type of x and the weights is that of products; h and what is not
-    multiplied by a matrix are fp32 at least, so that a state changes by less than bf16 can tell.
+    """One layer over a window, time first.
+
+    x and the weights are in the dtype of the matrix products (low precision under autocast); h and all element-wise
+    work are in fp32 at least, since a state changes by less than bf16 resolves.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """x: (T, B, I). h: (B, H). Returns all states, (T, B, H), and the last one, in the type of h."""
+        """Forward pass.
+
+        Args:
+            ctx: Autograd's.
+            x: (T, B, I).
+            h: State before the window, (B, H).
+            w_ih: (3H, I), gates r, z, n.
+            w_hh: (3H, H).
+            b_ih: (3H,).
+            b_hh: (3H,).
+
+        Returns:
+            All states, (T, B, H), and the last one, (B, H), in the dtype of h.
+        """
         steps, batch, _ = x.shape
         width = h.shape[1]
         flat, gates = x.flatten(0, 1), 2 * width  # r and z have one product
-        rz_product = torch.addmm(b_ih[:gates] + b_hh[:gates], flat, w_ih[:gates].t()).view(steps, batch, gates)
+        rz_lowp = torch.addmm(b_ih[:gates] + b_hh[:gates], flat, w_ih[:gates].t()).view(steps, batch, gates)
         n = torch.addmm(b_ih[gates:], flat, w_ih[gates:].t()).view(steps, batch, width).to(h.dtype)
         states = h.new_empty(steps + 1, batch, width)
         states[0] = h
-        factors = _twin(states, x.dtype)  # states as the products take them
-        factors[0] = h
-        rz, m = _twin(rz_product, h.dtype), torch.empty_like(n)
-        m_product = _twin(m, x.dtype)
+        states_lowp = _in_dtype(states, x.dtype)  # as the products take them
+        states_lowp[0] = h
+        rz, m = _in_dtype(rz_lowp, h.dtype), torch.empty_like(n)
+        m_lowp = _in_dtype(m, x.dtype)
         w_rz, w_n, b_n = w_hh[:gates].t().contiguous(), w_hh[gates:].t().contiguous(), b_hh[gates:]
         r, z = rz.split(width, dim=2)
         mixed = x.dtype != h.dtype
-        each = zip(*(part.unbind() for part in (rz_product, rz, r, z, n, m_product, m)), strict=True)
-        state, factor = states.unbind(), factors.unbind()
-        for t, (rz_product_t, rz_t, r_t, z_t, n_t, m_product_t, m_t) in enumerate(each):
-            rz_product_t.addmm_(factor[t], w_rz)
-            torch.addmm(b_n, factor[t], w_n, out=m_product_t)
+        each = zip(*(part.unbind() for part in (rz_lowp, rz, r, z, n, m_lowp, m)), strict=True)
+        state, state_lowp = states.unbind(), states_lowp.unbind()
+        for t, (rz_lowp_t, rz_t, r_t, z_t, n_t, m_lowp_t, m_t) in enumerate(each):
+            rz_lowp_t.addmm_(state_lowp[t], w_rz)
+            torch.addmm(b_n, state_lowp[t], w_n, out=m_lowp_t)
             if mixed:
-                rz_t.copy_(rz_product_t)
-                m_t.copy_(m_product_t)
+                rz_t.copy_(rz_lowp_t)
+                m_t.copy_(m_lowp_t)
             rz_t.sigmoid_()
             n_t.addcmul_(r_t, m_t).tanh_()
             torch.lerp(n_t, state[t], z_t, out=state[t + 1])
             if mixed:
-                factor[t + 1].copy_(state[t + 1])
-        ctx.save_for_backward(x, states, factors, rz, n, m, w_ih, w_hh)
+                state_lowp[t + 1].copy_(state[t + 1])
+        ctx.save_for_backward(x, states, states_lowp, rz, n, m, w_ih, w_hh)
         return states[1:], states[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_states: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        """Backpropagation through time, a few steps at a time, whose numbers the cache holds.
+        """Backpropagation through time, in blocks of steps that fit the cache.
 
-        `g` is the gradient of what W_hh h + b_hh gives, (T, B, 3, H).
+        `g` is the gradient of W_hh h + b_hh, (T, B, 3, H).
         """
-        x, states, factors, rz, n, m, w_ih, w_hh = ctx.saved_tensors
+        x, states, states_lowp, rz, n, m, w_ih, w_hh = ctx.saved_tensors
         steps, batch, width = n.shape
         gates, mixed = 2 * width, x.dtype != n.dtype
         r, z = rz.split(width, dim=2)
         g = x.new_empty(steps, batch, 3, width)
-        g_n = x.new_empty(steps, batch, width)  # what W_in x + b_in has in place of W_hn h + b_hn's
-        few = min(steps, max(1, _CACHED // (batch * width)))
-        d = n.new_empty(few + 1, batch, width)  # d[k + 1] is the gradient of the state that step k of a few gives
+        g_n = x.new_empty(steps, batch, width)  # of W_in x + b_in
+        block = min(steps, max(1, _CACHED // (batch * width)))
+        d = n.new_empty(block + 1, batch, width)  # d[k + 1]: gradient of the state after step k of a block
         d[0] = d_last
         d_states_each, z_each, flat_each, d_each = d_states.unbind(), z.unbind(), g.flatten(2).unbind(), d.unbind()
-        for start in reversed(range(0, steps, few)):
-            part = slice(start, min(start + few, steps))
+        for start in reversed(range(0, steps, block)):
+            part = slice(start, min(start + block, steps))
             count = part.stop - start
-            # 1. What each gate's gradient is per unit of the state's.
+            # 1. Each gate's gradient per unit of the state's.
             factor = n.new_empty(count, batch, 3, width)
             to_n = 1 - z[part]
             to_n.addcmul_(to_n, n[part].square(), value=-1)
@@ -105,7 +120,7 @@ class _Layer(torch.autograd.Function):
         # 3. The weights' gradients, each in one product over all steps.
         rows, rows_n, x_rows = g.flatten(2).flatten(0, 1), g_n.flatten(0, 1), x.flatten(0, 1)
         rows_rz = rows[:, :gates]
-        d_w_hh, d_b_hh = rows.t() @ factors[:-1].flatten(0, 1), rows.sum(0)
+        d_w_hh, d_b_hh = rows.t() @ states_lowp[:-1].flatten(0, 1), rows.sum(0)
         d_w_ih, d_b_ih = torch.empty_like(w_ih), torch.cat((d_b_hh[:gates], rows_n.sum(0)))
         torch.mm(rows_rz.t(), x_rows, out=d_w_ih[:gates])
         torch.mm(rows_n.t(), x_rows, out=d_w_ih[gates:])
@@ -113,21 +128,29 @@ class _Layer(torch.autograd.Function):
         return d_x, d[0], d_w_ih, d_w_hh, d_b_ih, d_b_hh
 
 
-def _twin(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor itself where it is of that type; else a new one of its shape, not filled in."""
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor itself where it has that dtype; else a new one of its shape, uninitialized."""
     return tensor if tensor.dtype == dtype else torch.empty_like(tensor, dtype=dtype)
 
 
-def pays(x: Tensor) -> bool:
-    """Whether `gru_layer` is the quicker way: in training on a CPU (docs/performance.md), over more than one step."""
+def is_faster_on_cpu(x: Tensor) -> bool:
+    """Whether `gru_layer` beats nn.GRU on x (B, T, I): training on a CPU, over more than one step.
+
+    docs/performance.md has the measurements.
+    """
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.shape[1] > 1
 
 
 def gru_layer(x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """One layer over a window, its products in autocast's type where that is on.
+    """Run one layer over a window, with matrix products in autocast's dtype where it is enabled.
 
-    x: (T, B, I). h: (B, H). weights: nn.GRU's weight_ih (3H, I), weight_hh (3H, H), bias_ih, bias_hh (3H,). Returns all
-    states, (T, B, H), and the last one, (B, H).
+    Args:
+        x: (T, B, I).
+        h: (B, H).
+        weights: nn.GRU's weight_ih (3H, I), weight_hh (3H, H), bias_ih and bias_hh (3H,).
+
+    Returns:
+        All states, (T, B, H), and the last one, (B, H).
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     states, last = _Layer.apply(x.to(dtype).contiguous(), h.contiguous(), *(w.to(dtype) for w in weights))
@@ -135,7 +158,7 @@ def gru_layer(x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tens
 
 
 def run_gru(rnn: nn.GRU, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """What rnn(x, h) computes. x: (B, T, I). h: (L, B, H). Returns (B, T, H) and the state after it, (L, B, H)."""
+    """Compute rnn(x, h): x (B, T, I), h (L, B, H). Returns the output (B, T, H) and the state after it (L, B, H)."""
     x = x.transpose(0, 1)  # (T, B, I)
     last = []
     for i in range(rnn.num_layers):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
-from charrnn.model.gru_cpu import gru_layer, pays, run_gru
+from charrnn.model.gru_cpu import gru_layer, is_faster_on_cpu, run_gru
 
 State = tuple[Tensor, ...]
 
@@ -40,7 +40,7 @@ class CharRNN(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, document_end: int | None = None) -> None:
-        """document_end: the id before which the state is zeroed, so that what follows it knows of nothing before."""
+        """document_end: id before which the hidden state is reset, so that documents are independent; None = none."""
         super().__init__()
         self.config = config
         self.document_end = document_end
@@ -52,10 +52,10 @@ class CharRNN(nn.Module):
             config.hidden_dim,
             config.num_layers,
             batch_first=True,
-            # One layer has nothing between layers to drop, and torch warns when asked to.
+            # torch warns of dropout between layers when there is one layer.
             dropout=config.dropout if config.num_layers > 1 else 0.0,
         )
-        # Of what a layer hands on, not of its state. Source: Ba, Kiros and Hinton, arXiv 1607.06450.
+        # Applied to a layer's output, not to its state. Source: Ba, Kiros and Hinton, arXiv 1607.06450.
         norms = config.num_layers if config.layer_norm else 0
         self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_dim) for _ in range(norms))
         self.head = nn.Linear(config.hidden_dim, vocab_size)
@@ -74,10 +74,10 @@ class CharRNN(nn.Module):
         return self.head(self.dropout(hidden)), state  # (B, T, V)
 
     def _read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first layer reads, (B, T, I), and the matrix that it multiplies that with, (G, I).
+        """The first layer's input, (B, T, I), and its input weights, (G, I).
 
-        These are embeddings, I = E, and its own matrix. On a CPU, where it is less arithmetic and nothing is dropped in
-        between, they are one-hot symbols, I = V, and the product of the matrix with every embedding.
+        In general embeddings, I = E, and the layer's own weights. On a CPU without dropout, where that takes fewer
+        FLOPs: one-hot ids, I = V, and the product of the weights with the embedding matrix.
         """
         matrix = cast(Tensor, self.rnn.weight_ih_l0)
         symbols, width = self.embedding.weight.shape
@@ -88,8 +88,8 @@ class CharRNN(nn.Module):
         return F.embedding(ids, identity), matrix @ self.embedding.weight.t()
 
     def _run_documents(self, x: Tensor, matrix: Tensor, state: State, ends: Tensor) -> tuple[Tensor, State]:
-        """`_run` in pieces that begin where some row has a document's end. x: (B, T, I), ends: (B, T) bool."""
-        at = ends.any(0).nonzero()[:, 0].tolist()  # on a GPU this waits for it, once a window
+        """`_run` in segments that start where some row has a document end. x: (B, T, I), ends: (B, T) bool."""
+        at = ends.any(0).nonzero()[:, 0].tolist()  # synchronizes with a GPU, once per window
         pieces = []
         for start, stop in pairwise(sorted({0, *at, x.shape[1]})):
             if start in at:
@@ -136,14 +136,14 @@ class CharRNN(nn.Module):
     def _run_layer(self, i: int, x: Tensor, matrix: Tensor, state: State) -> tuple[Tensor, State]:
         """Run layer i over x (B, T, I) with its state, each part (1, B, H), before and after."""
         weights = [matrix, *_layer_weights(self.rnn, i)[1:]]
-        if len(state) == 1 and pays(x):
+        if len(state) == 1 and is_faster_on_cpu(x):
             hidden, h = gru_layer(x.transpose(0, 1), state[0][0], weights)  # (T, B, H)
             return hidden.transpose(0, 1), (h[None],)
         return self._call_torch(x, state, weights, num_layers=1, dropout=0.0)
 
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run all layers in one call. x: (B, T, I), state: each (L, B, H)."""
-        if len(state) == 1 and pays(x):
+        if len(state) == 1 and is_faster_on_cpu(x):
             hidden, h = run_gru(cast(nn.GRU, self.rnn), x, state[0])
             return hidden, (h,)
         weights = [w for layer in self.rnn.all_weights for w in layer]
@@ -155,8 +155,8 @@ class CharRNN(nn.Module):
     ) -> tuple[Tensor, State]:
         """torch's function behind nn.GRU and nn.LSTM, with the state as a tuple for both.
 
-        It is told to keep what the backward pass needs wherever there may be one: cuDNN refuses a backward pass after a
-        forward call with train=False, and `eval()` alone does not mean that no gradient is taken.
+        train=True keeps what the backward pass needs: cuDNN refuses a backward pass after a call with train=False; a
+        gradient may also be taken in eval mode.
         """
         train = self.training or torch.is_grad_enabled()
         rest = (
@@ -200,7 +200,7 @@ class CharRNN(nn.Module):
         return tuple(torch.zeros(shape, device=device) for _ in range(parts))
 
     def num_parameters(self) -> int:
-        """How many numbers are trained."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
 
 
@@ -210,23 +210,23 @@ def _layer_weights(rnn: nn.RNNBase, i: int) -> list[Tensor]:
 
 
 class NextCharLoss(nn.Module):
-    """The model and its loss in one module: what Accelerate wraps, so that the model inside stays plain fp32."""
+    """Model and loss in one module, which Accelerate wraps; the model itself stays plain fp32."""
 
     def __init__(self, model: CharRNN) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, window: Tensor, state: State) -> tuple[Tensor, State]:
-        """window: (B, T + 1) ids. Returns the mean negative log likelihood in nats/char, and the state at the end."""
+        """window: (B, T + 1) ids. Returns the mean negative log-likelihood, () nats/char, and the state after it."""
         logits, state = self.model(window[:, :-1], state)  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()), state
 
 
 def zeroed(state: State, rows: Tensor) -> State:
-    """The state, each part (L, B, H), with zeros in the rows that `rows` (B,) picks."""
+    """The state, each part (L, B, H), with zeros where `rows` (B,) bool is true."""
     return tuple(part.masked_fill(rows[:, None], 0.0) for part in state)
 
 
 def detach(state: State) -> State:
-    """The state cut off from the graph that made it: where truncated backpropagation through time truncates."""
+    """The state detached from its graph: where truncated backpropagation through time truncates."""
     return tuple(part.detach() for part in state)

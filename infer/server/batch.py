@@ -3,7 +3,7 @@
 Letters: B batch rows, T characters read, N characters generated, L num_layers, H hidden_dim, V vocabulary size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from infer.engine import Engine
 from infer.network import Ids, State
 from infer.server.states import TextState
 from infer.text_writer import TextWriter
+
+# Rows of one run of the graph: their states and what is computed of them stay in a core's cache.
+GROUP_ROWS = 64
 
 # An id, its log probability (None for one that nothing comes before), and the likeliest ids with theirs.
 Score = tuple[int, float | None, list[tuple[int, float]] | None]
@@ -79,7 +82,7 @@ class Row:
         return self.job.options.repetition_penalty != 1
 
     def feed(self, ids: list[int], logits: NDArray[Any] | None, state: State | None) -> dict[str, Any] | None:
-        """Takes what was drawn, (N,).
+        """Take what was drawn, (N,).
 
         Args:
             ids: More than are `left` are ignored.
@@ -143,21 +146,21 @@ class Batch:
         self.rows: list[Row] = []
 
     def join(self, rows: list[Row]) -> None:
-        """Adds rows, at the state that their prompts left."""
+        """Add rows, at the state that their prompts left."""
         if rows:
             parts = zip(self._state, *(row.job.state for row in rows), strict=True)
             self._state = tuple(np.concatenate(part, axis=1) for part in parts)
             self.rows += rows
 
     def drop(self, leaving: set[Row]) -> None:
-        """Removes rows."""
+        """Remove rows."""
         if leaving:
             kept = [b for b, row in enumerate(self.rows) if row not in leaving]
             self._state = tuple(part[:, kept] for part in self._state)
             self.rows = [self.rows[b] for b in kept]
 
     def run(self, length: int) -> list[dict[str, Any]]:
-        """Generates `length` characters for every row; those that end leave.
+        """Generate `length` characters for every row; those that end leave.
 
         Returns:
             The rows' events.
@@ -165,26 +168,34 @@ class Batch:
         Raises:
             SamplingError, ModelFileError, MemoryError: as Engine.decode.
         """
-        rows, before = self.rows, self._state
-        last = np.array([row.last for row in rows])  # (B,)
-        history = [np.array(row.recent) for row in rows] if any(row.penalised for row in rows) else None
-        options, streams = [row.job.options for row in rows], [row.stream for row in rows]
-        drawn, self._state = self._engine.decode(last, before, length, options, streams, history)  # (B, N)
-        logits = self._logits(last, before, drawn)
         events, leaving = [], set[Row]()
-        for b, (row, ids) in enumerate(zip(rows, drawn.tolist(), strict=True)):
-            state = tuple(part[:, b : b + 1] for part in self._state) if row.job.return_state else None
-            event = row.feed(ids, logits.get(b), state)
-            if event is not None:
+        for start in range(0, len(self.rows), GROUP_ROWS):
+            for row, event in self._run_group(slice(start, start + GROUP_ROWS), length):
                 events.append(event)
                 if "finish" in event:
                     leaving.add(row)
         self.drop(leaving)
         return events
 
-    def _logits(self, last: Ids, before: State, drawn: Ids) -> dict[int, NDArray[Any]]:
+    def _run_group(self, group: slice, length: int) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """`run` for some of the rows."""
+        rows, before = self.rows[group], tuple(part[:, group] for part in self._state)
+        last = np.array([row.last for row in rows])  # (B,)
+        history = [np.array(row.recent) for row in rows] if any(row.penalised for row in rows) else None
+        options, streams = [row.job.options for row in rows], [row.stream for row in rows]
+        drawn, after = self._engine.decode(last, before, length, options, streams, history)  # (B, N)
+        logits = self._logits(rows, last, before, drawn)
+        for part, new in zip(self._state, after, strict=True):
+            part[:, group] = new
+        for b, (row, ids) in enumerate(zip(rows, drawn.tolist(), strict=True)):
+            state = tuple(part[:, b : b + 1] for part in after) if row.job.return_state else None
+            event = row.feed(ids, logits.get(b), state)
+            if event is not None:
+                yield row, event
+
+    def _logits(self, rows: list[Row], last: Ids, before: State, drawn: Ids) -> dict[int, NDArray[Any]]:
         """What the characters of rows that report them were drawn from, (N, V) each, by reading them once more."""
-        chosen = [b for b, row in enumerate(self.rows) if row.job.logprobs is not None]
+        chosen = [b for b, row in enumerate(rows) if row.job.logprobs is not None]
         if not chosen:
             return {}
         read = np.concatenate([last[chosen, None], drawn[chosen, :-1]], axis=1)  # (B', N)

@@ -77,7 +77,7 @@ class Completion:
         return begun, len(begun) - len(ids)
 
     def submit(self) -> None:
-        """Gives the jobs to the workers. Raises: ApiError when there is no room."""
+        """Give the jobs to the workers. Raises: ApiError when there is no room."""
         request = self.request
         self._pool.check_room(len(self._prompts) * request.choices)
         for ids, lead in self._prompts:
@@ -99,7 +99,7 @@ class Completion:
             self._tickets.append(self._pool.submit(message, request.choices, request.stream, self._ready))
 
     def cancel(self) -> None:
-        """Frees what the request still has."""
+        """Free what the request still has."""
         for ticket in self._tickets:
             ticket.cancel()
 
@@ -137,7 +137,7 @@ class Completion:
                 change[name] = event[name]
 
     def _observe(self, index: int, change: dict[str, Any]) -> None:
-        """Counts and times what was generated."""
+        """Count and time what was generated."""
         now, metrics, name = asyncio.get_running_loop().time(), self._pool.metrics, self._pool.name
         self.chars += change["chars"]
         if index not in self._first_at:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from charrnn.errors import printable
 from infer.server.errors import ApiError
 from infer.server.metrics import Metrics
 from infer.server.pool import Pool
@@ -62,7 +63,7 @@ class Service:
 
 
 class Guard:
-    """Lets in whom it should, answers errors, names, counts and logs each request."""
+    """ASGI middleware: checks the origin and the key, answers errors, counts and logs each request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
@@ -96,7 +97,7 @@ class Guard:
             self._service.metrics.requests.labels(path, status).inc()
             if not (path in ("/health", "/metrics") and status < 500):
                 facts |= {"status": status, "seconds": round(time.perf_counter() - began, 4), "id": scope["request_id"]}
-                log.info("%s %s", scope["method"], scope["path"][:200], extra={"facts": facts})
+                log.info("%s %s", scope["method"], printable(scope["path"][:200]), extra={"facts": facts})
 
     def _check(self, request: Request) -> None:
         service = self._service

@@ -26,7 +26,7 @@ class _Json(logging.Formatter):
 
 
 def configure(as_json: bool) -> None:
-    """Sends the server's log, and uvicorn's warnings, to standard error."""
+    """Send the server's log, and uvicorn's warnings, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Text())
     for name, level in (("charrnn.serve", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.ERROR)):

@@ -18,6 +18,7 @@ log = logging.getLogger("charrnn.serve")
 
 # Seconds: for a request's head to arrive, and for a client to read what was sent.
 HEAD_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
+_SEND_BUFFER_BYTES = 64 << 10
 
 
 def named_models(models: Sequence[str]) -> dict[str, Path]:
@@ -60,6 +61,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, proto)
         if os.name == "posix":  # where it lets a server follow the one before at once; elsewhere, share its port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit it: what waits in the kernel for a client that does not read, MBs by default.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -84,7 +87,7 @@ def serve(
     cors_origins: Sequence[str],
     log_json: bool,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; the arguments are those of the command line.
+    """Serve until SIGTERM or Ctrl-C; the arguments are those of the command line.
 
     Raises:
         ConfigError: if an extra is missing, or the address cannot be had.
@@ -105,6 +108,8 @@ def serve(
     if not is_loopback(host) and api_key is None:
         log.warning("serving on %s without an API key: whoever reaches it may use it; see --api-key", host)
     _raise_file_limit()
+    if hasattr(signal, "SIGPIPE"):  # the command line lets it end the process, and any client that leaves would send it
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     metrics = Metrics()
 
     async def run() -> None:
@@ -169,7 +174,7 @@ async def _run(service: Any, listener: socket.socket, drain_timeout: float) -> N
 
 
 async def _announce(service: Any, listener: socket.socket, server: Any) -> None:
-    """Says once that all models are loaded; ends the server when one cannot be."""
+    """Log once that all models are loaded; end the server when one cannot be."""
     for pool in service.pools.values():
         await pool.settled.wait()
         if pool.failure:
@@ -181,7 +186,7 @@ async def _announce(service: Any, listener: socket.socket, server: Any) -> None:
 
 
 async def _reap(server: Any) -> None:
-    """Ends connections that uvicorn would keep for ever: without a request, or whose client does not read."""
+    """End connections that uvicorn would keep for ever: without a request, or whose client does not read."""
     since: dict[Any, tuple[Any, float]] = {}
     now = asyncio.get_running_loop().time
     while True:
@@ -199,7 +204,7 @@ async def _reap(server: Any) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Lets the process have as many connections as the system lets it ask for."""
+    """Let the process have as many connections as the system lets it ask for."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

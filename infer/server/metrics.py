@@ -58,7 +58,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def tick(self, model: str, counts: dict[str, int]) -> None:
-        """Adds what a worker reports of a tick."""
+        """Add what a worker reports of a tick."""
         for name, counter in (("generated", self.generated), ("read", self.read), ("hits", self.hits),
                               ("misses", self.misses)):  # fmt: skip
             if counts.get(name):

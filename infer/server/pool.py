@@ -50,14 +50,14 @@ class Worker:
         return self._process.pid if self._process else None
 
     def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
-        """Gives it a job."""
+        """Give it a job."""
         ticket = Ticket(self.cancel, message, choices, stream, ready)
         self.tickets[ticket.id] = ticket
         self._write(message)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Takes a job back, if it has it still."""
+        """Take a job back, if it has it still."""
         if self.tickets.pop(ticket.id, None):
             self._write({"cancel": ticket.id})
 
@@ -66,7 +66,7 @@ class Worker:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     async def run(self) -> None:
-        """Keeps a process alive until `close`."""
+        """Keep a process alive until `close`."""
         delay = _RESTART_S
         while not self.closing:
             self._process = await asyncio.create_subprocess_exec(
@@ -90,7 +90,7 @@ class Worker:
                 await asyncio.sleep(delay)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> bool:
-        """Takes what the process says until it ends; returns whether it ever was ready."""
+        """Take what the process says until it ends; return whether it ever was ready."""
         assert process.stdout is not None
         was_ready = False
         async for line in process.stdout:
@@ -127,14 +127,14 @@ class Worker:
             self._timer = loop.call_at(max(loop.time(), self._sent + interval), self._wake)
 
     def _wake(self) -> None:
-        """Lets all readers have what came since the last time."""
+        """Let all readers have what came since the last time."""
         self._sent, self._timer = asyncio.get_running_loop().time(), None
         for ticket in self._dirty:
             ticket.wake()
         self._dirty.clear()
 
     async def close(self) -> None:
-        """Ends the process, by force if it does not end by itself."""
+        """End the process, by force if it does not end by itself."""
         self.closing = True
         if self._process and self._process.stdin:
             self._process.stdin.close()
@@ -216,7 +216,7 @@ class Pool:
             raise ApiError(429, f"the queue is full: {limit}; try again later", code="queue_full", retry_after=1)
 
     def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
-        """Gives a job to the worker with the fewest choices. Raises: ApiError when no worker is ready."""
+        """Give a job to the worker with the fewest choices. Raises: ApiError when no worker is ready."""
         workers = [worker for worker in self.workers if worker.ready]
         if not workers:
             raise ApiError(503, f"no worker of model {self.name} is ready", code="loading", retry_after=1)
@@ -224,12 +224,12 @@ class Pool:
         return min(workers, key=lambda worker: worker.choices).submit(message, choices, stream, ready)
 
     def fail_all(self, error: ApiError) -> None:
-        """Ends all jobs with an error."""
+        """End all jobs with an error."""
         for worker in self.workers:
             for ticket in list(worker.tickets.values()):
                 ticket.cancel()
                 ticket.fail(error)
 
     async def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         await asyncio.gather(*(worker.close() for worker in self.workers))

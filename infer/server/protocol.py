@@ -77,7 +77,7 @@ _KNOWN = _OWN | _SAMPLING | {"prompt", "stream_options"}
 
 
 def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
-    """Reads a request's body.
+    """Read a request's body.
 
     Raises:
         ApiError: 400 that names the field, for anything that is not exactly what the API defines.
@@ -106,7 +106,7 @@ def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
 
 
 def parse_tokenize(body: bytes, name: str, kind: type) -> dict[str, Any]:
-    """Reads a body that has one field, a text or ids, and may name a model; others are ignored, as vLLM does."""
+    """Read a body that has one field, a text or ids, and may name a model; others are ignored, as vLLM does."""
     given = _json_object(body)
     value = given.get(name)
     if not isinstance(value, kind) or (kind is list and value and not _is_ids(value)):

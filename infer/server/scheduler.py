@@ -19,14 +19,14 @@ from infer.server.states import BLOCK, PrefixCache
 
 # Seconds of a tick: while someone waits for a first character, and else. docs/serving.md has what was measured.
 _SHORT_S, _LONG_S = 0.005, 0.03
-# Characters of a tick. Below the least, what surrounds a run of the graph costs more than the run.
-_LEAST_CHARS, _MOST_CHARS = 4, 128
+# Characters of a tick, however long it takes: below the least of either, what surrounds a run of the graph shows.
+_LEAST_SHORT, _LEAST_LONG, _MOST_CHARS = 4, 16, 128
 # Seconds of reading prompts between two ticks, and the most logits of one reading, 8 MiB.
 _READ_S, _MOST_LOGITS = 0.01, 1 << 21
 
 
 class Scheduler:
-    """Turns jobs into events, on the thread that calls `run`.
+    """Turn jobs into events, on the thread that calls `run`.
 
     Args:
         engine: The model.
@@ -68,7 +68,7 @@ class Scheduler:
         return sum(len(job.streams) - job.started for job in (*self._waiting, *self._reading, *self._ready))
 
     def run(self) -> None:
-        """Works until None arrives."""
+        """Work until None arrives."""
         while self._receive():
             self._start_reading()
             self._read()
@@ -78,7 +78,7 @@ class Scheduler:
             self._report()
 
     def _receive(self) -> bool:
-        """Takes in what has arrived; waits for something when there is nothing to do."""
+        """Take in what has arrived; waits for something when there is nothing to do."""
         block = not self._jobs
         while True:
             try:
@@ -95,7 +95,7 @@ class Scheduler:
                 self._remove([self._jobs[item]])
 
     def _remove(self, jobs: list[Job]) -> None:
-        """Forgets jobs wherever they are."""
+        """Forget jobs wherever they are."""
         for job in jobs:
             self._jobs.pop(job.id, None)
             job.cancelled = True
@@ -111,7 +111,7 @@ class Scheduler:
         self._remove(jobs)
 
     def _start_reading(self) -> None:
-        """Takes up as many waiting jobs as there will be free rows for."""
+        """Take up as many waiting jobs as there will be free rows for."""
         taken = self.running + sum(len(job.streams) - job.started for job in (*self._reading, *self._ready))
         while self._waiting and taken < self._max_streams:
             job = self._waiting.popleft()
@@ -124,7 +124,7 @@ class Scheduler:
             self._reading.append(job)
 
     def _read(self) -> None:
-        """Reads prompts, all together as far as the shortest goes, for a few milliseconds."""
+        """Read prompts, all together as far as the shortest goes, for a few milliseconds."""
         end = perf_counter() + _READ_S
         while self._reading:
             for job in [job for job in self._reading if job.position == len(job.ids) - 1]:
@@ -156,7 +156,7 @@ class Scheduler:
                 self._cache.put(job.ids[: job.position], job.state)
 
     def _admit(self) -> None:
-        """Gives free rows to choices whose prompt is read, first come, first served."""
+        """Give free rows to choices whose prompt is read, first come, first served."""
         rows: list[Row] = []
         free = self._max_streams - self.running
         while self._ready and len(rows) < free:
@@ -173,7 +173,7 @@ class Scheduler:
             batch.join([row for row in rows if row.penalised == penalised])
 
     def _tick(self, penalised: bool) -> None:
-        """Generates some characters for every row of a batch."""
+        """Generate some characters for every row of a batch."""
         batch = self._batches[penalised]
         if not batch.rows:
             return
@@ -193,8 +193,9 @@ class Scheduler:
         someone_is_new = self._reading or self._ready or any(row.fresh for row in rows)
         char_s, rows_before = self._char_s[penalised]
         char_s *= max(1.0, len(rows) / rows_before)
-        length = int((_SHORT_S if someone_is_new else _LONG_S) / char_s) if char_s else _LEAST_CHARS
-        return min(max(length, _LEAST_CHARS), _MOST_CHARS, max(row.left for row in rows))
+        seconds, least = (_SHORT_S, _LEAST_SHORT) if someone_is_new else (_LONG_S, _LEAST_LONG)
+        length = int(seconds / char_s) if char_s else least
+        return min(max(length, least), _MOST_CHARS, max(row.left for row in rows))
 
     def _deliver(self, events: list[dict[str, Any]]) -> None:
         for event in events:

@@ -54,7 +54,7 @@ class TextState:
 
     @classmethod
     def decode(cls, text: str, model: bytes, engine: Engine) -> "TextState":
-        """Reads what `encode` wrote.
+        """Read what `encode` wrote.
 
         Raises:
             StateError: for anything else, another model's state, or values that no text leads to.
@@ -104,7 +104,7 @@ class PrefixCache:
         return len(self._states)
 
     def put(self, ids: NDArray[np.int64], state: State) -> None:
-        """Keeps the state, each (L, 1, H), after these ids, (N,)."""
+        """Keep the state, each (L, 1, H), after these ids, (N,)."""
         key = _digests(ids)[-1], ids[len(ids) // BLOCK * BLOCK :].tobytes()
         if key in self._states:
             self._states.move_to_end(key)

@@ -46,7 +46,7 @@ class Ticket:
         return self.finished and not self._events
 
     def push(self, event: dict[str, Any]) -> None:
-        """Takes an event. What comes first and last wakes the reader at once, the rest when `wake` is called."""
+        """Take an event. What comes first and last wakes the reader at once, the rest when `wake` is called."""
         self._events.append(event)
         self._unread += len(event.get("text", ""))
         self._unfinished -= "finish" in event
@@ -58,12 +58,12 @@ class Ticket:
             self._ready.set()
 
     def wake(self) -> None:
-        """Wakes the reader of a stream."""
+        """Wake the reader of a stream."""
         if self._stream:
             self._ready.set()
 
     def fail(self, error: ApiError) -> None:
-        """Ends the job with an error, in place of what was not taken yet."""
+        """End the job with an error, in place of what was not taken yet."""
         self._error, self._events = error, []
         self._ready.set()
 
@@ -75,5 +75,5 @@ class Ticket:
         return events
 
     def cancel(self) -> None:
-        """Frees the job's rows, unless it is over."""
+        """Free the job's rows, unless it is over."""
         self._cancel(self)

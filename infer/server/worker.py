@@ -5,6 +5,7 @@ It ends when its input does, so that it never outlives the server.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -28,13 +29,13 @@ from infer.server.states import StateError, TextState
 
 
 class Pipe:
-    """Sends objects to the server."""
+    """Send objects to the server."""
 
     def __init__(self, file: BinaryIO, model: bytes = b"") -> None:
         self._file, self.model, self._lock = file, model, Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Writes one line at once."""
+        """Write one line at once."""
         line = json.dumps(message).encode() + b"\n"
         with self._lock:
             self._file.write(line)
@@ -65,18 +66,20 @@ def job_of(message: dict[str, Any], engine: Engine, model: bytes) -> Job:
 
 
 def _receive(file: BinaryIO, engine: Engine, pipe: Pipe, inbox: "SimpleQueue[Job | int | None]") -> None:
-    """Puts what arrives into the inbox, to the end of the file."""
-    for line in file:
-        message = json.loads(line)
-        if "cancel" in message:
-            inbox.put(message["cancel"])
-            continue
-        try:
-            inbox.put(job_of(message, engine, pipe.model))
-        except StateError as error:
-            refusal = {"id": message["id"], "error": str(error), "status": 422, "param": "state"}
-            pipe.send({"events": [refusal], "counts": {}})
-    inbox.put(None)
+    """Put what arrives into the inbox, to the end of the file."""
+    try:
+        for line in file:
+            message = json.loads(line)
+            if "cancel" in message:
+                inbox.put(message["cancel"])
+                continue
+            try:
+                inbox.put(job_of(message, engine, pipe.model))
+            except StateError as error:
+                refusal = {"id": message["id"], "error": str(error), "status": 422, "param": "state"}
+                pipe.send({"events": [refusal], "counts": {}})
+    finally:  # whatever ends this thread ends the worker, which the server notices
+        inbox.put(None)
 
 
 def facts(engine: Engine, model: bytes) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def facts(engine: Engine, model: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs until standard input ends."""
+    """Run until standard input ends."""
     # The server decides when to stop; a terminal and systemd signal its workers too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -110,7 +113,8 @@ def main() -> None:
     inbox: SimpleQueue[Job | int | None] = SimpleQueue()
     Thread(target=_receive, args=(sys.stdin.buffer, engine, pipe, inbox), daemon=True).start()
     pipe.send({"ready": facts(engine, pipe.model)})
-    Scheduler(engine, inbox, pipe.send_events, max_streams).run()
+    with contextlib.suppress(BrokenPipeError):  # the server is gone, and with it who would read
+        Scheduler(engine, inbox, pipe.send_events, max_streams).run()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -132,7 +130,7 @@ def weights_of(trainer):
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-def test_training_goes_on_while_a_checkpoint_is_being_written(tmp_path, gate):
+def test_training_continues_during_a_write(tmp_path, gate):
     """The write of step 5 ends only after update 9; if training waited for it, it would never end."""
     config = tiny_config(tmp_path, ["eval.every=0", "sample.length=0"])
     recorder = Calling(9, gate.set)
@@ -141,7 +139,7 @@ def test_training_goes_on_while_a_checkpoint_is_being_written(tmp_path, gate):
     assert list(recorder.losses()) == list(range(1, 13))
 
 
-def test_the_end_of_training_waits_until_all_is_on_the_disk(tmp_path, gate):
+def test_the_end_of_training_waits_for_the_write(tmp_path, gate):
     config = tiny_config(tmp_path, ["checkpoint.every=0", "eval.every=0"])
     trainer = make_trainer(config)
     opener = threading.Timer(0.1, gate.set)
@@ -151,7 +149,7 @@ def test_the_end_of_training_waits_until_all_is_on_the_disk(tmp_path, gate):
     assert load_newest(trainer.checkpoints.run_dir).step == 12
 
 
-def test_at_most_one_write_is_in_flight_and_the_next_save_waits_for_it(tmp_path, gate, state, monkeypatch):
+def test_the_next_save_waits_for_the_write_in_flight(tmp_path, gate, state, monkeypatch):
     snapshot = checkpoints.snapshot
 
     def noted(checkpoint):
@@ -170,7 +168,7 @@ def test_at_most_one_write_is_in_flight_and_the_next_save_waits_for_it(tmp_path,
 
 
 @pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
-def test_what_training_changes_in_place_after_the_snapshot_is_not_in_the_checkpoint(tmp_path, gate, rnn):
+def test_a_snapshot_excludes_later_in_place_changes(tmp_path, gate, rnn):
     # Of one layer: its state needs no rearranging on the way, so that what is captured is the trainer's own memory.
     settings = [f"model.rnn={rnn}", "model.num_layers=1", "data.windows=carry", "model.dropout=0.2"]
     trainer = make_trainer(tiny_config(tmp_path, settings))
@@ -243,7 +241,7 @@ NAMES_THE_DISK = "No space left on device; free space or permissions on the disk
 
 
 @pytest.mark.parametrize("notice", ["failure", "wait", "next save"])
-def test_a_write_that_failed_is_told_by_failure_by_wait_and_by_the_next_save(tmp_path, state, disk, notice):
+def test_a_failed_write_is_raised_by_wait_and_the_next_save(tmp_path, state, disk, notice):
     saver = AsyncWriter(tmp_path / "saved", keep=2)
     assert saver.error() is None
     saver.wait()
@@ -267,7 +265,7 @@ def test_a_write_that_failed_is_told_by_failure_by_wait_and_by_the_next_save(tmp
     assert names_in(tmp_path / "saved") == ["step-00000002"]
 
 
-def test_a_defect_in_the_writer_is_not_taken_for_a_full_disk(tmp_path, state, monkeypatch):
+def test_a_defect_in_the_writer_is_raised_as_it_is(tmp_path, state, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_step", lambda *_: 1 / 0)
     saver = AsyncWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=False, step=True)
@@ -278,9 +276,7 @@ def test_a_defect_in_the_writer_is_not_taken_for_a_full_disk(tmp_path, state, mo
 
 
 @pytest.mark.parametrize("allowed", range(9))
-def test_a_disk_that_fills_up_during_a_save_ends_training_and_leaves_the_checkpoint_before(
-    tmp_path, disk, ahead_of, allowed
-):
+def test_a_disk_that_fills_up_keeps_the_previous_checkpoint(tmp_path, disk, ahead_of, allowed):
     """allowed: how many of a checkpoint's 7 files and 2 folders still reach the disk."""
     disk.allowed = allowed
     ahead_of(7, disk.fill)
@@ -295,7 +291,7 @@ def test_a_disk_that_fills_up_during_a_save_ends_training_and_leaves_the_checkpo
     assert load_newest(trainer.checkpoints.run_dir).step == whole[-1]
 
 
-def test_a_write_that_failed_ends_training_before_the_next_update_not_at_the_next_save(tmp_path, disk):
+def test_a_failed_write_ends_training_before_the_next_step(tmp_path, disk):
     config = tiny_config(tmp_path, ["eval.every=0", "sample.length=0", "train.max_steps=100", "checkpoint.every=50"])
     trainer = make_trainer(config, Calling(57, lambda: failed(trainer.checkpoints)))
     disk.fill()  # once the text is prepared
@@ -304,14 +300,14 @@ def test_a_write_that_failed_ends_training_before_the_next_update_not_at_the_nex
     assert 50 <= trainer.progress.step <= 57
 
 
-def test_a_disk_that_is_full_at_the_last_save_is_told_too(tmp_path, disk, ahead_of):
+def test_a_disk_full_at_the_last_save_is_reported(tmp_path, disk, ahead_of):
     ahead_of(12, disk.fill)
     config = tiny_config(tmp_path, ["checkpoint.every=0", "eval.every=0", "sample.length=0"])
     with pytest.raises(CheckpointError, match="No space left on device"):
         make_trainer(config).fit()
 
 
-def test_a_full_disk_ends_the_command_with_one_line_and_exit_code_2(tmp_path, disk, ahead_of, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path, disk, ahead_of, monkeypatch, capsys):
     fresh_accelerator()
     config = tiny_config(tmp_path, ["train.threads=1"])
     ahead_of(7, disk.fill)
@@ -324,7 +320,7 @@ def test_a_full_disk_ends_the_command_with_one_line_and_exit_code_2(tmp_path, di
     assert NAMES_THE_DISK.format(folder=tmp_path / "run") in last
 
 
-def test_a_pruning_that_fails_is_told_as_the_disks_fault(tmp_path, monkeypatch):
+def test_a_failed_pruning_is_a_checkpoint_error(tmp_path, monkeypatch):
     def stale(folder):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder))
 
@@ -334,7 +330,7 @@ def test_a_pruning_that_fails_is_told_as_the_disks_fault(tmp_path, monkeypatch):
         trainer.fit()
 
 
-def test_an_error_in_training_does_not_cut_off_a_write_that_is_under_way(tmp_path, gate):
+def test_an_error_in_training_lets_the_write_finish(tmp_path, gate):
     """A rank of several leaves without the interpreter's tear-down, which would wait for the writer."""
 
     def corrupted():
@@ -349,25 +345,6 @@ def test_an_error_in_training_does_not_cut_off_a_write_that_is_under_way(tmp_pat
     assert events == ["begin 5", "end 5"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MiB, in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if sys.platform != "linux":
-        pytest.skip("tmpfs is Linux's")
-    try:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        pytest.skip("no mount command")
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 PAGE = 4096  # bytes in which a tmpfs hands out its space
 
 
@@ -379,9 +356,7 @@ def fill_up(folder, spare_pages):
 
 
 @pytest.mark.parametrize("spare_pages", [0, 1, 2, 9])
-def test_a_really_full_disk_leaves_the_last_checkpoint_and_with_space_again_the_run_goes_on_bit_for_bit(
-    tmp_path, small_disk, ahead_of, spare_pages
-):
+def test_after_a_full_tmpfs_resume_is_exact(tmp_path, small_disk, ahead_of, spare_pages):
     settings = ["data.windows=carry", "model.dropout=0.2", "eval.every=4", "sample.length=0"]
     whole = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / 'whole'}"]))
     whole.fit()
@@ -406,7 +381,7 @@ def test_a_really_full_disk_leaves_the_last_checkpoint_and_with_space_again_the_
 
 
 @pytest.mark.parametrize(("spare_pages", "padding"), [(0, PAGE), (4, 0)])
-def test_a_really_full_disk_under_the_whole_run_is_the_users_to_mend_with_the_disk_named(
+def test_a_full_tmpfs_under_the_run_folder_is_a_user_error(
     tmp_path, small_disk, ahead_of, spare_pages, padding, monkeypatch
 ):
     """metrics.jsonl is on that disk too. padding: bytes that make its lines longer, so that it needs more space."""

@@ -1,7 +1,7 @@
-"""What torchrun starts for test_ranks: two processes that go through all scenarios, one after another.
+"""What torchrun starts for test_collectives: two processes that run all scenarios, one after another.
 
-`torchrun --nproc_per_node=2 ranks_worker.py FOLDER` writes FOLDER/rank-<rank>.json: scenario -> what this rank saw of
-it. How it ended is in "error", the kind of exception or null, and "text". The texts in FOLDER are prepared before.
+`torchrun --nproc_per_node=2 collectives_worker.py FOLDER` writes FOLDER/rank-<rank>.json: scenario -> what it saw
+there. How it ended is in "error", the kind of exception or null, and "text". The texts in FOLDER are prepared before.
 """
 
 import contextlib
@@ -17,13 +17,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-import training
 from torch import Tensor
-from training import ListRecorder, some_text, tiny_config
+from training import ListRecorder, make_rank, some_text, tiny_config
 
 from charrnn.config import RunConfig
 from charrnn.data.corpus import prepare
@@ -61,12 +59,6 @@ def prepare_texts(folder: Path) -> None:
 
 def config_of(folder: Path, name: str, *settings: str) -> RunConfig:
     return tiny_config(folder, [*settings, "sample.length=4", f"train.run_dir={folder / 'runs' / name}"])
-
-
-def make_rank(config: RunConfig, recorder: ListRecorder | None = None, **options: Any) -> Trainer:
-    """A trainer on the accelerator that a real run gets, with its settings of DDP."""
-    with mock.patch.object(training, "fresh_accelerator", return_value=make_accelerator(config.train)):
-        return training.make_trainer(config, recorder, **options)
 
 
 def ranks() -> Collectives:

@@ -1,18 +1,18 @@
 """Ranks agree before every step: an error, a stop signal or a batch mismatch on one is known to all, at the same step.
 
-The slow tests look at what two processes of ranks_worker.py wrote, in one launch.
+The slow tests look at what two processes of collectives_worker.py wrote, in one launch.
 """
 
 import json
 from pathlib import Path
 
+import collectives_worker as worker
 import numpy as np
 import pytest
-import ranks_worker as worker
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import ROOT, ended_well, torchrun
-from training import fresh_accelerator
+from training import fresh_accelerator, largest_difference
 
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError, ConfigError, CorpusError, TrainingError
@@ -48,7 +48,7 @@ def test_a_defect_is_raised_as_it_is(alone):
 @given(
     starts=st.lists(st.integers(0, 2**40), min_size=1, max_size=9), other=st.lists(st.integers(0, 2**40), min_size=1)
 )
-def test_a_status_distinguishes_batches_and_holds_a_clock_of_years(starts, other):
+def test_a_status_distinguishes_batches_and_holds_long_clocks(starts, other):
     def packed(batch):
         return StepStatus(0, False, 1e9 + 0.000001, np.array(batch, np.int64)).pack().tolist()
 
@@ -79,7 +79,7 @@ def test_a_batch_mismatch_is_refused_with_ranks_and_step():
         check_same_batch(GlobalStatus(0, 0.0, (), (1, 3)), 7)
 
 
-def test_ranks_that_would_not_start_alike_are_refused():
+def test_collectives_with_different_starts_are_refused():
     check_same_start([(5, "a"), (5, "a"), (5, "a")], "runs/one")
     with pytest.raises(CheckpointError, match=r"^rank 2 finds step 5 in runs/one, rank 0 step 10; put the run fold"):
         check_same_start([(10, "a"), (10, "a"), (5, "a")], "runs/one")
@@ -91,7 +91,7 @@ def test_ranks_that_would_not_start_alike_are_refused():
         check_same_start([(5, "a" * 64), (10, "b" * 64)], "runs/one")
 
 
-def test_another_number_of_processes_than_the_run_must_have_is_refused_with_both():
+def test_a_wrong_number_of_processes_is_refused_with_both():
     config = RunConfig.model_validate({"train": {"processes": 4}})
     check_processes(config, 4)
     check_processes(RunConfig(), 3 + 1)
@@ -106,7 +106,7 @@ def launched(tmp_path_factory):
     """scenario -> what each rank saw of it."""
     folder = tmp_path_factory.mktemp("ranks")
     worker.prepare_texts(folder)
-    ended_well([*torchrun(2), ROOT / "tests" / "ranks_worker.py", folder], folder)
+    ended_well([*torchrun(2), ROOT / "tests" / "collectives_worker.py", folder], folder)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
     return {name: [rank[name] for rank in ranks] for name in worker.SCENARIOS}
 
@@ -123,12 +123,13 @@ def seen(launched):
     return seen
 
 
-def agreed(stop=0, faulty=(), odd_batch=()):
-    return {"stop": stop, "elapsed_s": 100.25, "faulty": list(faulty), "odd_batch": list(odd_batch)}
+def agreed(stop_signal=0, failed_ranks=(), mismatched_ranks=()):
+    ranks = {"failed_ranks": list(failed_ranks), "mismatched_ranks": list(mismatched_ranks)}
+    return {"stop_signal": stop_signal, "elapsed_s": 100.25, **ranks}
 
 
 @pytest.mark.slow
-def test_after_an_exchange_all_ranks_know_the_same(seen):
+def test_all_ranks_receive_the_same_status(seen):
     for rank, found in enumerate(seen("exchange")):
         assert found["count"] == 2
         assert found["is_main"] == (rank == 0)
@@ -148,7 +149,7 @@ def test_values_are_gathered_in_rank_order(seen):
 
 
 @pytest.mark.slow
-def test_an_action_together_fails_on_all_ranks_when_it_fails_on_one(seen):
+def test_an_error_of_one_rank_is_raised_on_all(seen):
     for rank, found in enumerate(seen("together")):
         assert found["none"] == 10 + rank
         assert found["on 1"] == {"error": "CheckpointError", "text": "rank 1: of 1"}
@@ -157,7 +158,7 @@ def test_an_action_together_fails_on_all_ranks_when_it_fails_on_one(seen):
 
 
 @pytest.mark.slow
-def test_what_one_process_of_a_machine_does_first_the_others_find_done(seen):
+def test_the_local_main_process_runs_first(seen):
     first, second = seen("locally_first")
     assert (first["result"], second["result"]) == ("made", "found")
     for found in (first, second):
@@ -191,7 +192,7 @@ def test_each_process_refuses_another_number_of_them(seen):
         ("damaged_on_one", "CheckpointError", "rank 1: none of the 1 checkpoint(s) in "),
     ],
 )
-def test_ranks_that_would_start_apart_are_all_refused(launched, name, kind, text):
+def test_all_ranks_refuse_different_starts(launched, name, kind, text):
     for found in launched[name]:
         assert found["error"] == kind
         assert found["text"].startswith(text)
@@ -221,7 +222,7 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_one_rank_ends_all_at_the_same_step_with_the_same_words(launched, name):
+def test_a_fault_of_one_rank_ends_all_at_the_same_step(launched, name):
     kind, text, step, saved = FAULTS[name]
     first, second = launched[name]
     for found in (first, second):
@@ -234,7 +235,7 @@ def test_a_fault_of_one_rank_ends_all_at_the_same_step_with_the_same_words(launc
 
 
 @pytest.mark.slow
-def test_a_full_disk_of_the_first_rank_ends_all_at_the_same_step_with_the_checkpoint_before(launched):
+def test_a_full_disk_of_rank_0_ends_all_at_the_same_step(launched):
     first, second = launched["disk_full_on_0"]
     for found in (first, second):
         assert found["error"] == "CheckpointError"
@@ -246,19 +247,13 @@ def test_a_full_disk_of_the_first_rank_ends_all_at_the_same_step_with_the_checkp
 
 
 @pytest.mark.slow
-def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on_bit_for_bit(seen):
+def test_a_stop_signal_to_one_rank_stops_all_and_resume_is_exact(seen):
     for found in seen("stop_on_1"):
         assert (found["stopped_by"], found["step"], found["saved"]) == (10, worker.SPOILT, [worker.SPOILT])
         assert found["resumed_at"] == worker.SPOILT
         assert len(found["curve"]) == 12
         assert found["curve"] == found["whole_curve"]
         assert found["weights"] == found["whole_weights"]
-
-
-def largest_difference(ours, theirs):
-    """Relative."""
-    assert len(ours) == len(theirs) > 0
-    return float(np.max(np.abs(np.subtract(ours, theirs)) / np.abs(theirs)))
 
 
 @pytest.mark.slow
@@ -272,7 +267,7 @@ def largest_difference(ours, theirs):
         ("accumulated", 25, 1e-5),
     ],
 )
-def test_how_gradients_cross_is_as_set_and_changes_the_losses_little(seen, kind, bucket_mib, tolerance):
+def test_gradient_communication_options_barely_change_losses(seen, kind, bucket_mib, tolerance):
     """tolerance: the largest relative difference of a loss from the plain one, over 20 updates."""
     for found in seen("gradients"):
         ours, plain = found[kind], found["plain"]

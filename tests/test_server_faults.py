@@ -1,0 +1,34 @@
+"""What infer serve makes of every fault of benchmarks.reliability.serve, in small numbers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import write_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_fault_is_survived(tmp_path):
+    model = write_model(tmp_path / "tiny.onnx", precision="int8")
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.reliability.serve",
+        "--model",
+        model,
+        "--scale",
+        "0.05",
+        "--soak",
+        "20",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^\| (.+) \|$", done.stdout, re.M)[1:]
+    assert len(rows) == 9
+    first, last = (float(size) for size in re.findall(r"([\d.]+) MiB", done.stdout))
+    assert last < first + 16
