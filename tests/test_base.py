@@ -7,10 +7,10 @@ import pytest
 import torch
 from training import make_trainer, some_text, tiny_config
 
-import train.base
 from charrnn.errors import CheckpointError
 from infer.engine import Engine
-from train.base import base_folder, shrink
+from train.base import shrink
+from train.checkpoint.folders import base_folder
 from train.checkpoint.format import load, load_for_inference
 from train.checkpoint.vocab_transfer import plain_form
 from train.export.exporter import export_checkpoint
@@ -25,7 +25,7 @@ def base(tmp_path, monkeypatch):
     trainer = make_trainer(tiny_config(tmp_path, TINY, text))
     trainer.fit()
     folder = shrink(tmp_path / "run", tmp_path / "base")
-    monkeypatch.setattr(train.base, "_FOLDERS", (folder,))
+    monkeypatch.setattr("train.checkpoint.folders.BASE_FOLDERS", (folder,))
     return folder
 
 
@@ -112,7 +112,7 @@ def test_bytes_do_not_start_from_characters(base, tmp_path):
 
 
 def test_an_installation_without_a_base_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.base, "_FOLDERS", (tmp_path / "nowhere",))
+    monkeypatch.setattr("train.checkpoint.folders.BASE_FOLDERS", (tmp_path / "nowhere",))
     with pytest.raises(CheckpointError, match="restore that folder, or use --init-from none"):
         base_folder()
 

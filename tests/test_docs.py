@@ -36,7 +36,8 @@ SOURCES = sorted(path for package in ("charrnn", "train", "infer") for path in (
 
 LETTERS = ["B", "T", "E", "H", "L", "V", "N"]
 # Suffixes that make `section.something` a file or a module rather than a config field.
-NO_FIELD = ("onnx", "safetensors", "export", "main", "py", "json", "yaml")
+PACKAGES = tuple(p.name for p in (ROOT / "train").iterdir() if (p / "__init__.py").exists())
+NO_FIELD = ("onnx", "safetensors", "main", "py", "json", "yaml", *PACKAGES)
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 each_cell = pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
@@ -183,7 +184,7 @@ def test_every_fence_is_closed_and_names_its_language(document: Path) -> None:
     fences = [line for line in text.splitlines() if line.lstrip().startswith("```")]
     blocks = fenced_blocks(text)
     assert len(fences) == 2 * len(blocks)
-    assert {b.language for b in blocks} <= {"python", "bash", "text", "json", "yaml", "toml"}
+    assert {b.language for b in blocks} <= {"python", "bash", "text", "json", "yaml", "toml", "mermaid"}
 
 
 # --- inference

@@ -12,22 +12,9 @@ import typer
 
 from charrnn.cli import run_command
 from charrnn.errors import CheckpointError
+from train.checkpoint.folders import BASE_FOLDERS
 from train.checkpoint.format import load_for_inference, save_for_inference
 from train.export.exporter import without_paths
-
-_TRAIN = Path(__file__).resolve().parent
-# In a checkout, and in an installed package.
-_FOLDERS = (_TRAIN.parent / "checkpoints" / "base", _TRAIN / "models" / "base")
-
-
-def base_folder() -> Path:
-    """The folder of the shipped base model. Raises a CheckpointError if it is missing."""
-    for folder in _FOLDERS:
-        if folder.is_dir():
-            return folder
-    raise CheckpointError(
-        "this installation has no base model: checkpoints/base is missing; restore that folder, or use --init-from none"
-    )
 
 
 def shrink(source: Path, out: Path) -> Path:
@@ -49,7 +36,7 @@ def shrink(source: Path, out: Path) -> Path:
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = _FOLDERS[0],
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = BASE_FOLDERS[0],
 ) -> None:
     """Write a run's best checkpoint in half precision, for --init-from."""
     folder = shrink(source, out)

@@ -37,11 +37,10 @@ from charrnn.windows import (
     stream_batch,
     window_batches,
 )
-from train.checkpoint.format import load_for_inference
+from train.checkpoint.format import load_for_inference, model_of
 from train.checkpoint.vocab_transfer import table_between
 from train.dataloader import IdSource, to_device
 from train.errors import evaluation_out_of_memory, is_out_of_memory
-from train.export.exporter import model_of
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
 # Characters of a row per forward call: bounds the logits, (R, T, V).

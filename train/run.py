@@ -56,12 +56,8 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
         CharRNNError: For a user error, on all ranks, and after a stop signal. After a peer failure it does not return:
             the watchdog ends the process.
     """
-    accelerator = make_accelerator(config.train)
     console = Console(stderr=True)
-    configure_logging(logging.INFO if accelerator.is_main_process else logging.ERROR, ConsoleHandler(console))
-    set_threads(config.train.threads)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    accelerator = set_up(config, console)
     collectives = Collectives(accelerator)
     check_config(config, collectives, accelerator, sized=settings is None)
     with watch_peers(config, collectives) as watchdog, contextlib.ExitStack() as stack:
@@ -95,19 +91,20 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
             peak_flops=peak and peak * collectives.world_size,
         )
         if collectives.is_main:
-            opening = summary.opening_lines(
-                config,
-                trainer.data,
-                start,
-                accelerator,
-                run_dir,
-                num_parameters=trainer.model.num_parameters(),
-                total_steps=trainer.schedule.total_steps,
-            )
-            log_lines([*opening, *explanation])
+            log_lines([*opening_lines(trainer, start), *explanation])
             recorder.display = make_display(trainer, console)
         with signals.handled():
             return train_and_export(trainer, watchdog)
+
+
+def set_up(config: RunConfig, console: Console) -> Accelerator:
+    """Set up processes, logging, threads and memory. Raises: ConfigError."""
+    accelerator = make_accelerator(config.train)
+    configure_logging(logging.INFO if accelerator.is_main_process else logging.ERROR, ConsoleHandler(console))
+    set_threads(config.train.threads)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def train_and_export(trainer: Trainer, watchdog: Watchdog) -> Path | None:
@@ -153,6 +150,19 @@ def finish(trainer: Trainer) -> Path | None:
     log_lines(summary.closing_lines(trainer.data, progress, best, run_dir, model_file, difference))
     trainer.recorder.finish(best.trainer["metrics"], model_file, best.step)
     return model_file
+
+
+def opening_lines(trainer: Trainer, start: StartingPoint) -> list[str]:
+    """The lines logged before the first step."""
+    return summary.opening_lines(
+        trainer.config,
+        trainer.data,
+        start,
+        trainer.accelerator,
+        trainer.checkpoints.run_dir,
+        num_parameters=trainer.model.num_parameters(),
+        total_steps=trainer.schedule.total_steps,
+    )
 
 
 def log_lines(lines: list[str]) -> None:

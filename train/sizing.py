@@ -14,8 +14,7 @@ from charrnn.data.corpus import Corpus
 from charrnn.errors import CheckpointError
 from charrnn.model.rnn import CharRNN
 from charrnn.windows import sampled_stream_batch
-from train.base import base_folder
-from train.checkpoint.folders import step_folders
+from train.checkpoint.folders import base_folder, step_folders
 from train.checkpoint.format import Checkpoint, load_for_inference
 from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import fine_tuning_start

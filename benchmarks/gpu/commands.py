@@ -29,7 +29,9 @@ def call(
     """Run one command; its exit code, or "timed out", and the end of what it printed, which WORK/NAME.log has too."""
     env = {**environment_of(setup), **(environment or {})}
     try:
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit_s)
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit_s * setup.size(1, 5)
+        )
         code: int | str = done.returncode
         text = done.stdout[-3000:] + done.stderr[-6000:]
     except subprocess.TimeoutExpired as error:

@@ -26,7 +26,7 @@ from charrnn.config import BASE, ModelConfig, OptimConfig
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
 from charrnn.vocab import Vocab
 from charrnn.windows import WindowPlan, stream_batch
-from train.base import base_folder
+from train.checkpoint.folders import base_folder
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.vocab_transfer import transfer_weights
 from train.dataloader import IdSource

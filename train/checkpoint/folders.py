@@ -14,6 +14,9 @@ MANIFEST = "MANIFEST.json"
 _TEMPORARY = ".writing-"
 _REPLACED = ".replaced-"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
+_TRAIN = Path(__file__).resolve().parents[1]
+# In a checkout, and in an installed package.
+BASE_FOLDERS = (_TRAIN.parent / "checkpoints" / "base", _TRAIN / "models" / "base")
 
 
 def step_of(folder: Path) -> int:
@@ -119,3 +122,13 @@ def read_folder(folder: Path) -> dict[str, bytes]:
             raise CheckpointError(f"{folder / name} does not match its manifest's SHA-256: its content changed")
         files[name] = content
     return files
+
+
+def base_folder() -> Path:
+    """The folder of the shipped base model. Raises a CheckpointError if it is missing."""
+    for folder in BASE_FOLDERS:
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(
+        "this installation has no base model: checkpoints/base is missing; restore that folder, or use --init-from none"
+    )

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError
-from charrnn.model.rnn import State
+from charrnn.model.rnn import CharRNN, State
 from charrnn.vocab import Vocab
 from train.checkpoint.folders import BEST, MANIFEST, read_folder, recover, remove, step_folders, step_of, write_folder
 
@@ -236,3 +236,10 @@ def _unpack(content: bytes | None) -> Tensors:
 
 def _with_prefix(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def model_of(checkpoint: Checkpoint) -> CharRNN:
+    """Return the network with a checkpoint's weights."""
+    model = CharRNN(checkpoint.config.model, len(checkpoint.vocab), checkpoint.vocab.document_end_id)
+    model.load_state_dict(checkpoint.weights)
+    return model

@@ -13,7 +13,7 @@ from charrnn.data.corpus import Corpus
 from charrnn.errors import CheckpointError, CorpusError
 from charrnn.io import expand_user
 from charrnn.model.rnn import CharRNN
-from train.base import base_folder
+from train.checkpoint.folders import base_folder
 from train.checkpoint.format import BEST, Checkpoint, load, load_for_inference, load_newest, step_folders
 from train.checkpoint.vocab_transfer import StartingPoint, fine_tuning_start, table_between
 

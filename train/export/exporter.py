@@ -14,12 +14,11 @@ from charrnn.config import ModelConfig
 from charrnn.data.corpus import prepare
 from charrnn.errors import CorpusError, ExportError
 from charrnn.io import temporary
-from charrnn.model.rnn import CharRNN
 from charrnn.vocab import Vocab
 from infer import scoring
 from infer.engine import Engine
 from infer.model_file.loader import FORMAT_VERSION
-from train.checkpoint.format import Checkpoint, load_for_inference
+from train.checkpoint.format import Checkpoint, load_for_inference, model_of
 from train.export.onnx_graph import build_from_folded
 from train.export.parity import Step, divergence, parity, step_of
 from train.export.quantize import Precision
@@ -144,13 +143,6 @@ def exact_model(source: Path) -> ExactModel:
         return _model_of_file(source)
     folder = source if (source / "best").is_dir() else source.parent
     return model_of_checkpoint(load_for_inference(source), folder)
-
-
-def model_of(checkpoint: Checkpoint) -> CharRNN:
-    """Return the network with a checkpoint's weights."""
-    model = CharRNN(checkpoint.config.model, len(checkpoint.vocab), checkpoint.vocab.document_end_id)
-    model.load_state_dict(checkpoint.weights)
-    return model
 
 
 def model_of_checkpoint(checkpoint: Checkpoint, folder: Path) -> ExactModel:

@@ -59,10 +59,6 @@ class Recorder:
         if self.display:
             self.display.update(values)
 
-    def message(self, text: str) -> None:
-        """Log a message."""
-        logger.info(text)
-
     def finish(self, summary: dict[str, Any], model_file: Path | None, step: int) -> None:
         """End the tracker's run with a summary and the model file, and log where to see it."""
         tracker, self._tracker = self._tracker, None
