@@ -95,3 +95,10 @@ def test_identical_windows_have_no_noise(tmp_path):
     estimate = NoiseScale()
     estimate.measure(small, 4, large, 8)
     assert abs(estimate.noise) < 1e-4 * estimate.signal
+
+
+def test_a_step_that_the_loss_scaler_skips_is_not_measured():
+    estimate = NoiseScale()
+    estimate.measure(1.0, 4, float("inf"), 8)
+    estimate.measure(float("nan"), 4, 1.0, 8)
+    assert estimate == NoiseScale()

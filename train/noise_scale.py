@@ -4,6 +4,7 @@ Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1
 that size a run takes about twice the steps of an ideal one, and twice the characters of a tiny batch's.
 """
 
+import math
 from dataclasses import dataclass
 
 _DECAY = 0.9  # of the moving averages, per measurement
@@ -30,6 +31,8 @@ class NoiseScale:
             large_square: Squared norm of the gradient of `large` windows.
             large: Windows, more than `small`.
         """
+        if not math.isfinite(small_square + large_square):  # a loss scaler skips such a step
+            return
         noise = (small_square - large_square) / (1 / small - 1 / large)
         signal = (large * large_square - small * small_square) / (large - small)
         self.noise = _DECAY * self.noise + (1 - _DECAY) * noise

@@ -1,6 +1,7 @@
 """What a checkpoint holds of a run besides weights, and when one is written."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from charrnn.model.rnn import State
 from train.checkpoint.async_writer import AsyncWriter
 from train.checkpoint.format import Checkpoint
+from train.distributed.setup import device_name
 from train.progress import Progress
 
 
@@ -66,3 +68,15 @@ def gather_state(accelerator: Accelerator, state: State) -> State:
 def scatter_state(carried: State, rows: slice, device: torch.device) -> State:
     """This rank's rows of the hidden state, each part (L, B, H) -> (L, B / world, H)."""
     return tuple(part[:, rows].contiguous().to(device) for part in carried)
+
+
+def file_metrics(accelerator: Accelerator, step: int, chars: int, elapsed_s: float) -> dict[str, Any]:
+    """What a model file records of its training besides losses."""
+    return {
+        "step": step,
+        "chars": chars,
+        "time_s": round(elapsed_s, 3),
+        "processes": accelerator.num_processes,
+        "hardware": device_name(accelerator.device),
+        "precision": accelerator.mixed_precision,
+    }

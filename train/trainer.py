@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.config import RunConfig
@@ -28,7 +26,7 @@ from train.control import Control
 from train.cuda_graph import graph_update, on_stream, side_stream
 from train.dataloader import IdSource, TrainingData, window_plan
 from train.distributed.collectives import Collectives
-from train.distributed.setup import compress_gradients, device_name
+from train.distributed.setup import compress_gradients
 from train.distributed.signals import StopSignals
 from train.errors import is_out_of_memory, memory_explained, out_of_memory
 from train.evaluate import evaluate, sample_text
@@ -37,7 +35,7 @@ from train.metrics import CpuShare, Metrics
 from train.noise_scale import NoiseScale
 from train.optimizer import make_optimizer
 from train.progress import Progress, Schedule
-from train.state import CheckpointWriter, gather_state, metrics_of, progress_of, scatter_state
+from train.state import CheckpointWriter, file_metrics, gather_state, metrics_of, progress_of, scatter_state
 from train.tracking.recorder import Recorder
 from train.tracking.summary import pace_line
 from train.update import Update
@@ -191,12 +189,14 @@ class Trainer:
         self._upcoming = None
         self.control.heartbeat(2 * progress.step)
         reset = batch.reset[self.data.rows]  # (B / world,)
-        small = self._small_gradient(window, reset) if self.schedule.noise_scale_due() else None
+        half = self.update.half_gradient(window, reset) if self.schedule.noise_scale_due() else None
         loss, grad_norm = self.update(window, reset, lr)
         self.metrics.add(lr, loss, grad_norm)
         progress.step += 1
-        if small is not None:
-            self._measure_noise(small)
+        if half is not None:
+            self.metrics.fetch(progress.step)
+            square, rows = half
+            self.noise_scale.measure(square, rows, self.metrics.last_norm() ** 2, self.config.data.batch_size)
         self.control.heartbeat(2 * progress.step - 1)
 
     def log(self) -> None:
@@ -352,39 +352,18 @@ class Trainer:
         with memory_explained(self.config):
             return sample_text(self.model, self.data.vocab, self.config.sample, self.accelerator.device)
 
-    def _small_gradient(self, window: Tensor, reset: NDArray[np.bool_]) -> Tensor | None:
-        """Mean over the ranks of the squared norm of the gradient of half this rank's rows, (); None without a half."""
-        rows = len(window) // 2
-        if not rows:
-            return None
-        state = tuple(part[:, :rows].contiguous() for part in self.update.state_before(reset))
-        square = self.update.gradient_square(window[:rows], state)
-        return self.accelerator.reduce(square, "mean") if self.accelerator.num_processes > 1 else square
-
-    def _measure_noise(self, small_square: Tensor) -> None:
-        self.metrics.fetch(self.progress.step)
-        norm, rows = self.metrics.last_norm(), self.data.rows
-        if norm < float("inf"):
-            small = (rows.stop - rows.start) // 2
-            self.noise_scale.measure(small_square.item(), small, norm**2, self.config.data.batch_size)
-
     def _trainer_record(self) -> dict[str, Any]:
-        """The run's part of a checkpoint; its `metrics` become the metadata of a model file."""
-        elapsed_s, scaler = self.schedule.now(), self.update.scaler
+        """The run's part of a checkpoint."""
+        accelerator, scaler, elapsed_s = self.accelerator, self.update.scaler, self.schedule.now()
         metrics = {
-            "step": self.progress.step,
-            "chars": self.chars(),
-            "time_s": round(elapsed_s, 3),
+            **file_metrics(accelerator, self.progress.step, self.chars(), elapsed_s),
             "parameters": self.model.num_parameters(),
-            "processes": self.accelerator.num_processes,
-            "hardware": device_name(self.accelerator.device),
-            "precision": self.accelerator.mixed_precision,
             **self.metrics.latest,
         }
         return {
             **vars(self.progress),
             "elapsed_s": elapsed_s,
-            "num_processes": self.accelerator.num_processes,
+            "num_processes": accelerator.num_processes,
             "loss_scale": scaler.state_dict() if scaler else None,
             "noise_scale": vars(self.noise_scale),
             "corpus": identity_fields(self.data.corpus),

@@ -119,6 +119,25 @@ class Update:
         self.optimizer.zero_grad()
         return norm.square()
 
+    def half_gradient(self, window: Tensor, reset: NDArray) -> tuple[float, int] | None:
+        """Measure the gradients of half of each rank's rows, ahead of the step on all of them; every rank calls this.
+
+        Args:
+            window: This rank's ids, (B / world, T + 1).
+            reset: Rows that begin with a zero state, (B / world,) bool.
+
+        Returns:
+            The mean over the ranks of the squared norm, and the rows of each; None where a rank has one row.
+        """
+        rows = len(window) // 2
+        if not rows:
+            return None
+        state = tuple(part[:, :rows].contiguous() for part in self.state_before(reset))
+        square = self.gradient_square(window[:rows], state)
+        if self._accelerator.num_processes > 1:
+            square = self._accelerator.reduce(square, "mean")
+        return square.item(), rows
+
     def _accumulate(self, window: Tensor, state: State) -> tuple[Tensor, State]:
         """Backward over equal micro-batches, so that the mean of their losses is the mean over all characters."""
         if self._accumulation_steps == 1:
