@@ -11,17 +11,20 @@ from charrnn.errors import CharRNNError, ModelFileError
 _ROOT = Path(__file__).resolve().parent.parent
 # A model of 1 GB is loaded and tried in some seconds.
 _WALL_S, _CPU_S = 60, 60
-# What Python and onnxruntime take of address space, and what limits.py lets a model take.
+# What Python and onnxruntime take of address space, and what model_file/session.py lets a model take.
 _ADDRESS_BYTES, _ADDRESS_PER_FILE_BYTE = 6 << 30, 12
 
 
 def python(arguments: list[str], timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run this Python with charrnn on its path, and without the current folder, whose files could pass for modules."""
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", *arguments]
-    return subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, env=os.environ | {"PYTHONPATH": path}
-    )
+    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, env=environment())
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment with charrnn on PYTHONPATH, without empty entries: the current folder."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, entries)])}
 
 
 def try_file(path: Path) -> None:

@@ -64,7 +64,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(infer.bench, "_LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(infer.bench, "start_up", lambda path: dict.fromkeys(("imports", "load", "first", "whole"), 0.1))
     monkeypatch.setattr(infer.ui.app, "build_page", unserved)
-    monkeypatch.setattr(infer.server.main, "bound_socket", unserved)
+    monkeypatch.setattr(infer.server.main, "listen", unserved)
 
 
 def unserved(*_):
@@ -192,6 +192,7 @@ GOOD = ["small.onnx", "a", 5, 0.8, 0, 1, "1"]
         ("GET", "/", b"", {"Host": "evil.example:7860@127.0.0.1"}, 421),
         ("GET", "/", b"", {"Host": "203.0.113.7"}, 421),
         ("GET", "/", b"", {"Origin": "http://evil.example"}, 403),
+        ("GET", "/", b"", {"Origin": "http://["}, 403),
         ("POST", "/gradio_api/queue/join", GOOD, {}, 200),
         ("POST", "/gradio_api/queue/join", GOOD, {"Origin": "null"}, 403),
         ("POST", "/gradio_api/queue/join", GOOD, {"Content-Length": "150000000"}, 413),

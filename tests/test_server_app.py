@@ -7,12 +7,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from charrnn.errors import ConfigError, ModelFileError
+from infer.addresses import is_loopback, listen
 from infer.model_file.loader import default_model
 from infer.server import app as server_app
 from infer.server.app import build_app
 from infer.server.guard import Service
 from infer.server.logs import configure
-from infer.server.main import bound_socket, is_loopback, named_models
+from infer.server.main import named_models
 from infer.server.metrics import Metrics
 from infer.server.pool import Pool
 
@@ -65,6 +66,7 @@ def test_while_draining_requests_are_503(connect):
         (b'{"stream": true, "best_of": 2}', 400, "best_of"), (b'{"top_k": -1}', 400, "top_k"),
         (b'{"min_p": 1.5}', 400, "min_p"), (b'{"repetition_penalty": 0.5}', 400, "repetition_penalty"),
         (b'{"prompts": "a"}', 400, "prompts"), (b'{"temprature": 1}', 400, "temprature"),
+        (b'{"temperature": ' + b"9" * 400 + b"}", 400, "temperature"), (b'{"\\ud800": 1}', 400, r"\ud800"),
         (b'{"model": "c"}', 404, "model"), (b'{"model": 5}', 400, "model"),
         (b'{"prompt": "' + b"a" * (3 << 20) + b'"}', 413, None),
     ],
@@ -100,11 +102,16 @@ def test_other_paths_and_methods_have_errors_of_the_same_shape(connect):
     assert "/nothing" in error(client.get("/nothing"))["message"]
 
 
-def test_a_defect_is_a_500_without_its_traceback(connect, monkeypatch):
+def test_a_defect_is_a_500_without_its_traceback(connect, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("charrnn.serve"), "propagate", True)
+    caplog.set_level(logging.INFO, "charrnn.serve")
     monkeypatch.setattr(server_app, "parse", lambda *_: 1 / 0)
     failed = connect().post("/v1/completions", json={})
     assert failed.status_code == 500
     assert "division" not in failed.text
+    assert failed.headers["x-request-id"] in failed.text
+    (line,) = [record for record in caplog.records if hasattr(record, "facts")]
+    assert (line.facts["status"], line.facts["id"]) == (500, failed.headers["x-request-id"])
 
 
 def test_an_api_key_is_asked_for(connect):
@@ -113,28 +120,41 @@ def test_an_api_key_is_asked_for(connect):
         refused = client.get("/v1/models", headers=[(k, v.encode("latin-1")) for k, v in headers.items()])
         assert (refused.status_code, error(refused)["code"]) == (401, "invalid_api_key")
         assert refused.headers["www-authenticate"] == "Bearer"
+    for host in ("x/health?", "x/metrics#", "127.0.0.1/?"):  # which make another URL of the same path
+        assert client.get("/v1/models", headers={"Host": host}).status_code == 401
     assert client.get("/v1/models", headers={"Authorization": "Bearer s3cret"}).status_code == 200
     assert [client.get(path).status_code for path in ("/", "/metrics", "/health")] == [200, 200, 503]
 
 
 @pytest.mark.parametrize(
-    ("fields", "host", "origin", "allowed"),
+    ("fields", "host", "origin", "status"),
     [
-        ({}, "127.0.0.1:8000", "http://127.0.0.1:8000", True),
-        ({}, "localhost:8000", "http://localhost:8000", True),
-        ({}, "127.0.0.1:8000", "https://example.org", False),
-        ({}, "127.0.0.1:8000", "null", False),
+        ({}, "127.0.0.1:8000", "http://127.0.0.1:8000", 200),
+        ({}, "localhost:8000", "http://localhost:8000", 200),
+        ({}, "[::1]:8000", None, 200),
+        ({}, "127.0.0.1:8000", "https://example.org", 403),
+        ({}, "127.0.0.1:8000", "null", 403),
+        ({}, "127.0.0.1:8000", "http://[", 403),
         # A name of another's that leads here, so that its pages pass for ours.
-        ({}, "evil.example:8000", "http://evil.example:8000", False),
-        ({"loopback": False}, "models.example", "http://models.example", True),
-        ({"origins": ("https://example.org",)}, "127.0.0.1:8000", "https://example.org", True),
-        ({"origins": ("https://example.org",)}, "127.0.0.1:8000", "https://example.com", False),
-        ({"origins": ("*",)}, "127.0.0.1:8000", "https://example.com", True),
+        ({}, "evil.example:8000", "http://evil.example:8000", 421),
+        ({}, "evil.example:8000", None, 421),
+        ({}, "127.0.0.1@evil.example", None, 421),
+        ({}, "[", None, 421),
+        ({"loopback": False}, "models.example", "http://models.example", 200),
+        ({"loopback": False}, "models.example", None, 200),
+        # Behind a proxy that passes the Host header on.
+        ({"api_key": "k"}, "models.example", None, 200),
+        ({"origins": ("https://models.example",)}, "models.example", None, 200),
+        ({"origins": ("https://example.org",)}, "127.0.0.1:8000", "https://example.org", 200),
+        ({"origins": ("https://example.org",)}, "models.example", "https://example.org", 200),
+        ({"origins": ("https://example.org",)}, "127.0.0.1:8000", "https://example.com", 403),
+        ({"origins": ("*",)}, "127.0.0.1:8000", "https://example.com", 200),
     ],
 )
-def test_pages_of_other_sites_are_kept_out(connect, fields, host, origin, allowed):
-    got = connect(**fields).get("/v1/models", headers={"Host": host, "Origin": origin})
-    assert got.status_code == (200 if allowed else 403)
+def test_pages_of_other_sites_are_kept_out(connect, fields, host, origin, status):
+    headers = {"Host": host, "Authorization": "Bearer k"} | ({} if origin is None else {"Origin": origin})
+    got = connect(**fields).get("/v1/models", headers=headers)
+    assert got.status_code == status
 
 
 def test_cors_preflight_is_answered_without_a_key(connect):
@@ -185,12 +205,10 @@ def test_an_address_that_cannot_be_had_is_one_line():
     assert [is_loopback(h) for h in ("127.0.0.1", "localhost", "::1", "[::1]", "0.0.0.0", "example.org")] == [
         True, True, True, True, False, False,
     ]  # fmt: skip
-    with bound_socket("127.0.0.1", 0) as taken:
-        taken.listen()
-        with pytest.raises(ConfigError, match="cannot serve on 127"):
-            bound_socket("127.0.0.1", taken.getsockname()[1])
+    with listen("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="cannot serve on 127"):
+        listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(ConfigError, match="choose another --port or --host"):
-        bound_socket("no such host", 0)
+        listen("no such host", 0)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

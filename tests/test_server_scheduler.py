@@ -160,6 +160,7 @@ def test_a_state_ends_before_the_stop_text(int8):
         lambda raw: raw[:-1], lambda raw: b"crn\x02" + raw[4:], lambda raw: raw[:4] + b"x" + raw[5:],
         lambda raw: raw[:-4] + np.float32(np.nan).tobytes(), lambda raw: raw[:-4] + np.float32(1e30).tobytes(),
         lambda raw: raw[:52] + b"\x00\x00" + raw[54:], lambda raw: raw[:54] + b"\xff" * 4 + raw[58:], lambda raw: b"",
+        lambda raw: raw[:44] + b"\xff" * 8 + raw[52:],
     ],
 )  # fmt: skip
 def test_damaged_states_are_refused(int8, damage):
@@ -170,6 +171,11 @@ def test_damaged_states_are_refused(int8, damage):
     TextState.decode(base64.b64encode(raw).decode(), SHA, int8)
     with pytest.raises(StateError):
         TextState.decode(base64.b64encode(damage(raw)).decode(), SHA, int8)
+
+
+def test_a_state_that_rounds_above_1_is_taken(int8):
+    state = TextState(tuple(np.full_like(part, 1 + 1e-6) for part in int8.zero_state(1)), (1,), 0, 0)
+    assert TextState.decode(state.encode(SHA), SHA, int8).recent == (1,)
 
 
 def test_prompts_that_share_a_prefix_read_it_once(int8):

@@ -163,7 +163,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(ApiError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}"))
+    path = request.scope["path"][:200]
+    return error_response(ApiError(error.status_code, f"{request.method} {path}: {error.detail}"))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -171,7 +172,10 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, f"an error of the server; its log has request {request.scope['request_id']}"))
+    name = request.scope["request_id"]
+    response = error_response(ApiError(500, f"an error of the server; its log has request {name}"))
+    response.headers["x-request-id"] = name  # Starlette answers outside of Guard, which sets it else
+    return response
 
 
 def build_app(service: Service) -> Starlette:

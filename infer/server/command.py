@@ -31,7 +31,7 @@ def serve(
         int, typer.Option(min=1, max=65536, help="Concurrent streams per worker; more are queued.")
     ] = 512,
     max_queue: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Queued requests per model; more are answered with 429.")
+        int, typer.Option(min=0, max=1_000_000, help="Queued choices per model; more are answered with 429.")
     ] = 512,
     max_tokens_limit: Annotated[
         int, typer.Option(min=1, max=1_000_000_000, help="Upper limit of max_tokens.")

@@ -14,9 +14,12 @@ from charrnn.errors import VocabError
 from charrnn.vocab import Unknown, Vocab
 from infer.engine import fresh_seed
 from infer.server.errors import ApiError
-from infer.server.pool import Pool, Ticket
+from infer.server.pool import Pool
 from infer.server.protocol import CompletionRequest
+from infer.server.ticket import Ticket, size_of
 
+# Scores of one response; each is some 100 bytes of JSON, and as many again for each of the likeliest.
+_MOST_SCORES = 1 << 20
 # What became known of each choice, by its index.
 Changes = dict[int, dict[str, Any]]
 
@@ -63,6 +66,7 @@ class Completion:
         self._prompts = [self._ids(prompt) for prompt in request.prompts]
         self._tickets: list[Ticket] = []
         self.prompt_chars = sum(len(ids) - lead for ids, lead in self._prompts)
+        self._check_scores()
         self.chars = 0
         self._first_at: dict[int, tuple[float, int]] = {}
         count = len(self._prompts) * request.choices
@@ -76,27 +80,43 @@ class Completion:
         begun = self._vocab.begun(ids)
         return begun, len(begun) - len(ids)
 
+    def _check_scores(self) -> None:
+        """Raises: ApiError when more characters would be scored than a response is kept in memory for."""
+        request = self.request
+        if request.logprobs is None and request.choices == request.n:
+            return
+        scores = len(self._prompts) * request.choices * request.max_tokens
+        scores += request.choices * self.prompt_chars if request.echo and request.logprobs is not None else 0
+        if scores > _MOST_SCORES:
+            message = f"{scores:,} characters would be scored, more than {_MOST_SCORES:,}; lower max_tokens or n"
+            raise ApiError(400, message, "best_of" if request.logprobs is None else "logprobs")
+
     def submit(self) -> None:
         """Give the jobs to the workers. Raises: ApiError when there is no room."""
         request = self.request
-        self._pool.check_room(len(self._prompts) * request.choices)
-        for ids, lead in self._prompts:
-            seed = fresh_seed() if request.seed is None else request.seed
-            own_stream = request.state is not None and request.seed is None and request.choices == 1
-            message = {
-                "ids": base64.b64encode(ids.astype("<u4").tobytes()).decode(),
-                "lead": 1 if request.state is not None else lead,
-                "state": request.state,
-                "length": request.max_tokens,
-                "options": dataclasses.asdict(request.options),
-                "seeds": [] if own_stream else [seed + i for i in range(request.choices)],
-                "stop": request.stop,
-                # What best_of chooses by.
-                "logprobs": 0 if request.logprobs is None and request.choices > request.n else request.logprobs,
-                "score_prompt": request.echo and request.logprobs is not None,
-                "return_state": request.return_state,
-            }
+        messages = [self._message(ids, lead) for ids, lead in self._prompts]
+        self._pool.check_room(len(messages) * request.choices, sum(map(size_of, messages)))
+        for message in messages:
             self._tickets.append(self._pool.submit(message, request.choices, request.stream, self._ready))
+
+    def _message(self, ids: np.ndarray[Any, Any], lead: int) -> dict[str, Any]:
+        """The job of one prompt, as a worker reads it."""
+        request = self.request
+        seed = fresh_seed() if request.seed is None else request.seed
+        own_stream = request.state is not None and request.seed is None and request.choices == 1
+        return {
+            "ids": base64.b64encode(ids.astype("<u4").tobytes()).decode(),
+            "lead": 1 if request.state is not None else lead,
+            "state": request.state,
+            "length": request.max_tokens,
+            "options": dataclasses.asdict(request.options),
+            "seeds": [] if own_stream else [seed + i for i in range(request.choices)],
+            "stop": request.stop,
+            # What best_of chooses by.
+            "logprobs": 0 if request.logprobs is None and request.choices > request.n else request.logprobs,
+            "score_prompt": request.echo and request.logprobs is not None,
+            "return_state": request.return_state,
+        }
 
     def cancel(self) -> None:
         """Free what the request still has."""

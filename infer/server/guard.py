@@ -6,13 +6,13 @@ import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from charrnn.errors import printable
+from infer.addresses import hostname_of, is_loopback, netloc_of
 from infer.server.errors import ApiError
 from infer.server.metrics import Metrics
 from infer.server.pool import Pool
@@ -92,6 +92,9 @@ class Guard:
                 await error_response(error)(scope, receive, named)
                 return
             await self._app(scope, receive, named)
+        except Exception:  # the response comes from outside, after this
+            status = 500 if status == 499 else status
+            raise
         finally:
             path = scope["path"] if scope["path"] in _PATHS else "other"
             self._service.metrics.requests.labels(path, status).inc()
@@ -102,25 +105,24 @@ class Guard:
     def _check(self, request: Request) -> None:
         service = self._service
         # A page of another site may not make the browser of someone who can reach this server use it.
-        origin = request.headers.get("origin")
-        if origin is not None and not {"*", origin} & set(service.origins):
-            netloc, host = urlsplit(origin).netloc, request.headers.get("host", "")
-            if netloc != host or (service.loopback and not is_loopback_name(host)):
-                raise ApiError(403, "the request comes from another site; see --cors-origin", code="origin")
-        if service.api_key is not None and request.url.path not in _OPEN_PATHS:
+        origin, host = request.headers.get("origin"), request.headers.get("host")
+        allowed = bool({"*", origin} & set(service.origins))
+        if not allowed and origin is not None and netloc_of(origin) != host:
+            raise ApiError(403, "the request comes from another site; see --cors-origin", code="origin")
+        # DNS rebinding: a page that reaches a server on loopback by a name of its own. It has no key.
+        if not (allowed or service.api_key) and service.loopback and host is not None and not self._is_own(host):
+            raise ApiError(421, f"this server is not {host[:200]!r}; see --cors-origin, --api-key", code="host")
+        # Not request.url, which has what the Host header says in it.
+        if service.api_key is not None and request.scope["path"] not in _OPEN_PATHS:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), service.api_key.encode()):
                 raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
 
-
-def is_loopback_name(netloc: str) -> bool:
-    """Whether a Host header names this machine itself."""
-    try:
-        return urlsplit(f"//{netloc}").hostname in ("localhost", "127.0.0.1", "::1")
-    except ValueError:
-        return False
+    def _is_own(self, host: str) -> bool:
+        """Whether a Host header can mean this server, which is bound to loopback."""
+        return is_loopback(hostname_of(host)) or host in map(netloc_of, self._service.origins)
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The error as a response; of what follows a request that was not read to its end, nothing is a request."""
+    """The error as a response."""
     return JSONResponse(error.body(), error.status, error.headers())

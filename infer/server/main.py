@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import importlib.util
-import ipaddress
 import logging
 import os
 import signal
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.errors import ConfigError, ModelFileError
+from infer.addresses import is_loopback, listen
 
 log = logging.getLogger("charrnn.serve")
 
 # Seconds: for a request's head to arrive, and for a client to read what was sent.
 HEAD_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
-_SEND_BUFFER_BYTES = 64 << 10
 
 
 def named_models(models: Sequence[str]) -> dict[str, Path]:
@@ -45,30 +44,6 @@ def named_models(models: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"two models are called {name!r}; give names: --model NAME=FILE")
         found[name] = path
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return host == "localhost"
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises: ConfigError when the address cannot be had."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        if os.name == "posix":  # where it lets a server follow the one before at once; elsewhere, share its port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it: what waits in the kernel for a client that does not read, MBs by default.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        listener.bind(address)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None
-    listener.setblocking(False)
-    return listener
 
 
 def serve(
@@ -102,7 +77,7 @@ def serve(
     from infer.server.pool import Pool
 
     files = named_models(models)
-    listener = bound_socket(host, port)
+    listener = listen(host, port)
     configure(log_json)
     api_key = api_key or os.environ.get("CHARRNN_API_KEY") or None
     if not is_loopback(host) and api_key is None:

@@ -4,22 +4,21 @@ import asyncio
 import itertools
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from charrnn.vocab import Vocab
+from infer import child
 from infer.server.errors import ApiError
 from infer.server.metrics import Metrics
 from infer.server.ticket import Ticket
 
 log = logging.getLogger("charrnn.serve")
 
-_ROOT = Path(__file__).resolve().parents[2]
 # Text is sent at most so often, and at most so many events a second in all: what is faster than the eye only costs.
 _SEND_EVERY_S, _EVENTS_PER_S = 0.02, 2000
-# Of prompts that are with the workers, bytes.
+# Of prompts and states that are with the workers, bytes.
 _MOST_PROMPT_BYTES = 64 << 20
 _MOST_LINE_BYTES = 1 << 30
 _RESTART_S, _MOST_RESTART_S = 0.1, 5.0
@@ -44,11 +43,6 @@ class Worker:
         """Of all its jobs."""
         return sum(ticket.choices for ticket in self.tickets.values())
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process, while there is one."""
-        return self._process.pid if self._process else None
-
     def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
         """Give it a job."""
         ticket = Ticket(self.cancel, message, choices, stream, ready)
@@ -69,31 +63,40 @@ class Worker:
         """Keep a process alive until `close`."""
         delay = _RESTART_S
         while not self.closing:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "infer.server.worker", *self._pool.arguments, limit=_MOST_LINE_BYTES,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
-            )  # fmt: skip
-            was_ready = await self._listen(self._process)
-            code = await self._process.wait()
-            self.ready, self.counts = False, {"running": 0, "waiting": 0}
-            for ticket in self.tickets.values():
-                ticket.fail(
-                    ApiError(500, "the worker of this request ended; send the request again", code="worker_lost")
-                )
-            self.tickets.clear()
-            self._pool.changed()
+            try:
+                was_ready = await self._run_process()
+            except OSError as error:  # too many processes or open files, or no memory
+                was_ready = False
+                log.error("cannot start a worker of %s: %s; trying again", self._pool.name, error)
             if not self.closing:
-                log.error("worker %d of %s ended with code %d; restarting", self._process.pid, self._pool.name, code)
-                self._pool.metrics.restarts.labels(self._pool.name).inc()
                 delay = _RESTART_S if was_ready else min(2 * delay, _MOST_RESTART_S)
                 await asyncio.sleep(delay)
+
+    async def _run_process(self) -> bool:
+        """Run one process to its end; return whether it ever was ready. Raises: OSError when it cannot be started."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "infer.server.worker", *self._pool.arguments, limit=_MOST_LINE_BYTES,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=child.environment(),
+        )  # fmt: skip
+        was_ready = await self._listen(self._process)
+        code = await self._process.wait()
+        self.ready, self.counts = False, {"running": 0, "waiting": 0}
+        for ticket in self.tickets.values():
+            ticket.fail(ApiError(500, "the worker of this request ended; send the request again", code="worker_lost"))
+        self.tickets.clear()
+        self._pool.changed()
+        if not self.closing:
+            log.error("worker %d of %s ended with code %d; restarting", self._process.pid, self._pool.name, code)
+            self._pool.metrics.restarts.labels(self._pool.name).inc()
+        return was_ready
 
     async def _listen(self, process: asyncio.subprocess.Process) -> bool:
         """Take what the process says until it ends; return whether it ever was ready."""
         assert process.stdout is not None
         was_ready = False
         async for line in process.stdout:
+            if not line.endswith(b"\n"):  # it was killed in the middle of a line
+                break
             message = json.loads(line)
             if "events" in message:
                 self._take(message)
@@ -204,13 +207,17 @@ class Pool:
             self.failure = message
             self.settled.set()
 
-    def check_room(self, choices: int) -> None:
-        """Raises: ApiError when as many choices find no room now, or never do."""
+    def check_room(self, choices: int, size: int) -> None:
+        """Raises: ApiError when as many choices, with prompts and states of `size` bytes, find no room now or ever."""
         if choices > self.capacity:
             raise ApiError(400, f"{choices} choices at once are more than the {self.capacity} of this server", "n")
+        if size > _MOST_PROMPT_BYTES:
+            limit = f"more than {_MOST_PROMPT_BYTES:,}; send fewer prompts"
+            raise ApiError(400, f"the prompts, each with the state, take {size:,} bytes, {limit}", "prompt")
         tickets = [ticket for worker in self.workers for ticket in worker.tickets.values()]
         outstanding = sum(ticket.choices for ticket in tickets)
-        if outstanding + choices > self.capacity or sum(ticket.bytes for ticket in tickets) > _MOST_PROMPT_BYTES:
+        size += sum(ticket.bytes for ticket in tickets)
+        if outstanding + choices > self.capacity or size > _MOST_PROMPT_BYTES:
             self.metrics.rejected.labels(self.name).inc()
             limit = f"{outstanding} choices run or wait, of {self.capacity} (--max-streams, --max-queue)"
             raise ApiError(429, f"the queue is full: {limit}; try again later", code="queue_full", retry_after=1)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, cast, get_args
 
-from charrnn.errors import SamplingError, listing
+from charrnn.errors import SamplingError, listing, printable
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Unknown
 from infer.server.errors import ApiError
@@ -44,11 +44,9 @@ class CompletionRequest:
         state: Where an earlier choice ended (its `state`), to go on from there.
         return_state: Whether each choice comes with its `state`.
         include_usage: Whether a stream ends with the counts of characters.
-        explicit_prompt: Whether the request had a prompt at all.
     """
 
     prompts: tuple[str | tuple[int, ...], ...]
-    explicit_prompt: bool
     options: SamplingOptions
     stop: tuple[str, ...]
     include_usage: bool
@@ -71,7 +69,7 @@ class CompletionRequest:
         return self.best_of or self.n
 
 
-_OWN = {field.name for field in fields(CompletionRequest)} - {"prompts", "explicit_prompt", "options", "include_usage"}
+_OWN = {field.name for field in fields(CompletionRequest)} - {"prompts", "options", "include_usage"}
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 _KNOWN = _OWN | _SAMPLING | {"prompt", "stream_options"}
 
@@ -88,8 +86,8 @@ def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
             raise ApiError(400, f"{name} is not supported; leave it out", name, "unsupported_parameter")
     if unknown := sorted(given.keys() - _KNOWN - _UNSUPPORTED.keys()):
         names = listing([repr(name[:80]) for name in unknown])
-        raise ApiError(400, f"unknown field(s): {names}; known: {', '.join(sorted(_KNOWN))}", unknown[0][:80],
-                       "unknown_parameter")  # fmt: skip
+        message = f"unknown field(s): {names}; known: {', '.join(sorted(_KNOWN))}"
+        raise ApiError(400, message, printable(unknown[0][:80]), "unknown_parameter")
     given = {name: value for name, value in given.items() if value is not None and name in _KNOWN}
     for name, value in given.items():
         _check_type(name, value)
@@ -100,7 +98,7 @@ def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
         raise ApiError(400, str(error), str(error).partition(" ")[0]) from None
     plain = {name: given[name] for name in (_OWN - {"stop"}) & given.keys()}
     return CompletionRequest(
-        prompts=_prompts(given.get("prompt", "")), explicit_prompt="prompt" in given, options=options,
+        prompts=_prompts(given.get("prompt", "")), options=options,
         stop=_stops(given.get("stop", [])), include_usage=_include_usage(given), **plain,
     )  # fmt: skip
 
@@ -135,7 +133,7 @@ def _check_type(name: str, value: object) -> None:
             limits = f"{low} or more" if high is None else f"{low} to {high}"
             raise ApiError(400, f"{name} must be an integer, {limits}, not {json.dumps(value)[:80]}", name)
     elif name in _NUMBERS:
-        if type(value) not in (int, float) or not math.isfinite(cast(float, value)):
+        if type(value) not in (int, float) or (type(value) is float and not math.isfinite(value)):
             raise ApiError(400, f"{name} must be a number, not {json.dumps(value)[:80]}", name)
     elif name in _FLAGS:
         if type(value) is not bool:

@@ -22,8 +22,9 @@ _CACHE_BYTES = 32 << 20
 _MAGIC = b"crn\x01"  # the last byte is the version
 # magic, the model file's SHA-256, seed, characters drawn, ids that follow
 _HEADER = struct.Struct("<4s32sQQH")
-# An LSTM's cell grows by at most 1 a character; |h| is below 1 in either cell.
-_MOST_CELL = 1e6
+# |h| is at most 1 in either cell, and a rounding of onnxruntime's tanh above; an LSTM's cell grows by 1 a character.
+_BOUNDS = (1.001, 1e6)
+_MOST_DRAWN = 1 << 63
 
 
 class StateError(ValueError):
@@ -75,9 +76,9 @@ class TextState:
         recent = np.frombuffer(raw, "<u4", count, _HEADER.size)
         numbers = np.frombuffer(raw, "<f4", offset=_HEADER.size + sizes[0]).astype(np.float32)
         state = tuple(part.reshape(shapes[0]) for part in np.split(numbers, len(shapes)))
-        bounds = (1.0, _MOST_CELL)
         # Written so that NaN does not pass.
-        if not all((np.abs(part) <= bound).all() for part, bound in zip(state, bounds, strict=False)):
+        in_bounds = all((np.abs(part) <= bound).all() for part, bound in zip(state, _BOUNDS, strict=False))
+        if not in_bounds or drawn >= _MOST_DRAWN:
             raise StateError("state is damaged: it has values that no text leads to")
         if recent.max() >= len(engine.vocab):
             raise StateError("state is damaged: it has ids outside of the vocabulary")

@@ -10,6 +10,11 @@ from infer.server.errors import ApiError
 _MOST_UNREAD_CHARS = 1 << 18
 
 
+def size_of(message: dict[str, Any]) -> int:
+    """Bytes of a job's prompt and state."""
+    return len(message["ids"]) + len(message["state"] or "")
+
+
 class Ticket:
     """A job at a worker, as the request that waits for it sees it.
 
@@ -29,7 +34,7 @@ class Ticket:
         stream: bool,
         ready: asyncio.Event,
     ) -> None:
-        self.id, self.choices, self.bytes = message["id"], choices, len(message["ids"])
+        self.id, self.choices, self.bytes = message["id"], choices, size_of(message)
         self._cancel, self._stream, self._ready = cancel, stream, ready
         self._unfinished, self._unread, self._first = choices, 0, True
         self._events: list[dict[str, Any]] = []
@@ -42,8 +47,8 @@ class Ticket:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come, and all has been taken."""
-        return self.finished and not self._events
+        """Whether the job has succeeded, and all has been taken; one that failed never is, as `take` has to raise."""
+        return self._error is None and not self._unfinished and not self._events
 
     def push(self, event: dict[str, Any]) -> None:
         """Take an event. What comes first and last wakes the reader at once, the rest when `wake` is called."""

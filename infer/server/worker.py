@@ -87,7 +87,8 @@ def facts(engine: Engine, model: bytes) -> dict[str, Any]:
     return {
         "sha256": model.hex(),
         "vocab": engine.vocab.to_json(),
-        "shape": engine.config["model"],
+        # The fields that were validated when the file was opened; what else its config has may be no JSON.
+        "shape": {name: engine.config["model"][name] for name in ("rnn", "num_layers", "hidden_dim")},
         "precision": engine.metadata.get("charrnn.precision", "fp32"),
         "created": int(engine.path.stat().st_mtime),
     }

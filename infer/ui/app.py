@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.errors import ConfigError
+from infer.addresses import listen
 from infer.ui.models import Models
 
 # Requests of all clients in the queue; one more is refused.
@@ -117,15 +118,3 @@ def serve(model: str | os.PathLike[str] | None, folder: Path | None, host: str, 
         _log.info("serving on %s (Ctrl-C stops it)", url)
         with contextlib.suppress(KeyboardInterrupt):
             build_server(page, host).run(sockets=[listener])
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises: ConfigError when the address cannot be bound."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family)
-    except socket.gaierror as error:
-        raise ConfigError(f"cannot serve on {host!r}: {error.strerror}; choose another --host") from None
-    except (OSError, UnicodeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-        raise ConfigError(f"cannot serve on {host}:{port}: {reason}; choose another --port or --host") from None

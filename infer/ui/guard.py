@@ -11,11 +11,12 @@ import re
 import socket
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infer.addresses import hostname_of, is_loopback, netloc_of
 
 # Room for a text that predictions.py refuses for its length, with a message.
 MAX_BODY_BYTES = 1 << 20
@@ -79,20 +80,15 @@ class Guard:
         if len(hosts) != 1 or not self._is_own(hosts[0]):
             raise _RefusedError(421, "this server does not answer to that host name")
         # Against cross-site requests, and DNS rebinding.
-        if any(urlsplit(origin).netloc != hosts[0] for origin in headers.getlist("origin")):
+        if any(netloc_of(origin) != hosts[0] for origin in headers.getlist("origin")):
             raise _RefusedError(403, "cross-origin request")
 
     def _is_own(self, netloc: str) -> bool:
         """Return whether a Host header can mean this server; names that others may own cannot."""
-        try:
-            name = urlsplit(f"//{netloc}").hostname or ""
-        except ValueError:
-            return False
-        if "@" in netloc:
-            return False
+        name = hostname_of(netloc)
         if name in (self._host, "localhost"):
             return True
-        local_only = self._host == "localhost" or _is_loopback(self._host)
+        local_only = is_loopback(self._host)
         try:
             return ipaddress.ip_address(name).is_loopback or not local_only
         except ValueError:
@@ -134,13 +130,6 @@ def _is_end(fields: dict[str, Any]) -> bool:
     """Return whether it names a call to end, by plain values alone."""
     known = fields.keys() <= {"event_id", "session_hash", "fn_index"}
     return known and all(type(v) is int or (isinstance(v, str) and v.isprintable()) for v in fields.values())
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _receive_body(receive: Receive) -> bytes:

@@ -1,0 +1,168 @@
+"""A pool of workers: how they start and end, and what jobs they take."""
+
+import asyncio
+import json
+import logging
+import sys
+from contextlib import suppress
+
+import pytest
+from tiny_models import write_model
+
+from infer.model_file.loader import default_model
+from infer.server import completions
+from infer.server import pool as server_pool
+from infer.server.completions import Completion
+from infer.server.errors import ApiError
+from infer.server.metrics import Metrics
+from infer.server.pool import Pool
+from infer.server.protocol import parse
+from infer.server.ticket import Ticket
+from infer.server.worker import facts
+
+
+class Jobs(Pool):
+    """A pool whose worker takes jobs and does nothing."""
+
+    def __init__(self, vocab, **sizes):
+        super().__init__("m", default_model(), Metrics(), 1, 1, sizes.get("max_streams", 300), 0)
+        self.facts = {"vocab": vocab}
+        self.workers[0].ready = True
+
+
+def completion(pool, **fields):
+    request = parse(json.dumps(fields).encode(), 1 << 30)
+    return Completion(request, pool, "cmpl-1", timeout=5, began=asyncio.get_running_loop().time())
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+def test_a_worker_does_not_run_files_of_the_current_folder(tmp_path, monkeypatch):
+    for name in ("base64", "onnxruntime", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+
+    async def settle():
+        pool = Pool("m", default_model(), Metrics(), 1, 1, 1, 1)
+        keeper = asyncio.create_task(pool.workers[0].run())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(pool.settled.wait(), 20)
+        await pool.close()
+        await keeper
+        return pool.facts
+
+    for path in ("", ":"):
+        monkeypatch.setenv("PYTHONPATH", path)
+        assert run(settle()) is not None
+        assert not (tmp_path / "ran").exists()
+
+
+def test_a_worker_that_cannot_start_or_ends_in_mid_line_is_restarted(monkeypatch, caplog):
+    """The first cannot be started; those after it break off in a line."""
+    monkeypatch.setattr(logging.getLogger("charrnn.serve"), "propagate", True)
+    monkeypatch.setattr(server_pool, "_RESTART_S", 0.001)
+    start, failures = asyncio.create_subprocess_exec, []
+
+    async def create(*command, **options):
+        if not failures:
+            failures.append(OSError(11, "Resource temporarily unavailable"))
+            raise failures[0]
+        return await start(sys.executable, "-c", "print('{\"events\": [', end='')", **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create)
+
+    async def main():
+        pool = Pool("m", default_model(), Metrics(), 1, 1, 1, 1)
+        (worker,) = pool.workers
+        ready = asyncio.Event()
+        ticket = worker.submit({"id": 0, "ids": "", "state": None}, 1, False, ready)
+        keeper = asyncio.create_task(worker.run())
+        await ready.wait()
+        with pytest.raises(ApiError, match="worker of this request ended"):
+            ticket.take()
+        await asyncio.sleep(0)
+        assert not keeper.done()
+        await pool.close()
+        keeper.cancel()
+
+    run(main())
+    assert "cannot start a worker of m: [Errno 11]" in caplog.text
+
+
+def test_a_stream_that_fails_after_some_text_ends_with_the_error(gru):
+    async def main():
+        pool = Jobs(gru.vocab)
+        asked = completion(pool, prompt="a", stream=True, max_tokens=5)
+        asked.submit()
+        changes = asked.changes()
+        (ticket,) = asked._tickets
+        ticket.push({"id": ticket.id, "i": 0, "text": "b", "chars": 1})
+        events = asked.stream(changes, await anext(changes))
+        first = await anext(events)
+        ticket.fail(ApiError(500, "the worker ended"))
+        return [first] + [event async for event in events]
+
+    first, *rest = run(main())
+    assert '"text": "b"' in first
+    assert [json.loads(event[6:])["error"]["message"] for event in rest] == ["the worker ended"]
+
+
+def test_a_job_that_failed_is_never_done():
+    ticket = Ticket(lambda _: None, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event())
+    ticket.fail(ApiError(500, "failed"))
+    assert ticket.finished
+    assert not ticket.done
+
+
+def test_states_of_all_prompts_are_counted_before_any_is_submitted(gru, monkeypatch):
+    monkeypatch.setattr(server_pool, "_MOST_PROMPT_BYTES", 10_000)
+
+    async def main():
+        pool = Jobs(gru.vocab)
+        with pytest.raises(ApiError, match=r"take 16,\d+ bytes, more than 10,000") as refused:
+            completion(pool, prompt=["a"] * 4, state="A" * 4000).submit()
+        assert (refused.value.status, pool.workers[0].tickets) == (400, {})
+        completion(pool, prompt=["a"] * 2, state="A" * 4000).submit()
+        with pytest.raises(ApiError, match="queue is full") as refused:
+            completion(pool, prompt="a", state="A" * 4000).submit()
+        assert (refused.value.status, len(pool.workers[0].tickets)) == (429, 2)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": 0, "n": 2, "max_tokens": 51}, "logprobs"),
+        ({"logprobs": 5, "prompt": ["a"] * 4, "max_tokens": 26}, "logprobs"),
+        ({"logprobs": 0, "echo": True, "prompt": "a" * 91, "max_tokens": 10}, "logprobs"),
+        ({"best_of": 2, "max_tokens": 51}, "best_of"),
+        ({"logprobs": 0, "prompt": "a" * 91, "max_tokens": 100}, None),
+        ({"echo": True, "n": 2, "max_tokens": 500}, None),
+    ],
+)
+def test_scores_of_a_request_are_bounded(gru, monkeypatch, fields, param):
+    monkeypatch.setattr(completions, "_MOST_SCORES", 100)
+
+    async def main():
+        pool = Jobs(gru.vocab)
+        if param is None:
+            completion(pool, **fields)
+            return
+        with pytest.raises(ApiError, match="more than 100; lower") as refused:
+            completion(pool, **fields)
+        assert (refused.value.status, refused.value.param) == (400, param)
+
+    run(main())
+
+
+def test_what_is_told_of_a_model_is_json(model_folder):
+    from infer import Engine
+
+    engine = Engine(write_model(model_folder / "facts.onnx"))
+    engine.config["model"] |= {"embedding_dim": float("nan"), "note": "\ud800"}
+    told = facts(engine, b"")
+    json.dumps({name: told[name] for name in told if name != "vocab"}, allow_nan=False).encode()
+    assert told["shape"].keys() == {"rnn", "num_layers", "hidden_dim"}
