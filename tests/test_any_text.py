@@ -69,6 +69,7 @@ def test_english_of_any_size_is_learnt_better_than_by_counting(tmp_path, size):
     metrics, messages, _ = trained(tmp_path, text, "--time-limit", "60s")
     assert metrics["val/stream/loss"] < counted(text)
     assert "fine-tune the base model" in messages
+    assert "mixed_precision: native\n" in (tmp_path / "checkpoints" / "text" / "config.yaml").read_text()
     assert "is worse than the n-gram baseline" not in messages
     assert len([line for line in messages.splitlines() if "  validation  " in line]) >= 10
 
