@@ -251,7 +251,9 @@ class TrainConfig(Section):
     )
     lr_batch_size: int = Field(0, ge=0, le=1 << 24, description="batch_size that optim.lr is meant for; 0 = none")
     noise_scale_every: int = Field(
-        200, ge=0, description="steps between measurements of the gradient noise scale, half a step each; 0 = never"
+        200,
+        ge=0,
+        description="steps between measurements of the gradient noise scale (half a step at most); 0 = never",
     )
     seed: int = Field(1, ge=0, description="random seed")
     init_from: str = Field(

@@ -121,7 +121,7 @@ def lock(target: Path, on_wait: Callable[[], object] = lambda: None) -> Iterator
     """
     import filelock  # not in the base install
 
-    held = filelock.FileLock(target.with_name(f".{target.name}.lock"))
+    held = filelock.FileLock(target.with_name(f".{target.name}.lock"), fallback_to_soft=False)
     timeout = 0.0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

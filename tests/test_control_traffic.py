@@ -18,7 +18,7 @@ from train.distributed.collectives import Collectives, StepStatus
 
 ROOT = Path(__file__).parent.parent
 # Tensors of the run itself, on the device: metrics, evaluation sums, hidden states, gradient norms.
-DATA_PLANE = {"train/metrics.py": 1, "train/state.py": 1, "train/evaluate.py": 1, "train/trainer.py": 1}
+DATA_PLANE = {"train/metrics.py": 1, "train/state.py": 1, "train/evaluate.py": 1, "train/update.py": 1}
 ON_THE_DEFAULT_GROUP = {"gather", "reduce", "broadcast", "gather_for_metrics", "wait_for_everyone"}
 COLLECTIVES = [
     name

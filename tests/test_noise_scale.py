@@ -102,3 +102,10 @@ def test_a_step_that_the_loss_scaler_skips_is_not_measured():
     estimate.measure(1.0, 4, float("inf"), 8)
     estimate.measure(float("nan"), 4, 1.0, 8)
     assert estimate == NoiseScale()
+
+
+def test_no_more_rows_are_measured_than_a_micro_batch_has(tmp_path):
+    trainer = make_trainer(tiny_config(tmp_path, ["train.accumulation_steps=4"]))
+    batch, window = trainer.data.read(0)
+    _, rows = trainer.update.half_gradient(window, batch.reset)
+    assert rows == len(window) // 4

@@ -68,4 +68,5 @@ def test_the_probe_runs_and_keeps_the_generators():
 def test_a_replaced_precision_is_explained():
     assert describe_precision("native", "fp16", "cuda") == "fp16 with loss scaling"
     assert "not bf16: cuDNN's recurrent layers compute in fp16" in describe_precision("bf16", "fp16", "cuda")
+    assert describe_precision("no", "fp16", "cuda") == "fp16 with loss scaling"
     assert describe_precision("native", "bf16", "cpu") == "bf16"

@@ -12,7 +12,6 @@ import pytest
 import torch
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
-import train.base
 import train.sizing
 from charrnn.config import ModelConfig, load_config
 from charrnn.data.corpus import prepare
@@ -32,7 +31,7 @@ def folder(tmp_path, monkeypatch):
     """A folder with a text and a tiny base model, and a machine of a known speed."""
     trainer = make_trainer(tiny_config(tmp_path, ["model.rnn=LSTM", "model.layer_norm=true"]))
     trainer.fit()
-    monkeypatch.setattr(train.base, "_FOLDERS", (shrink(tmp_path / "run", tmp_path / "base"),))
+    monkeypatch.setattr("train.checkpoint.folders.BASE_FOLDERS", (shrink(tmp_path / "run", tmp_path / "base"),))
     monkeypatch.setattr(train.sizing, "training_speed", lambda *_: Speed(1e11))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -318,7 +318,7 @@ def test_a_tracker_that_is_not_installed_is_one_warning(tmp_path, caplog, monkey
     recorder.record({"step": 1, "train/loss": 1.0})
     recorder.finish({}, None, 1)
     (warning,) = warnings_in(caplog)
-    assert "tracker failed (wandb is not installed); training continues without it" in warning
+    assert "tracker failed (wandb is not installed: pip install wandb); training continues without it" in warning
 
 
 def scalars(folder):

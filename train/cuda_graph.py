@@ -27,7 +27,7 @@ from train.errors import is_out_of_memory
 log = logging.getLogger(__name__)
 
 # window (B, T + 1) and state to loss (), gradient norm () and the state after; leaves no gradients behind.
-Update = Callable[[Tensor, State], tuple[Tensor, Tensor, State]]
+Compute = Callable[[Tensor, State], tuple[Tensor, Tensor, State]]
 Step = Callable[[], None]
 
 _WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
@@ -60,9 +60,12 @@ class CudaCapture:
 
     def capture(self, step: Step) -> Step:
         """Record `step`; other threads, which write checkpoints and watch the peers, may use CUDA meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            step()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                step()
+        finally:  # a failed capture leaves the side stream current
+            torch.cuda.set_stream(before)
         return graph.replay
 
 
@@ -87,7 +90,7 @@ class GraphedUpdate:
 
     def __init__(
         self,
-        update: Update,
+        update: Compute,
         optimizer: torch.optim.Optimizer,
         state: State,
         seq_len: int,
@@ -155,9 +158,10 @@ class GraphedUpdate:
         try:
             return self._capture.capture(self._step)
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            reason = " ".join(str(error).split())[:200]
+            cause = error.__context__ or error  # ending a failed capture raises too, and says less
+            if is_out_of_memory(cause):
+                raise cause from None
+            reason = " ".join(str(cause).split())[:200]
             if self._recover is None:
                 raise TrainingError(
                     f"capturing the training step as a CUDA graph failed: {reason}; set train.cuda_graph to false, and "
@@ -232,7 +236,7 @@ def wanted(mode: bool | Literal["auto"], reason: str) -> bool:
 
 
 def graph_update(
-    update: Update,
+    update: Compute,
     accelerator: Accelerator,
     module: nn.Module,
     optimizer: AcceleratedOptimizer,

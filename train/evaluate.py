@@ -26,6 +26,7 @@ from charrnn.cli import run_command
 from charrnn.config import EvalConfig, RunConfig, SampleConfig
 from charrnn.data.corpus import LEAST_EVALUATED, Corpus, prepare
 from charrnn.errors import CorpusError
+from charrnn.log import configure_logging
 from charrnn.model.rnn import CharRNN
 from charrnn.sampling import SamplingOptions, generate
 from charrnn.vocab import Vocab
@@ -279,6 +280,7 @@ def open_split(source: Path, text: GivenText, split: str, shares: str, device: t
 
 def main() -> None:
     """Entry of `python -m train.evaluate`."""
+    configure_logging()
     run_command(lambda: typer.run(command))
 
 

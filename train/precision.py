@@ -8,6 +8,7 @@ would underflow. On CUDA, bf16 therefore means fp16 with a loss scale unless the
 import os
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 
@@ -31,7 +32,7 @@ def training_precision(requested: str) -> str:
     """`train.mixed_precision` on this process's device, as Accelerate takes it; "auto" is the launcher's."""
     if requested == "auto":
         requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     if on_cpu or not torch.cuda.is_available():
         other = torch.accelerator.current_accelerator(check_available=True)
         device_type = "cpu" if on_cpu or other is None else other.type
@@ -58,6 +59,6 @@ def cpu_multiplies_bf16() -> bool:
 def describe_precision(requested: str, used: str, device_type: str) -> str:
     """The precision as the opening lines show it: with its loss scale, and with what was asked for where it differs."""
     text = f"{used} with loss scaling" if used == "fp16" else used
-    if device_type == "cuda" and used == "fp16" and requested not in ("fp16", "native"):
+    if device_type == "cuda" and used == "fp16" and requested == "bf16":
         text += f" (not bf16: cuDNN's recurrent layers compute in fp16 under autocast in torch {torch.__version__})"
     return text

@@ -100,7 +100,8 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
 def set_up(config: RunConfig, console: Console) -> Accelerator:
     """Set up processes, logging, threads and memory. Raises: ConfigError."""
     accelerator = make_accelerator(config.train)
-    configure_logging(logging.INFO if accelerator.is_main_process else logging.ERROR, ConsoleHandler(console))
+    level = logging.WARNING if accelerator.is_local_main_process else logging.ERROR
+    configure_logging(logging.INFO if accelerator.is_main_process else level, ConsoleHandler(console))
     set_threads(config.train.threads)
     if accelerator.device.type == "cpu":
         keep_freed_memory()

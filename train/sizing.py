@@ -114,7 +114,7 @@ def size_run(
         share=collectives.world_size * config.train.accumulation_steps,
     )
     recipe = collectives.all_gather(choose(facts))[0]
-    fields = dict(recipe.fields)
+    fields = {**UNSIZED, **recipe.fields}
     if config.data.windows == "sliding":  # the user's choice: only carried rows can be reset
         fields.pop("data.reset", None)
     resolved = collectives.run_on_all(lambda: settings.apply(fields))

@@ -120,7 +120,7 @@ class Update:
         return norm.square()
 
     def half_gradient(self, window: Tensor, reset: NDArray) -> tuple[float, int] | None:
-        """Measure the gradients of half of each rank's rows, ahead of the step on all of them; every rank calls this.
+        """Measure the gradient of half of each rank's rows or of a micro-batch ahead of a step; every rank calls this.
 
         Args:
             window: This rank's ids, (B / world, T + 1).
@@ -129,7 +129,7 @@ class Update:
         Returns:
             The mean over the ranks of the squared norm, and the rows of each; None where a rank has one row.
         """
-        rows = len(window) // 2
+        rows = len(window) // max(2, self._accumulation_steps)  # no more than fit into memory
         if not rows:
             return None
         state = tuple(part[:, :rows].contiguous() for part in self.state_before(reset))

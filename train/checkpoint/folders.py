@@ -66,7 +66,7 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _replace(temporary: Path, folder: Path) -> None:
-    """Rename `temporary` to `folder`. An existing folder is first renamed to a name that `_recover` knows."""
+    """Rename `temporary` to `folder`. An existing folder is first renamed to a name that `recover` knows."""
     aside = folder.with_name(f"{_REPLACED}{folder.name}")
     if folder.exists():
         remove(aside)

@@ -31,8 +31,8 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     holder = run_dir / _HOLDER
     # No soft fallback: a soft lock outlives a process that is killed.
     lock = FileLock(run_dir / _LOCK, fallback_to_soft=False)
-    missing = [p for p in (run_dir, *run_dir.parents) if not p.exists()]
     try:
+        missing = [p for p in (run_dir, *run_dir.parents) if not p.exists()]
         run_dir.mkdir(parents=True, exist_ok=True)
         _acquire(lock, run_dir)
         mark(run_dir)

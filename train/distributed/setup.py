@@ -8,7 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -63,7 +68,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
 
 def uses_cpu() -> bool:
     """Whether training runs on the CPU: there is no accelerator, or the environment asks for the CPU."""
-    forced = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    forced = parse_flag_from_env("ACCELERATE_USE_CPU")
     return forced or not torch.accelerator.is_available()
 
 

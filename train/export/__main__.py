@@ -8,6 +8,7 @@ import typer
 
 from charrnn.cli import run_command
 from charrnn.errors import ConfigError
+from charrnn.log import configure_logging
 from train.export.exporter import export
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
 
@@ -48,4 +49,5 @@ def command(
 
 
 if __name__ == "__main__":
+    configure_logging()
     run_command(lambda: typer.run(command))

@@ -80,7 +80,9 @@ class Recorder:
             self._tracker = None
             reason = one_line(error)
             if isinstance(error, ModuleNotFoundError):
-                reason = f"{error.name} is not installed"
+                # Without TensorBoard's writer Accelerate goes on to look for another one.
+                package = "tensorboard" if error.name == "tensorboardX" else error.name
+                reason = f"{package} is not installed: pip install {package}"
             logger.warning("tracker failed (%s); training continues without it, metrics.jsonl is complete", reason)
             return None
 
