@@ -188,7 +188,8 @@ class Network:
         """`decode` by one run of the session. last: (B, 1). uniforms: (B, N)."""
         feeds: dict[str, Any] = {"ids": last, "uniforms": uniforms, **self._state_feeds(state, len(last))}
         feeds["temperature"] = np.array([row.temperature or 1.0 for row in options])
-        feeds["top_k"] = np.array([min(row.top_k, len(self.vocab)) if row.temperature else 1 for row in options])
+        top_k = [min(row.top_k, len(self.vocab)) if row.temperature else 1 for row in options]
+        feeds["top_k"] = np.array(top_k, np.int64)  # the default integer is of 32 bits on Windows before numpy 2
         feeds["top_p"] = np.array([row.top_p for row in options])
         feeds["min_p"] = np.array([row.min_p for row in options])
         logits, *after, ids = self._call([*self._outputs, "drawn"], feeds)

@@ -11,6 +11,7 @@ from charrnn.errors import SamplingError
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer import Engine
+from infer.server import scheduler
 from infer.server.batch import Job
 from infer.server.scheduler import Scheduler
 from infer.server.states import BLOCK, PrefixCache, StateError, TextState
@@ -126,6 +127,15 @@ def test_scores_are_the_log_probabilities_of_what_was_drawn(int8):
         np.testing.assert_allclose([s[1] for s in scores[1:]], log_p[np.arange(len(ids) - 1), ids[1:]], atol=1e-5)
         assert [s[2][0][0] for s in scores[1:]] == log_p.argmax(-1).tolist()
         assert {len(s[2]) for s in scores[1:]} == {2}
+
+
+def test_logits_of_one_tick_are_bounded(gru, monkeypatch):
+    monkeypatch.setattr(scheduler, "_MOST_LOGITS", most := 6 * len(gru.vocab))
+    sizes, step = [], gru.step
+    monkeypatch.setattr(gru, "step", lambda *a: sizes.append((out := step(*a))[0].size) or out)
+    run = Run(gru, [job(gru, logprobs=0, length=50, seeds=[4, 5])])
+    assert max(sizes) <= most
+    assert [run.texts[0, i] for i in range(2)] == [alone(gru, PROMPT, 50, seed) for seed in (4, 5)]
 
 
 @pytest.mark.parametrize("stop", [(), ("zzz", "q!")])

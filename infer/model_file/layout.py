@@ -53,7 +53,7 @@ def constants(sizes: Sizes) -> dict[str, NDArray[Any]]:
         "minus_1": -1,
         "minus_1s": [-1],
         "minus_1_width": [-1, h],
-        "one_each": [1] * sizes.num_layers,
+        "one_each": np.ones(sizes.num_layers),
         "switches_candidate": [sizes.gates - h, h],
         "all_symbols": v,
         "ranks": np.arange(v)[None],
@@ -64,7 +64,12 @@ def constants(sizes: Sizes) -> dict[str, NDArray[Any]]:
         "least_temperature": 1e-200,
         "no_uniforms": np.zeros((1, 0)),
     }
-    floats: dict[str, Any] = {"minus_infinity": -np.inf, "state_scale": 1 / 127, "no_scale": 1, "one_gains": [1] * h}
+    floats: dict[str, Any] = {
+        "minus_infinity": -np.inf,
+        "state_scale": 1 / 127,
+        "no_scale": 1,
+        "one_gains": np.ones(h),
+    }
     found: dict[str, NDArray[Any]] = {name: np.array(value, np.int64) for name, value in integers.items()}
     found |= {name: np.array(value, np.float64) for name, value in doubles.items()}
     found |= {name: np.array(value, np.float32) for name, value in floats.items()}

@@ -14,14 +14,15 @@ import numpy as np
 
 from charrnn.errors import CharRNNError
 from infer.engine import Engine
-from infer.server.batch import Batch, Job, Row, scored
+from infer.server.batch import GROUP_ROWS, Batch, Job, Row, scored
 from infer.server.states import BLOCK, PrefixCache
 
 # Seconds of a tick: while someone waits for a first character, and else. docs/serving.md has what was measured.
 _SHORT_S, _LONG_S = 0.005, 0.03
 # Characters of a tick, however long it takes: below the least of either, what surrounds a run of the graph shows.
 _LEAST_SHORT, _LEAST_LONG, _MOST_CHARS = 4, 16, 128
-# Seconds of reading prompts between two ticks, and the most logits of one reading, 8 MiB.
+# Seconds of reading prompts between two ticks, and the most logits of one reading (of prompts, or of what was drawn
+# once more for its log probabilities), 8 MiB.
 _READ_S, _MOST_LOGITS = 0.01, 1 << 21
 
 
@@ -195,7 +196,12 @@ class Scheduler:
         char_s *= max(1.0, len(rows) / rows_before)
         seconds, least = (_SHORT_S, _LEAST_SHORT) if someone_is_new else (_LONG_S, _LEAST_LONG)
         length = int(seconds / char_s) if char_s else least
-        return min(max(length, least), _MOST_CHARS, max(row.left for row in rows))
+        return min(max(length, least), _MOST_CHARS, self._most_scored(rows), max(row.left for row in rows))
+
+    def _most_scored(self, rows: list[Row]) -> int:
+        """Most characters of a tick by the logits of rows that report log probabilities."""
+        scored_rows = min(GROUP_ROWS, sum(row.job.logprobs is not None for row in rows))
+        return max(1, _MOST_LOGITS // (scored_rows * len(self._engine.vocab))) if scored_rows else _MOST_CHARS
 
     def _deliver(self, events: list[dict[str, Any]]) -> None:
         for event in events:
