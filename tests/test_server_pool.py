@@ -116,6 +116,21 @@ def test_a_job_that_failed_is_never_done():
     assert not ticket.done
 
 
+@pytest.mark.parametrize(("scores", "events"), [(0, 300), (1, 5)])
+def test_a_client_that_does_not_read_loses_its_row(scores, events):
+    """1,000 characters an event: 256 Ki of them may wait, or 4 Ki with log probabilities."""
+    cancelled = []
+    ticket = Ticket(cancelled.append, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event())
+    for _ in range(events):
+        assert not ticket.finished
+        ticket.push({"text": "a" * 1000, "scores": [(0, 0.0, [])] * 1000 * scores})
+        if ticket.finished:
+            break
+    assert cancelled == [ticket]
+    with pytest.raises(ApiError, match="not read fast enough"):
+        ticket.take()
+
+
 def test_states_of_all_prompts_are_counted_before_any_is_submitted(gru, monkeypatch):
     monkeypatch.setattr(server_pool, "_MOST_PROMPT_BYTES", 10_000)
 

@@ -165,8 +165,9 @@ async def disconnects(bench: Bench) -> tuple[int, int]:
 async def slow_readers(bench: Bench) -> tuple[int, int]:
     """Clients that ask for much and read nothing."""
     count = bench.count(20)
-    body = json.dumps({"stream": True, "max_tokens": _ENDLESS, "logprobs": 5, "prompt": "a"}).encode()
-    sockets = []
+    body = json.dumps({"stream": True, "max_tokens": 1 << 20, "logprobs": 5, "prompt": "a"}).encode()
+    sockets, begun = [], "charrnn_time_to_first_char_seconds_count"
+    before = bench.served.gauge(begun)
     for _ in range(count):
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -175,7 +176,7 @@ async def slow_readers(bench: Bench) -> tuple[int, int]:
             b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         sockets.append(client)
-    await asyncio.to_thread(bench.served.wait_for, "charrnn_streams_running", count)
+    await asyncio.to_thread(bench.served.wait_for, begun, before + count)
     await asyncio.to_thread(bench.served.wait_for, "charrnn_streams_running", 0, 300)
     for client in sockets:
         client.close()

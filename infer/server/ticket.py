@@ -8,6 +8,8 @@ from infer.server.errors import ApiError
 
 # Of what waits for a client that does not read: 256 Ki characters are minutes of one stream.
 _MOST_UNREAD_CHARS = 1 << 18
+# A character with its log probabilities takes the memory of so many without.
+_SCORED_CHARS = 64
 
 
 def size_of(message: dict[str, Any]) -> int:
@@ -53,7 +55,7 @@ class Ticket:
     def push(self, event: dict[str, Any]) -> None:
         """Take an event. What comes first and last wakes the reader at once, the rest when `wake` is called."""
         self._events.append(event)
-        self._unread += len(event.get("text", ""))
+        self._unread += len(event.get("text", "")) + _SCORED_CHARS * len(event.get("scores", ()))
         self._unfinished -= "finish" in event
         if self._stream and self._unread > _MOST_UNREAD_CHARS:
             self.cancel()
