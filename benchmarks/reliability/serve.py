@@ -165,7 +165,8 @@ async def disconnects(bench: Bench) -> tuple[int, int]:
 async def slow_readers(bench: Bench) -> tuple[int, int]:
     """Clients that ask for much and read nothing."""
     count = bench.count(20)
-    body = json.dumps({"stream": True, "max_tokens": _ENDLESS, "logprobs": 5, "prompt": "a"}).encode()
+    # As much as may be asked for with log probabilities, and more than is kept for who does not read.
+    body = json.dumps({"stream": True, "max_tokens": 1 << 20, "logprobs": 5, "prompt": "a"}).encode()
     sockets = []
     for _ in range(count):
         client = socket.socket()
