@@ -165,6 +165,7 @@ async def disconnects(bench: Bench) -> tuple[int, int]:
 async def slow_readers(bench: Bench) -> tuple[int, int]:
     """Clients that ask for much and read nothing."""
     count = bench.count(20)
+    # As much as may be asked for with log probabilities, and more than is kept for who does not read.
     body = json.dumps({"stream": True, "max_tokens": 1 << 20, "logprobs": 5, "prompt": "a"}).encode()
     sockets, begun = [], "charrnn_time_to_first_char_seconds_count"
     before = bench.served.gauge(begun)
