@@ -1,6 +1,7 @@
 """infer serve as the `openai` package sees it: a client that nobody here wrote."""
 
 import json
+import time
 from http.client import HTTPConnection
 
 import httpx
@@ -233,7 +234,10 @@ def test_async_streams_run_side_by_side(served, engines):
 
 def test_every_request_is_logged_with_its_id(served, client):
     made = client.completions.with_raw_response.create(model="chars", prompt="a", max_tokens=4)
-    (line,) = [line for line in served.lines() if line.get("id") == made.headers["x-request-id"]]
+    found, end = [], time.monotonic() + 10
+    while not found and time.monotonic() < end:  # the line is written once the response is out
+        found = [line for line in served.lines() if line.get("id") == made.headers["x-request-id"]]
+    (line,) = found
     assert {"level": "info", "status": 200, "chars": 4, "model": "chars"}.items() <= line.items()
     assert json.loads(made.text)["id"] == line["id"]
 
