@@ -177,7 +177,7 @@ class Engine(Network):
         past_end: bool,
         unknown: Unknown,
     ) -> Iterator[list[str]]:
-        """Yield the text that each run of characters brings in each of B streams; at last what was held back."""
+        """Yield the text that each run of characters adds to each of B streams; at last what was held back."""
         self._check_stop(stop)
         length = sampling.whole_number(length, "length")
         first_seed = fresh_seed() if seed is None else sampling.whole_number(seed, "seed")

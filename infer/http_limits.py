@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# A browser opens up to six to a host, per profile; a reverse proxy may bring many clients under one address.
+# A browser opens up to six to a host, per profile; a reverse proxy may put many clients behind one address.
 MAX_CONNECTIONS_PER_CLIENT = 64
 HEADER_TIMEOUT_S = 10.0
 

@@ -26,7 +26,7 @@ class TextWriter:
         self._decode = vocab.decoder()
         self._stops = tuple(stops)
         self._held = ""
-        # How many characters each id brought that is not counted yet; an id of a character vocabulary always brings 1.
+        # How many characters each id added that is not counted yet; an id of a character vocabulary always adds 1.
         self._lengths: deque[int] | None = deque() if vocab.kind == "bytes" else None
 
     def feed(self, ids: Sequence[int]) -> str:

@@ -89,7 +89,7 @@ async def half_open(bench: Bench) -> tuple[int, int]:
 
 
 async def slow_loris(bench: Bench) -> tuple[int, int]:
-    """Connections that send a header that never ends, a byte now and then, while requests are made."""
+    """Connections that send a header that never ends, one byte at a time, while requests are made."""
     return await _silent(bench, bench.count(200), b"POST /v1/completions HTTP/1.1\r\nX-A: a")
 
 

@@ -32,7 +32,7 @@ class Service:
         pools: The models' workers by name; the first is the default.
         max_tokens_limit: Most characters a choice may ask for.
         timeout: Seconds until a request fails.
-        api_key: What requests must bring; None lets everyone in.
+        api_key: Key that requests must send; None = no authentication.
         origins: Other sites whose pages may use the API; "*" is all.
         loopback: Whether the server is reachable from this machine alone.
         draining: Whether it is about to exit.
