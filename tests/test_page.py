@@ -190,16 +190,20 @@ class Page:
         field.send_keys(text or Keys.DELETE, Keys.TAB)
 
     def choose(self, model: str) -> None:
-        """Once more if a choice is lost: one that meets the list's renewal after a page's load can be."""
-        before = self.text("#about")
+        """On a newly loaded page if the choice is lost: one that meets the list's renewal after a load can be."""
+        before, offered = self.text("#about"), []
         for _ in range(3):
             self.click("#model input")
             options = self.until(lambda: self.all("[role=option]"))
-            wanted = [option for option in options if option.text.endswith(model)]
-            (wanted or options)[0].click()
-            if wanted and self.holds_within(6, lambda: self.text("#about") != before):
-                return
-        raise AssertionError(f"{model} could not be chosen")
+            offered = [option.text for option in options]
+            wanted = [option for option, text in zip(options, offered, strict=True) if text.endswith(model)]
+            if wanted:
+                wanted[0].click()
+                if self.holds_within(PATIENCE_S, lambda: self.text("#about") != before):
+                    return
+            self.browser.refresh()
+            self.until(lambda: all(self.all(css) for css in PARTS))
+        raise AssertionError(f"{model} could not be chosen; offered at last: {offered}")
 
     def holds_within(self, seconds: float, holds: Callable[[], Any]) -> bool:
         try:
