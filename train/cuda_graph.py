@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Compute = Callable[[Tensor, State, Tensor | None], tuple[Tensor, Tensor, State]]
 Step = Callable[[], None]
 
-_WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
+WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
 # The first version whose collectives can be captured.
 _NCCL_CAPTURABLE = (2, 9, 6)
 
@@ -97,7 +97,7 @@ class GraphedUpdate:
         seq_len: int,
         capture: Capture,
         *,
-        warmup_steps: int = _WARMUP_STEPS,
+        warmup_steps: int = WARMUP_STEPS,
         recover: Step | None = None,
     ) -> None:
         """Take over the optimizer's learning rate, which becomes a tensor.
@@ -281,6 +281,10 @@ def graph_update(
         optimizer.zero_grad()
         if accelerator.scaler:
             accelerator.scaler.update(accelerator.scaler.get_scale())  # forgets that gradients were unscaled
+        # CUDAGraph::capture_end raises before it takes the generator, which draws dropout, out of capture mode; a copy
+        # of its state is not in that mode.
+        generator = torch.cuda.default_generators[state[0].device.index or 0]
+        generator.graphsafe_set_state(generator.clone_state())
 
     log.info("training step: replayed as one CUDA graph")
     # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
@@ -291,7 +295,7 @@ def graph_update(
         state,
         config.data.seq_len,
         CudaCapture(stream),
-        warmup_steps=_DDP_WARMUP_STEPS if parallel else _WARMUP_STEPS,
+        warmup_steps=_DDP_WARMUP_STEPS if parallel else WARMUP_STEPS,
         recover=None if parallel else recover,
     )
 
