@@ -69,6 +69,14 @@ def train(
         str | None,
         _option("train.init_from", metavar="base|none|CKPT", show_default="base where it helps; none with --config"),
     ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN|CKPT",
+            help="Run or checkpoint whose probabilities to train on too; repeatable.",
+            show_default="none",
+        ),
+    ] = None,
     tracker: Annotated[
         Literal["none", "wandb", "tensorboard"] | None, _option("tracking.tracker", metavar="wandb|tensorboard|none")
     ] = None,
@@ -97,6 +105,7 @@ def train(
         "train.run_dir": run_dir,
         "train.seed": seed,
         "train.init_from": init_from,
+        "distill.teachers": teacher or None,
         "tracking.tracker": tracker,
         "data.mirror": data_mirror,
         "data.encoding": encoding,
