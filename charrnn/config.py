@@ -299,6 +299,14 @@ class TrainConfig(Section):
         return self
 
 
+class DistillConfig(Section):
+    """Distillation: training on the mean of teachers' probabilities as well as on the text."""
+
+    teachers: tuple[str, ...] = Field((), description="runs or checkpoints with the same vocabulary; none = off")
+    weight: Fraction = Field(0.9, description="weight of the teachers in the loss; the text has the rest")
+    temperature: float = Field(1.0, gt=0, le=1e6, description="divides logits before the softmax, the teachers' too")
+
+
 class EvalConfig(Section):
     """Evaluation on the validation split, by both protocols."""
 
@@ -367,6 +375,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -27,10 +27,10 @@ class Side:
         self.state = self.model.zero_state(ROWS)
         self.made = 0
 
-    def update(self, window, state):
+    def update(self, window, state, targets=None):
         torch.manual_seed(self.made)  # of the dropout masks
         self.made += 1
-        loss, after = self.loss_of(window, state)
+        loss, after = self.loss_of(window, state, targets)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)

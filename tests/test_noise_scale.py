@@ -53,7 +53,7 @@ def test_the_measured_squares_are_those_of_half_the_rows_and_of_the_batch(tmp_pa
     measured = []
     monkeypatch.setattr(NoiseScale, "measure", lambda self, *args: measured.append(args))
     trainer = make_trainer(tiny_config(tmp_path, ["train.noise_scale_every=1", "optim.grad_clip=0"]))
-    _, window = trainer.data.read(0)
+    _, window, _ = trainer.data.read(0)
     expected = []
     for rows in (4, 8):
         trainer.model.zero_grad()
@@ -106,6 +106,6 @@ def test_a_step_that_the_loss_scaler_skips_is_not_measured():
 
 def test_no_more_rows_are_measured_than_a_micro_batch_has(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["train.accumulation_steps=4"]))
-    batch, window = trainer.data.read(0)
+    batch, window, _ = trainer.data.read(0)
     _, rows = trainer.update.half_gradient(window, batch.reset)
     assert rows == len(window) // 4

@@ -26,11 +26,12 @@ from train.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-# window (B, T + 1) and state to loss (), gradient norm () and the state after; leaves no gradients behind.
-Compute = Callable[[Tensor, State], tuple[Tensor, Tensor, State]]
+# window (B, T + 1), state and targets (B, T, V) or None to loss (), gradient norm () and the state after; leaves no
+# gradients behind.
+Compute = Callable[[Tensor, State, Tensor | None], tuple[Tensor, Tensor, State]]
 Step = Callable[[], None]
 
-_WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
+WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
 # The first version whose collectives can be captured.
 _NCCL_CAPTURABLE = (2, 9, 6)
 
@@ -96,7 +97,7 @@ class GraphedUpdate:
         seq_len: int,
         capture: Capture,
         *,
-        warmup_steps: int = _WARMUP_STEPS,
+        warmup_steps: int = WARMUP_STEPS,
         recover: Step | None = None,
     ) -> None:
         """Take over the optimizer's learning rate, which becomes a tensor.
@@ -118,22 +119,29 @@ class GraphedUpdate:
         # CUDA's kernel reads the rate as float32, the CPU's as float64.
         self._lr = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         self._loss, self._grad_norm = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._targets: Tensor | None = None  # (B, T, V) from the first step that has them, an eager one
         self._remaining = warmup_steps
         self._replay: Step | None = None
         for group in optimizer.param_groups:
             group["lr"] = self._lr
 
-    def __call__(self, window: Tensor, reset: NDArray[np.bool_], lr: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, window: Tensor, reset: NDArray[np.bool_], lr: float, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Make one training step.
 
         Args:
             window: Ids, (B, T + 1).
             reset: Rows that begin with a zero state, (B,) bool.
             lr: Learning rate.
+            targets: The teachers' probabilities, (B, T, V): at every step or at none.
 
         Returns:
             Loss and gradient norm, each (), on the device.
         """
+        if targets is not None:
+            self._targets = torch.empty_like(targets) if self._targets is None else self._targets
+            self._targets.copy_(targets)
         self._window.copy_(window)
         self._reset.copy_(to_device(reset, self._reset.device))
         self._lr.fill_(lr)
@@ -146,7 +154,7 @@ class GraphedUpdate:
         return self._loss.clone(), self._grad_norm.clone()
 
     def _step(self) -> None:
-        loss, grad_norm, after = self._update(self._window, zeroed(self.state, self._reset))
+        loss, grad_norm, after = self._update(self._window, zeroed(self.state, self._reset), self._targets)
         for part, new in zip(self.state, after, strict=True):
             part.copy_(new)
         self._loss.copy_(loss)
@@ -273,6 +281,10 @@ def graph_update(
         optimizer.zero_grad()
         if accelerator.scaler:
             accelerator.scaler.update(accelerator.scaler.get_scale())  # forgets that gradients were unscaled
+        # CUDAGraph::capture_end raises before it takes the generator, which draws dropout, out of capture mode; a copy
+        # of its state is not in that mode.
+        generator = torch.cuda.default_generators[state[0].device.index or 0]
+        generator.graphsafe_set_state(generator.clone_state())
 
     log.info("training step: replayed as one CUDA graph")
     # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
@@ -283,7 +295,7 @@ def graph_update(
         state,
         config.data.seq_len,
         CudaCapture(stream),
-        warmup_steps=_DDP_WARMUP_STEPS if parallel else _WARMUP_STEPS,
+        warmup_steps=_DDP_WARMUP_STEPS if parallel else WARMUP_STEPS,
         recover=None if parallel else recover,
     )
 

@@ -18,6 +18,8 @@ from charrnn.windows import Batch, WindowPlan
 
 _MOST_RESIDENT = 64 << 20  # bytes of a memory-mapped file
 _FAULT_AROUND = 64 << 10  # bytes that Linux maps around each place that is read
+# K of the teachers' probabilities, and V up to which all are stored, which takes little more than K with their ids.
+MOST_KEPT, MOST_DENSE = 64, 128
 _COPIED_AT_ONCE = 16 << 20  # ids that cross to a device at once
 
 
@@ -104,6 +106,43 @@ class IdSource:
         return copied
 
 
+class TargetSource:
+    """The teachers' probabilities of the next character after each position of a split, memory-mapped.
+
+    Attributes:
+        teachers: SHA-256 of each one's weights.
+    """
+
+    def __init__(
+        self, rows: NDArray[np.void], num_symbols: int, device: torch.device, teachers: tuple[str, ...]
+    ) -> None:
+        """rows: (N - 1,) of `target_dtype`. num_symbols: V. device: where `windows` returns tensors."""
+        self.teachers = teachers
+        self._rows, self._num_symbols, self._device = rows, num_symbols, device
+        self._touched = 0
+
+    def windows(self, starts: NDArray[np.int64], length: int) -> Tensor:
+        """Probabilities after `length` positions from each of `starts` (R,): (R, length, V) float16."""
+        rows = self._rows[starts[:, None] + np.arange(length)]  # (R, length)
+        self._touched += rows.nbytes + len(starts) * _FAULT_AROUND
+        if self._touched > _MOST_RESIDENT:
+            release_pages(self._rows)
+            self._touched = 0
+        kept = to_device(np.ascontiguousarray(rows["probabilities"]), self._device)  # (R, length, K)
+        if "ids" not in (rows.dtype.names or ()):
+            return kept
+        ids = to_device(rows["ids"].astype(np.int64), self._device)  # (R, length, K)
+        return kept.new_zeros(*ids.shape[:2], self._num_symbols).scatter_(2, ids, kept)
+
+
+def target_dtype(num_symbols: int) -> np.dtype:
+    """A position's row of targets: all V probabilities, or with a large vocabulary the K largest and their ids."""
+    if num_symbols <= MOST_DENSE:
+        return np.dtype([("probabilities", "<f2", (num_symbols,))])
+    narrow = np.min_scalar_type(num_symbols - 1).newbyteorder("<")
+    return np.dtype([("probabilities", "<f2", (MOST_KEPT,)), ("ids", narrow, (MOST_KEPT,))])
+
+
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """The array on `device`; on a GPU by pinned memory, so that the host need not wait for the copy."""
     tensor = torch.from_numpy(array)
@@ -131,6 +170,7 @@ class TrainingData:
         val: Validation split.
         plan: Batches of the training split.
         rows: This rank's rows of a batch.
+        targets: The teachers' probabilities on the training split; None without teachers.
     """
 
     corpus: Corpus
@@ -139,9 +179,13 @@ class TrainingData:
     val: IdSource
     plan: WindowPlan
     rows: slice
+    targets: TargetSource | None = None
 
-    def read(self, step: int) -> tuple[Batch, Tensor]:
-        """The global batch of step number `step` (from 0), and this rank's windows of it, (B / world, T + 1).
+    def read(self, step: int) -> tuple[Batch, Tensor, Tensor | None]:
+        """The global batch of step number `step` (from 0), and this rank's part of it.
+
+        Returns:
+            The batch, windows (B / world, T + 1), and with teachers their probabilities (B / world, T, V).
 
         Raises:
             TrainingError: A window leaves the text.
@@ -149,7 +193,8 @@ class TrainingData:
         batch = self.plan.batch(step)
         starts = batch.starts[self.rows]  # (B / world,)
         check_inside(starts, self.plan.seq_len + 1, len(self.train), step)
-        return batch, self.train.windows(starts, self.plan.seq_len + 1)
+        targets = self.targets.windows(starts, self.plan.seq_len) if self.targets else None
+        return batch, self.train.windows(starts, self.plan.seq_len + 1), targets
 
 
 def check_inside(starts: NDArray[np.int64], length: int, num_chars: int, step: int) -> None:

@@ -3,13 +3,14 @@
 `stream` reads the complete split once with the state carried: what generation sees. `windows` reads non-overlapping
 windows from a zero state: comparable with fixed-context models. The two are never mixed.
 
-`python -m train.evaluate RUN|CHECKPOINT [--data TEXT] [--split test]`
+`python -m train.evaluate RUN|CHECKPOINT... [--data TEXT] [--split test]`; several are scored together as well: the mean
+of their probabilities.
 """
 
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +28,7 @@ from charrnn.config import EvalConfig, RunConfig, SampleConfig
 from charrnn.data.corpus import LEAST_EVALUATED, Corpus, prepare
 from charrnn.errors import CorpusError
 from charrnn.log import configure_logging
+from charrnn.model.ensemble import Ensemble
 from charrnn.model.rnn import CharRNN
 from charrnn.sampling import SamplingOptions, generate
 from charrnn.vocab import Vocab
@@ -39,7 +41,7 @@ from charrnn.windows import (
     window_batches,
 )
 from train.checkpoint.format import load_for_inference, model_of
-from train.checkpoint.vocab_transfer import table_between
+from train.checkpoint.vocab_transfer import check_same_vocab, table_between
 from train.dataloader import IdSource, to_device
 from train.errors import evaluation_out_of_memory, is_out_of_memory
 from train.texts import Encoding, Exclude, GivenText, Include, TextField
@@ -49,7 +51,7 @@ _CHUNK = 256
 
 
 def evaluate(
-    model: CharRNN,
+    model: CharRNN | Ensemble,
     ids: IdSource,
     config: EvalConfig,
     accelerator: Accelerator,
@@ -130,8 +132,43 @@ def full_fp32() -> Iterator[None]:
 
 
 @torch.no_grad()
+def read(
+    model: CharRNN | Ensemble,
+    ids: IdSource,
+    batches: Iterable[EvalBatch],
+    beat: Callable[[], object] = lambda: None,
+    stopped: Callable[[], object] = lambda: False,
+) -> Iterator[tuple[EvalBatch, torch.Tensor, torch.Tensor]]:
+    """Read batches with the state carried, in chunks that bound the memory of the logits.
+
+    Args:
+        model: In eval mode.
+        ids: A split.
+        batches: Rows of it.
+        beat: Called before each forward call.
+        stopped: Asked then whether to stop.
+
+    Yields:
+        The chunk of T characters as a batch, its ids (R, T + 1), and the logits after each, (R, T, V).
+    """
+    for batch in batches:
+        if not len(batch.starts) or stopped():
+            continue
+        state = model.zero_state(len(batch.starts), ids.device)
+        for begin in range(0, batch.length, _CHUNK):
+            beat()
+            if stopped():
+                break
+            length = min(_CHUNK, batch.length - begin)
+            starts = batch.starts + begin
+            window = ids.windows(starts, length + 1)  # (R, T + 1)
+            logits, state = model(window[:, :-1], state)  # (R, T, V)
+            yield EvalBatch(starts, length, batch.counted[:, begin : begin + length]), window, logits
+
+
+@torch.no_grad()
 def nll_sum(
-    model: CharRNN,
+    model: CharRNN | Ensemble,
     ids: IdSource,
     batches: Iterable[EvalBatch],
     beat: Callable[[], object] = lambda: None,
@@ -151,21 +188,10 @@ def nll_sum(
     """
     sums: list[torch.Tensor] = []
     count = 0
-    for batch in batches:
-        if not len(batch.starts) or stopped():
-            continue
-        state = model.zero_state(len(batch.starts), ids.device)
-        for begin in range(0, batch.length, _CHUNK):
-            beat()
-            if stopped():
-                break
-            length = min(_CHUNK, batch.length - begin)
-            window = ids.windows(batch.starts + begin, length + 1)  # (R, T + 1)
-            counted = to_device(batch.counted[:, begin : begin + length], ids.device)  # (R, T)
-            logits, state = model(window[:, :-1], state)  # (R, T, V)
-            nll = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")  # (R, T)
-            sums.append((nll * counted).sum())
-        count += int(batch.counted.sum())
+    for chunk, window, logits in read(model, ids, batches, beat, stopped):
+        nll = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")  # (R, T)
+        sums.append((nll * to_device(chunk.counted, ids.device)).sum())
+        count += int(chunk.counted.sum())
     total = torch.stack(sums).cpu().double().sum().item() if sums else 0.0
     return torch.tensor([total, count], dtype=torch.float64)
 
@@ -200,7 +226,12 @@ class Part(StrEnum):
 
 
 def command(
-    source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|CHECKPOINT...", help="Run folders (their best/) or checkpoints; of several also their mean."
+        ),
+    ],
     data: Annotated[
         str | None, typer.Option(help="The text.", show_default="the one it was trained on, with its options")
     ] = None,
@@ -215,36 +246,58 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Losses of a checkpoint on a part of a text, by both protocols."""
+    """Losses of checkpoints on a part of a text, by both protocols."""
     text = GivenText(data, include or None, exclude or None, text_field, encoding)
-    losses = evaluate_checkpoint(source, text, split.value, shares or "")
+    by_model = evaluate_checkpoints(sources, text, split.value, shares or "")
     if as_json:
-        typer.echo(json.dumps(losses))
+        typer.echo(json.dumps(by_model if len(sources) > 1 else by_model[str(sources[0])]))
         return
-    for protocol in [k.removesuffix("/loss") for k in losses if k.endswith("/loss")]:
-        loss, bits = losses[f"{protocol}/loss"], losses[f"{protocol}/bpc"]
-        typer.echo(f"{protocol:16s} {loss:.4f} nats/char  {bits:.4f} bits/char")
+    for name, losses in by_model.items():
+        if len(sources) > 1:
+            typer.echo(name)
+        for protocol in [k.removesuffix("/loss") for k in losses if k.endswith("/loss")]:
+            loss, bits = losses[f"{protocol}/loss"], losses[f"{protocol}/bpc"]
+            typer.echo(f"{protocol:16s} {loss:.4f} nats/char  {bits:.4f} bits/char")
 
 
-def evaluate_checkpoint(source: Path, text: GivenText, split: str, shares: str = "") -> dict[str, float]:
-    """Evaluate a checkpoint by both protocols.
+def evaluate_checkpoints(
+    sources: Sequence[Path], text: GivenText, split: str, shares: str = ""
+) -> dict[str, dict[str, float]]:
+    """Evaluate checkpoints by both protocols, and if there are several the mean of their probabilities.
 
     Args:
-        source: A run folder or a checkpoint.
-        text: The text, and how it is read.
+        sources: Run folders or checkpoints.
+        text: The text, and how it is read; as the first of them was trained, where that is not given.
         split: "train", "val" or "test".
         shares: How the text is cut, such as "0.9,0.05,0.05"; "" = as it was for training.
 
     Returns:
-        `<split>/<protocol>/loss` (nats/char) and `<split>/<protocol>/bpc`.
+        By source, and under "mean": `<split>/<protocol>/loss` (nats/char) and `<split>/<protocol>/bpc`.
 
     Raises:
         CharRNNError: There is no such checkpoint or text, or they do not fit.
     """
     accelerator = Accelerator()
-    opened = open_split(source, text, split, shares, accelerator.device)
-    losses = evaluate(opened.model, opened.ids, opened.config.eval, accelerator)
-    return {name.replace("val/", f"{split}/"): value for name, value in losses.items()}
+    opened = open_split(sources[0], text, split, shares, accelerator.device)
+    models: dict[str, CharRNN | Ensemble] = {str(sources[0]): opened.model}
+    for source in sources[1:]:
+        other = load_for_inference(source)
+        check_same_vocab(other.vocab, opened.vocab, str(source), str(sources[0]))
+        models[str(source)] = model_of(other).to(accelerator.device)
+    if len(models) > 1:
+        models["mean"] = Ensemble([model for model in models.values() if isinstance(model, CharRNN)])
+    return {
+        name: {
+            key.replace("val/", f"{split}/"): value
+            for key, value in evaluate(model, opened.ids, opened.config.eval, accelerator).items()
+        }
+        for name, model in models.items()
+    }
+
+
+def evaluate_checkpoint(source: Path, text: GivenText, split: str, shares: str = "") -> dict[str, float]:
+    """`evaluate_checkpoints` for one."""
+    return evaluate_checkpoints([source], text, split, shares)[str(source)]
 
 
 @dataclass(frozen=True)
@@ -253,6 +306,7 @@ class OpenedSplit:
 
     Attributes:
         config: The checkpoint's.
+        vocab: The checkpoint's.
         model: With its weights.
         ids: The split.
         corpus: Where it comes from.
@@ -260,6 +314,7 @@ class OpenedSplit:
     """
 
     config: RunConfig
+    vocab: Vocab
     model: CharRNN
     ids: IdSource
     corpus: Corpus
@@ -275,7 +330,7 @@ def open_split(source: Path, text: GivenText, split: str, shares: str, device: t
     ids = IdSource(getattr(corpus, split), device, table, len(corpus.vocab))
     if len(ids) < LEAST_EVALUATED:
         raise CorpusError(f"the {split} part of {data.source} has {len(ids)} characters; give --shares")
-    return OpenedSplit(checkpoint.config, model_of(checkpoint).to(device), ids, corpus, table)
+    return OpenedSplit(checkpoint.config, checkpoint.vocab, model_of(checkpoint).to(device), ids, corpus, table)
 
 
 def main() -> None:

@@ -10,13 +10,12 @@ import typer
 
 from charrnn.cli import ResilientStream, run_command
 from charrnn.config import UNSIZED, RunConfig, load_config
-from charrnn.data.download import without_credentials
 from charrnn.errors import EXIT_USER_ERROR
 
 # torchrun ends all processes once one has failed: the one that reports an error common to all must exit first.
 _REPORT_S = 2.0
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _option(key: str, help_text: str = "", **extra: Any) -> Any:
@@ -70,6 +69,14 @@ def train(
         str | None,
         _option("train.init_from", metavar="base|none|CKPT", show_default="base where it helps; none with --config"),
     ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN|CKPT",
+            help="Run or checkpoint whose probabilities to train on too; repeatable.",
+            show_default="none",
+        ),
+    ] = None,
     tracker: Annotated[
         Literal["none", "wandb", "tensorboard"] | None, _option("tracking.tracker", metavar="wandb|tensorboard|none")
     ] = None,
@@ -98,12 +105,15 @@ def train(
         "train.run_dir": run_dir,
         "train.seed": seed,
         "train.init_from": init_from,
+        "distill.teachers": teacher or None,
         "tracking.tracker": tracker,
         "data.mirror": data_mirror,
         "data.encoding": encoding,
     }
     given = {key: value for key, value in options.items() if value is not None}
     assigned = tuple(assignments or ())
+    from charrnn.data.download import without_credentials  # imports numpy
+
     sys.argv[1:] = map(without_credentials, sys.argv[1:])  # W&B records them
     resolved = load_config(config, {**({} if config else UNSIZED), **given}, assigned)
     # torch takes a second to import: after the options have been checked.

@@ -78,22 +78,22 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
         stack.callback(recorder.close)
         signals = StopSignals(watchdog.shorten_timeout)
         peak = peak_flops(accelerator.device, accelerator.mixed_precision) if collectives.is_main else None
-        trainer = Trainer(
-            config,
-            corpus,
-            start,
-            accelerator,
-            run_dir,
-            recorder,
-            collectives=collectives,
-            signals=signals,
-            heartbeat=watchdog.heartbeat,
-            peak_flops=peak and peak * collectives.world_size,
-        )
-        if collectives.is_main:
-            log_lines([*opening_lines(trainer, start), *explanation])
-            recorder.display = make_display(trainer, console)
         with signals.handled():
+            trainer = Trainer(
+                config,
+                corpus,
+                start,
+                accelerator,
+                run_dir,
+                recorder,
+                collectives=collectives,
+                signals=signals,
+                heartbeat=watchdog.heartbeat,
+                peak_flops=peak and peak * collectives.world_size,
+            )
+            if collectives.is_main:
+                log_lines([*opening_lines(trainer, start), *explanation])
+                recorder.display = make_display(trainer, console)
             return train_and_export(trainer, watchdog)
 
 

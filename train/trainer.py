@@ -24,7 +24,8 @@ from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
 from train.control import Control
 from train.cuda_graph import graph_update, on_stream, side_stream
-from train.dataloader import IdSource, TrainingData, window_plan
+from train.dataloader import IdSource, TargetSource, TrainingData, window_plan
+from train.distill import find_targets
 from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients
 from train.distributed.signals import StopSignals
@@ -91,10 +92,13 @@ class Trainer:
         self.control = Control(collectives or Collectives(accelerator), signals or StopSignals(), heartbeat)
         # What doesn't fit one rank's device ends all of them, before DDP waits for it.
         self.data, self.model = self.control.collectives.run_on_all(lambda: _placed(config, corpus, start, accelerator))
+        if config.distill.teachers:
+            self.data = replace(self.data, targets=self._targets(start.resumed))
         optimizer = make_optimizer(self.model, config.optim)
         stream = side_stream(accelerator.device)
         with on_stream(stream):
-            loss_module, prepared = accelerator.prepare(NextCharLoss(self.model), optimizer)
+            loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
+            loss_module, prepared = accelerator.prepare(loss, optimizer)
         compress_gradients(loss_module, config.train.grad_compression)
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
@@ -118,7 +122,7 @@ class Trainer:
         )
         self.noise_scale = NoiseScale()
         self.checkpoints = CheckpointWriter(run_dir, config.checkpoint.keep)
-        self._upcoming: tuple[Batch, Tensor] | None = None
+        self._upcoming: tuple[Batch, Tensor, Tensor | None] | None = None
         self._cpu_share: CpuShare | None = None  # until the pace has been shown
         if start.resumed:
             self.load_state_dict(start.resumed)
@@ -185,12 +189,13 @@ class Trainer:
     def train_step(self) -> None:
         """Make one step: the windows of batch number `step`, forward, backward, clip, optimizer."""
         progress, lr = self.progress, self.schedule.next_lr()
-        batch, window = self._upcoming or self.data.read(progress.step)  # (B / world, T + 1)
+        # (B / world, T + 1), and with teachers (B / world, T, V)
+        batch, window, targets = self._upcoming or self.data.read(progress.step)
         self._upcoming = None
         self.control.heartbeat(2 * progress.step)
         reset = batch.reset[self.data.rows]  # (B / world,)
-        half = self.update.half_gradient(window, reset) if self.schedule.noise_scale_due() else None
-        loss, grad_norm = self.update(window, reset, lr)
+        half = self.update.half_gradient(window, reset, targets) if self.schedule.noise_scale_due() else None
+        loss, grad_norm = self.update(window, reset, lr, targets)
         self.metrics.add(lr, loss, grad_norm)
         progress.step += 1
         if half is not None:
@@ -309,6 +314,16 @@ class Trainer:
         """Characters trained on so far, over all ranks and segments."""
         return self.progress.step * self.config.data.batch_size * self.config.data.seq_len
 
+    def _targets(self, resumed: Checkpoint | None) -> TargetSource:
+        """The teachers' probabilities, which one process of each machine computes if they are new."""
+        control, is_main = self.control, self.accelerator.is_main_process
+        with memory_explained(self.config):
+            return control.collectives.local_main_first(
+                lambda: find_targets(
+                    self.config, self.data, resumed, control.signals, control.heartbeat, progress=is_main
+                )
+            )
+
     def _read_ahead(self) -> None:
         self._upcoming = self.data.read(self.progress.step)
 
@@ -367,6 +382,7 @@ class Trainer:
             "loss_scale": scaler.state_dict() if scaler else None,
             "noise_scale": vars(self.noise_scale),
             "corpus": identity_fields(self.data.corpus),
+            "teachers": list(self.data.targets.teachers) if self.data.targets else [],
             "metrics": metrics,
         }
 

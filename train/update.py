@@ -58,24 +58,27 @@ class Update:
         self.graphed: GraphedUpdate | None = None
         self._zero_state = tuple(torch.zeros_like(part) for part in state)
 
-    def __call__(self, window: Tensor, reset: NDArray, lr: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, window: Tensor, reset: NDArray, lr: float, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Make one step.
 
         Args:
             window: This rank's ids, (B / world, T + 1).
             reset: Rows that begin with a zero state, (B / world,) bool.
             lr: Learning rate.
+            targets: The teachers' probabilities, (B / world, T, V); None without teachers.
 
         Returns:
             This rank's loss in nats/char and the global gradient's norm before clipping, each (), on the device.
         """
         if self.graphed:
-            loss, grad_norm = self.graphed(window, reset, lr)
+            loss, grad_norm = self.graphed(window, reset, lr, targets)
             self.state = self.graphed.state
             return loss, grad_norm
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, grad_norm, self.state = self.compute(window, self.state_before(reset))
+        loss, grad_norm, self.state = self.compute(window, self.state_before(reset), targets)
         return loss, grad_norm
 
     def state_before(self, reset: NDArray) -> State:
@@ -84,17 +87,18 @@ class Update:
             return self._zero_state
         return zeroed(self.state, to_device(reset, self.state[0].device)) if reset.any() else self.state
 
-    def compute(self, window: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def compute(self, window: Tensor, state: State, targets: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
         """Forward, backward, clip, optimizer step. A CUDA graph captures it, so the host may ask for no value here.
 
         Args:
             window: This rank's ids, (B / world, T + 1).
             state: Each (L, B / world, H).
+            targets: The teachers' probabilities, (B / world, T, V); None without teachers.
 
         Returns:
             Loss and gradient norm, each (), and the state after the batch.
         """
-        loss, state = self._accumulate(window, state)
+        loss, state = self._accumulate(window, state, targets)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
@@ -108,23 +112,24 @@ class Update:
         self.optimizer.zero_grad()
         return loss, grad_norm, state
 
-    def gradient_square(self, window: Tensor, state: State) -> Tensor:
+    def gradient_square(self, window: Tensor, state: State, targets: Tensor | None = None) -> Tensor:
         """The squared norm of this rank's own gradient on some windows, (); changes no weights and no generators."""
         device = window.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self._without_sync():
-            loss, _ = self.loss_module(window, state)
+            loss, _ = self.loss_module(window, state, targets)
             scale = self.scaler.get_scale() if self.scaler else 1.0
             (loss * scale).backward()
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None]) / scale
         self.optimizer.zero_grad()
         return norm.square()
 
-    def half_gradient(self, window: Tensor, reset: NDArray) -> tuple[float, int] | None:
+    def half_gradient(self, window: Tensor, reset: NDArray, targets: Tensor | None = None) -> tuple[float, int] | None:
         """Measure the gradient of half of each rank's rows or of a micro-batch ahead of a step; every rank calls this.
 
         Args:
             window: This rank's ids, (B / world, T + 1).
             reset: Rows that begin with a zero state, (B / world,) bool.
+            targets: The teachers' probabilities, (B / world, T, V); None without teachers.
 
         Returns:
             The mean over the ranks of the squared norm, and the rows of each; None where a rank has one row.
@@ -133,15 +138,15 @@ class Update:
         if not rows:
             return None
         state = tuple(part[:, :rows].contiguous() for part in self.state_before(reset))
-        square = self.gradient_square(window[:rows], state)
+        square = self.gradient_square(window[:rows], state, _rows(targets, slice(rows)))
         if self._accelerator.num_processes > 1:
             square = self._accelerator.reduce(square, "mean")
         return square.item(), rows
 
-    def _accumulate(self, window: Tensor, state: State) -> tuple[Tensor, State]:
+    def _accumulate(self, window: Tensor, state: State, targets: Tensor | None) -> tuple[Tensor, State]:
         """Backward over equal micro-batches, so that the mean of their losses is the mean over all characters."""
         if self._accumulation_steps == 1:
-            return self._backward(window, state, 1)
+            return self._backward(window, state, targets, 1)
         losses, states = [], []
         for i in range(self._accumulation_steps):
             rows = rank_slice(len(window), i, self._accumulation_steps)
@@ -149,18 +154,22 @@ class Update:
             # Gradients cross the ranks once a step, with the last micro-batch.
             last = i == self._accumulation_steps - 1
             with contextlib.nullcontext() if last else self._without_sync():
-                loss, after = self._backward(window[rows], part, self._accumulation_steps)
+                loss, after = self._backward(window[rows], part, _rows(targets, rows), self._accumulation_steps)
             losses.append(loss)
             states.append(after)
         merged = tuple(torch.cat(parts, dim=1) for parts in zip(*states, strict=True))  # each (L, B / world, H)
         return torch.stack(losses).mean(), merged
 
-    def _backward(self, window: Tensor, state: State, parts: int) -> tuple[Tensor, State]:
+    def _backward(self, window: Tensor, state: State, targets: Tensor | None, parts: int) -> tuple[Tensor, State]:
         """Loss of a micro-batch, one of `parts`, and the state after it; its gradient is added to the parameters'."""
-        loss, after = self.loss_module(window, state)
+        loss, after = self.loss_module(window, state, targets)
         share = loss / parts if parts > 1 else loss
         (self.scaler.scale(share) if self.scaler else share).backward()
         return loss.detach(), detach(after)
 
     def _without_sync(self) -> contextlib.AbstractContextManager[None]:
         return self._accelerator.no_sync(self.loss_module)
+
+
+def _rows(targets: Tensor | None, rows: slice) -> Tensor | None:
+    return None if targets is None else targets[rows]

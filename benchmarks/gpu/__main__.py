@@ -109,7 +109,8 @@ def run_phase(phase: Phase, text: str, out: Path, work: Path) -> None:
 
         checks = [numerics.environment, loop.graph, numerics.parity, numerics.types, loop.resuming, numerics.curve]
         checks += [numerics.weight_layout, numerics.evaluation, loop.dynamic, loop.divergence, loop.data_parallel]
-        for check in [*checks, numerics.precisions, loop.out_of_memory]:
+        checks += [loop.failed_capture, numerics.precisions, loop.out_of_memory]
+        for check in checks:
             results.check(check.__name__, partial(check, setup))
     elif phase is Phase.commands:
         from benchmarks.gpu.commands import run_commands

@@ -15,6 +15,7 @@ from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.errors import TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss
+from train.cuda_graph import WARMUP_STEPS
 from train.dataloader import IdSource
 from train.distributed.setup import compress_gradients
 from train.trainer import Trainer
@@ -43,6 +44,31 @@ def graph(setup: Setup) -> Value:
             differences = [abs(a - b) for a, b in zip(sides[False], sides[True], strict=True)]
             found[f"{precision}, {rnn}"] = {"first 5": max(differences[:5]), "all": max(differences)}
     return {"ok": all(v["first 5"] < 1e-4 and v["all"] < 5e-3 for v in found.values()), **found}
+
+
+def failed_capture(setup: Setup) -> Value:
+    """The losses of 20 steps where the capture fails, after which all are eager, against those of eager steps.
+
+    On a CPU there is no capture that could fail.
+    """
+    options: dict[str, Any] = {"model__dropout": 0.3, "train__mixed_precision": setup.precisions[-1]}
+    losses, forwards, steps = {}, 0, setup.size(20, 8)
+
+    def read_loss(_module: Any, _inputs: Any, outputs: tuple[Tensor, Any]) -> None:
+        nonlocal forwards
+        forwards += 1
+        if forwards == WARMUP_STEPS + 1:
+            outputs[0].item()  # no capture allows it
+
+    for fails in (False, True):
+        config = setup.config(**options, train__noise_scale_every=0)
+        trainer = setup.trainer(config, setup.folder("failed-capture"), graph=fails)
+        if fails:
+            trainer.update.loss_module.register_forward_hook(read_loss)
+        losses[fails] = train(trainer, steps)
+    difference = max(abs(a - b) for a, b in zip(losses[False], losses[True], strict=True))
+    eager = forwards == steps + setup.on_gpu
+    return {"ok": eager and difference < 1e-3, "eager": eager, "largest difference": difference}
 
 
 def resuming(setup: Setup) -> Value:

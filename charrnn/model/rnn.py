@@ -212,14 +212,30 @@ def _layer_weights(rnn: nn.RNNBase, i: int) -> list[Tensor]:
 class NextCharLoss(nn.Module):
     """Model and loss in one module, which Accelerate wraps; the model itself stays plain fp32."""
 
-    def __init__(self, model: CharRNN) -> None:
+    def __init__(self, model: CharRNN, weight: float = 0.0, temperature: float = 1.0) -> None:
+        """weight: of the cross-entropy against targets. temperature: of the targets' softmax."""
         super().__init__()
-        self.model = model
+        self.model, self.weight, self.temperature = model, weight, temperature
 
-    def forward(self, window: Tensor, state: State) -> tuple[Tensor, State]:
-        """window: (B, T + 1) ids. Returns the mean negative log-likelihood, () nats/char, and the state after it."""
+    def forward(self, window: Tensor, state: State, targets: Tensor | None = None) -> tuple[Tensor, State]:
+        """The mean loss, () nats/char, and the state after the window.
+
+        Without targets the loss is the negative log-likelihood. With them it is (1 - weight) times that, plus weight *
+        temperature^2 times the cross-entropy of the softmax at `temperature` against them; the square keeps the second
+        gradient's scale. Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+
+        Args:
+            window: Ids, (B, T + 1).
+            state: Each (L, B, H).
+            targets: Probabilities of the next character, (B, T, V).
+        """
         logits, state = self.model(window[:, :-1], state)  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()), state
+        logits = logits.flatten(0, 1)  # (B * T, V)
+        loss = F.cross_entropy(logits, window[:, 1:].flatten())
+        if targets is None:
+            return loss, state
+        soft = F.cross_entropy(logits.float() / self.temperature, targets.flatten(0, 1).float())
+        return (1 - self.weight) * loss + self.weight * self.temperature**2 * soft, state
 
 
 def zeroed(state: State, rows: Tensor) -> State:

@@ -6,6 +6,7 @@
 A folder is written under a temporary name, fsynced and renamed, so that a folder under its final name is complete.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -236,6 +237,11 @@ def _unpack(content: bytes | None) -> Tensors:
 
 def _with_prefix(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's weights."""
+    return hashlib.sha256(_pack(checkpoint.weights)).hexdigest()
 
 
 def model_of(checkpoint: Checkpoint) -> CharRNN:

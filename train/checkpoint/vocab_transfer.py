@@ -92,6 +92,18 @@ def plain_form(symbol: str) -> str:
     return unicodedata.normalize("NFKD", _PLAIN_FORMS.get(symbol, symbol))[0]
 
 
+def check_same_vocab(vocab: Vocab, other: Vocab, name: str, other_name: str) -> None:
+    """Check that two models assign the same ids. Raises: CheckpointError."""
+    if vocab == other:
+        return
+    only = sorted({*vocab.symbols} ^ {*other.symbols})
+    differing = f", which differ in {listing([repr(c) for c in only])}" if only else ""
+    raise CheckpointError(
+        f"{name} has a vocabulary of {len(vocab)} {vocab.kind}, {other_name} one of {len(other)} {other.kind}"
+        f"{differing}; train both on the same text, or with the same data.vocab FILE and data.document_end"
+    )
+
+
 def table_between(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:
     """Map a corpus's ids to a model's.
 

@@ -210,9 +210,10 @@ def without_paths(checkpoint: Checkpoint) -> Checkpoint:
     source = without_folders(corpus["source"])
     data = config.data.model_copy(update={"source": source, "cache_dir": "", "mirror": ""})
     train = config.train.model_copy(update={"run_dir": "", "init_from": without_folders(config.train.init_from)})
+    distill = config.distill.model_copy(update={"teachers": tuple(map(without_folders, config.distill.teachers))})
     return replace(
         checkpoint,
-        config=config.model_copy(update={"data": data, "train": train}),
+        config=config.model_copy(update={"data": data, "train": train, "distill": distill}),
         trainer={**checkpoint.trainer, "corpus": {**corpus, "source": source}},
     )
 
