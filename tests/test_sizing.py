@@ -12,14 +12,14 @@ import pytest
 import torch
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
-from charrnn.config import ModelConfig, load_config
+from charrnn.config import UNSIZED, ModelConfig, load_config
 from charrnn.data.corpus import prepare
 from infer.engine import Engine
 from train.checkpoint.format import load_newest
 from train.recipe import size_run
 from train.recipe.base_model import shrink
 from train.recipe.machine_speed import Speed, training_speed
-from train.recipe.size_run import UserSettings, initial_config
+from train.recipe.size_run import UserSettings
 from train.run import run
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ def started(*assignments, **options):
     fresh_accelerator()
     fixed = {"data.source": "words.txt", "sample.length": 10, "train.mixed_precision": "no", "train.time_limit": 0}
     chosen = UserSettings({**fixed, **{name.replace("__", "."): v for name, v in options.items()}}, assignments)
-    return run(initial_config(chosen), config_name="", resume=True, settings=chosen)
+    return run(chosen.apply(UNSIZED), config_name="", resume=True, settings=chosen)
 
 
 def losses(run_dir):
@@ -97,7 +97,7 @@ def test_sliding_windows_of_the_users_leave_no_reset(folder):
 
 
 def test_a_reset_is_the_users_to_set_since_rows_are_carried():
-    config = initial_config(UserSettings({}, ("data.reset=0.2",)))
+    config = UserSettings({}, ("data.reset=0.2",)).apply(UNSIZED)
     assert (config.data.windows, config.data.reset) == ("carry", 0.2)
 
 
@@ -115,7 +115,7 @@ def test_a_reset_is_the_users_to_set_since_rows_are_carried():
 def test_the_base_serves_mostly_latin_text_of_its_own_network(folder, text, options, helps):
     (folder / "t.txt").write_text(text, encoding="utf-8")
     chosen = UserSettings({"data.source": "t.txt", **options})
-    config = initial_config(chosen)
+    config = chosen.apply(UNSIZED)
     assert size_run._origin(chosen, config, prepare(config.data))[0] == ("base" if helps else "none")
 
 

@@ -57,11 +57,6 @@ class UserSettings:
         return any(key.startswith(prefix) for key in keys)
 
 
-def initial_config(settings: UserSettings) -> RunConfig:
-    """The config before corpus and machine are known. Raises: ConfigError."""
-    return settings.apply(UNSIZED)
-
-
 def size_run(
     settings: UserSettings,
     config: RunConfig,
@@ -76,7 +71,7 @@ def size_run(
 
     Args:
         settings: What the user set.
-        config: `initial_config`.
+        config: The config before corpus and machine are known, `UNSIZED` with the settings.
         corpus: The text.
         run_dir: The run folder.
         accelerator: The device.
