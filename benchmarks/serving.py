@@ -57,11 +57,12 @@ class Served:
         """File descriptors of the server itself."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
-    def gauge(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+    def gauge(self, name: str, label: str = "") -> float:
+        """The sum of a metric over its labels, or over those that contain `label`."""
         with urlopen(f"{self.url}/metrics", timeout=30) as answer:
             text = answer.read().decode()
-        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.M))
+        found = re.findall(rf"^{name}((?:\{{.*\}})?) (\S+)$", text, re.M)
+        return sum(float(value) for labels, value in found if label in labels)
 
     def wait_for(self, name: str, value: float, timeout: float = 30) -> None:
         """Waits until a metric has a value. Raises: TimeoutError."""

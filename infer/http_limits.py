@@ -1,6 +1,7 @@
-"""uvicorn's HTTP/1.1 protocol with limits per client: open connections, and time to send a request's headers.
+"""uvicorn's HTTP/1.1 protocol with timeouts for clients that stall, and a limit of connections per client.
 
-uvicorn itself waits for headers without end (a slowloris attack needs no more), and counts connections only in total.
+uvicorn itself waits without end for headers (a slowloris attack needs no more) and for a client to read a response, and
+counts connections only in total.
 """
 
 import asyncio
@@ -13,26 +14,22 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 # A browser opens up to six to a host, per profile; a reverse proxy may put many clients behind one address.
 MAX_CONNECTIONS_PER_CLIENT = 64
 HEADER_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 20.0
 
 
-class LimitedProtocol(H11Protocol):
-    """One connection. It is closed without an answer when it exceeds a limit."""
-
-    _open: ClassVar[Counter[str]] = Counter()  # connections by client address, in all servers of this process
+class TimedProtocol(H11Protocol):
+    """One connection, closed when a request's headers do not arrive, or nothing of a response is read, for too long."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count the connection, and start to wait for its first request."""
+        """Start to wait for the first request."""
         super().connection_made(transport)
-        self._address = self.client[0] if self.client else ""
-        self._open[self._address] += 1
-        if self._open[self._address] > MAX_CONNECTIONS_PER_CLIENT:
-            transport.abort()
-        else:
-            self._await_headers()
+        transport.set_write_buffer_limits(0)  # `pause_writing` is called as soon as the kernel takes no more
+        self._await_headers()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; each request's headers have HEADER_TIMEOUT_S from the first byte on."""
@@ -42,15 +39,53 @@ class LimitedProtocol(H11Protocol):
             self._header_timer.cancel()
             self._header_timer = None
 
+    def pause_writing(self) -> None:
+        """Start to wait for the client to read."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        """Stop waiting: the client has read everything."""
+        super().resume_writing()
+        if self._read_timer:
+            self._read_timer.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count the connection as closed."""
-        if self._header_timer:
-            self._header_timer.cancel()
-        self._open[self._address] -= 1
-        if not self._open[self._address]:
-            del self._open[self._address]
+        """Stop the timers."""
+        for timer in (self._header_timer, self._read_timer):
+            if timer:
+                timer.cancel()
         super().connection_lost(exc)
 
     def _await_headers(self) -> None:
         if self._header_timer is None and self.conn.their_state is h11.IDLE:
             self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
+
+    def _await_reading(self, unread_before: int | None = None) -> None:
+        """Abort when no byte was read since the last call; look again in READ_TIMEOUT_S."""
+        unread = self.transport.get_write_buffer_size()
+        if unread_before is not None and unread >= unread_before:
+            self.transport.abort()
+        else:
+            self._read_timer = self.loop.call_later(READ_TIMEOUT_S, self._await_reading, unread)
+
+
+class LimitedProtocol(TimedProtocol):
+    """One of at most MAX_CONNECTIONS_PER_CLIENT connections of a client; further ones are closed without an answer."""
+
+    _open: ClassVar[Counter[str]] = Counter()  # connections by client address, in all servers of this process
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count the connection."""
+        super().connection_made(transport)
+        self._address = self.client[0] if self.client else ""
+        self._open[self._address] += 1
+        if self._open[self._address] > MAX_CONNECTIONS_PER_CLIENT:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count the connection as closed."""
+        self._open[self._address] -= 1
+        if not self._open[self._address]:
+            del self._open[self._address]
+        super().connection_lost(exc)

@@ -17,7 +17,6 @@ TINY = {
     "prepare": "--gigabytes 0.001 --kind mixed",
     "checkpoint_stall": "--hidden-dim 16 --rows 4 --seq-len 8 --rounds 2 --steps 2",
     "documents": "--hidden-dim 8 --batch-size 4 --seq-len 16 --rounds 2",
-    "race": "--config tiny.yaml --data words.txt --max-time 1 --interval 0.5 --steps 1 --device cpu",
 }
 ROWS = {  # what begins the rows of the tables
     "train_speed": ("reference ", "fp32 ", "native "),
@@ -25,15 +24,12 @@ ROWS = {  # what begins the rows of the tables
     "prepare": ("| mixed |",),
     "checkpoint_stall": ("step ", "snapshot ", "stall ", "waited "),
     "documents": ("| GRU | no documents |", "| GRU | 100 |", "| LSTM | no documents |", "| LSTM | 100 |"),
-    "race": ("GRU 1 x 16 ", "transformer 6 x 384 "),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_run_prints_machine_and_table(tmp_path, name):
-    (tmp_path / "tiny.yaml").write_text("model: {hidden_dim: 16, num_layers: 1}\ndata: {batch_size: 4}\n")
-    (tmp_path / "words.txt").write_text("to be or not to be " * 400)
     command = [sys.executable, "-m", f"benchmarks.speed.{name}", *TINY[name].split()]
     # libgomp's threads otherwise spin at barriers, and a busy machine slows down a hundredfold.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}

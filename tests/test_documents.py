@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from charrnn.errors import CheckpointError, ConfigError
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
-from infer.cli import app
+from infer.commands import app
 from infer.engine import Engine
 from infer.scoring import read_text, score
 from infer.text_writer import TextWriter

@@ -294,7 +294,7 @@ BAD_OPTIONS = {
     ("--prompt-file", "FOLDER/absent"): "cannot read prompt file .*No such file",
     ("--prompt-file", "FOLDER"): "cannot read prompt file .*directory",
     ("--prompt-file", "FOLDER/latin1.txt"): "latin1.txt is not UTF-8 .*0xe9 at offset 3",
-    ("--top-k", "many"): "--top-k.*integer.*see: infer generate --help",
+    ("--top-k", "many"): "--top-k.*valid int.*see: infer generate --help",
     ("--unknown", "maybe"): "--unknown.*'maybe'",
     ("--tpo-k", "3"): "No such option: --tpo-k",
     ("stray",): "stray",

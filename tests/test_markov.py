@@ -9,7 +9,7 @@ from markov import ALPHABET, MarkovSource
 from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
-from infer.cli import app
+from infer.commands import app
 from train.checkpoint.format import load_for_inference
 from train.export.exporter import export_checkpoint
 

@@ -63,46 +63,19 @@ def test_ring_time_is_traffic_over_bandwidth_plus_latency():
 SLOW = estimates.Network(bandwidth=1.0, latency=0.0)
 
 
-@pytest.mark.parametrize(
-    ("buckets", "sizes", "ready", "exposed"),
-    [
-        ([[0], [1]], [2, 3], [1.0, 4.0], 3.0),  # the first is through, at 3, before the second is there
-        ([[0], [1]], [5, 3], [1.0, 4.0], 5.0),  # the second waits until 6 for the first
-        ([[1], [0]], [3, 5], [4.0, 1.0], 5.0),  # in DDP's order, not the parameters'
-        ([[0, 1]], [2, 3], [1.0, 4.0], 5.0),  # one bucket waits for its last gradient
-    ],
-)
-def test_what_outlasts_the_backward_pass_is_exposed(buckets, sizes, ready, exposed):
-    message = estimates.Message(sizes, buckets)
-    assert estimates.exposed_seconds(message, ready, 2, SLOW) == pytest.approx(exposed)
-
-
 def test_projection_adds_the_network_to_a_step():
-    message = estimates.Message([5, 3], [[0], [1]])
-    row = estimates.projection(10.0, message, [1.0, 4.0], 2, SLOW)
-    assert row == pytest.approx(
-        {
-            "processes": 2,
-            "allreduce_s": 8.0,
-            "exposed_s": 5.0,
-            "efficiency_without_overlap": 10 / 18,
-            "efficiency": 10 / 15,
-        }
-    )
+    row = estimates.projection(10.0, [5, 3], 2, SLOW)
+    assert row == pytest.approx({"processes": 2, "allreduce_s": 8.0, "efficiency": 10 / 18})
 
 
-def test_case_metrics_are_means_and_the_slowest_ones_excess():
-    first = estimates.Turn([{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}], 1.0, [])
-    second = estimates.Turn([{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}], 0.5, [])
-    assert estimates.case_metrics("apart", [first, second]) == pytest.approx(
-        {"apart.step": 1.75, "apart.input": 0.2, "apart.skew": 2.5 - 1.75, "apart.cpu": 0.75}
-    )
+def test_case_metrics_are_means_over_processes_and_steps():
+    first = [{"step": 1.0, "input": 0.1}, {"step": 2.0, "input": 0.1}]
+    second = [{"step": 3.0, "input": 0.3}, {"step": 1.0, "input": 0.3}]
+    found = estimates.case_metrics("apart", [first, second])
+    assert found == pytest.approx({"apart.step": 1.75, "apart.input": 0.2})
 
 
-ROUND = {
-    **{"one.step": 1.0, "apart.step": 1.1, "silent.step": 1.2, "together.step": 1.25},
-    **{"one.input": 0.1, "silent.input": 0.2},
-}
+ROUND = {"one.step": 1.0, "apart.step": 1.1, "silent.step": 1.2, "together.step": 1.25}
 
 
 def test_the_parts_of_a_step_add_up_and_the_ratios_multiply():
@@ -110,8 +83,7 @@ def test_the_parts_of_a_step_add_up_and_the_ratios_multiply():
     assert made["efficiency"] == pytest.approx(0.8)
     assert made["hardware"] * made["communication"] == pytest.approx(made["efficiency"])
     assert made["hardware"] == pytest.approx(1 / 1.1)
-    assert ROUND["silent.input"] + made["silent.compute"] + made["exposed"] == pytest.approx(ROUND["together.step"])
-    assert ROUND["one.input"] + made["one.compute"] == pytest.approx(ROUND["one.step"])
+    assert ROUND["silent.step"] + made["exposed"] == pytest.approx(ROUND["together.step"])
 
 
 def test_summary_takes_quartiles_of_what_each_round_says():
@@ -126,10 +98,7 @@ class FakeWorkers:
 
     def turn(self, case, steps):
         self.cases.append(case)
-        return [estimates.Turn([{"step": 1.0, "input": 0.1}] * steps, 1.0, [7.0, len(self.cases)])] * 2
-
-    def message(self):
-        return estimates.Message([4, 4], [[0, 1]])
+        return [[{"step": 1.0, "input": 0.1}] * steps] * 2
 
 
 def test_every_case_comes_in_every_place_of_a_round():
@@ -138,8 +107,7 @@ def test_every_case_comes_in_every_place_of_a_round():
     rounds = [started.cases[i : i + 5] for i in range(5, 30, 5)]  # after one turn of each
     for place in zip(*rounds, strict=True):
         assert sorted(place) == sorted(estimates.CASES)
-    assert len(measured.rounds) == 5
-    assert measured.median_ready() == [7.0, 19.0]  # `one` has turns 6, 15, 19, 23 and 27
+    assert len(measured) == 5
 
 
 def test_one_process_is_not_compared_with_itself():
@@ -180,10 +148,7 @@ def check_rounds(report):
     for taken in report["rounds"]:
         for case in ("one", "apart", "silent", "together", "allreduce"):
             assert 0 < taken[f"{case}.step"] < 10
-            assert taken[f"{case}.skew"] >= -1e-12
-        for case in ("one", "apart", "silent", "together"):
-            parts = sum(taken[f"{case}.{part}"] for part in ("forward", "backward", "update"))
-            assert 0 < parts < taken[f"{case}.step"]
+        assert all(0 < taken[f"{case}.input"] < 10 for case in ("one", "apart", "silent", "together"))
     for name, quartiles in report["metrics"].items():
         assert quartiles["q1"] <= quartiles["median"] <= quartiles["q3"], name
     efficiency = sorted(r["one.step"] / r["together.step"] for r in report["rounds"])
@@ -209,8 +174,8 @@ def check_projection(report):
         n = row["processes"]
         by_hand = 2 * (n - 1) / n * size / 1.25e9 + buckets * 2 * (n - 1) * 50e-6
         assert row["allreduce_s"] == pytest.approx(by_hand)
-        assert 0 < row["exposed_s"] <= row["allreduce_s"] * (1 + 1e-9)
-        assert row["efficiency"] >= row["efficiency_without_overlap"] > 0
+        step_s = report["metrics"]["one.step"]["median"]
+        assert row["efficiency"] == pytest.approx(step_s / (step_s + by_hand))
 
 
 def check_table(report):

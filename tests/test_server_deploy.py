@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_models import write_model
 
+from benchmarks.serving import serving
 from infer import cli
 from infer.server import main
 from infer.server.metrics import Metrics
@@ -97,6 +99,19 @@ def test_systemd_takes_the_unit(tmp_path):
     unit.write_text(UNIT.replace("/opt/charrnn/bin/infer", sys.executable))
     done = subprocess.run([analyze, "verify", unit], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_load_of_locust_is_what_the_server_counts(model_folder):
+    pytest.importorskip("locust")
+    from benchmarks.speed.load import compare
+
+    with serving("--model", write_model(model_folder / "load.onnx")) as served:
+        found = {name: (theirs, ours) for name, theirs, ours in compare(served, users=3, seconds=2)}
+    assert found["requests"][0] == found["requests"][1] > 3
+    assert found["failures"] == (0, 0)
+    for name in ("requests/s", "characters/s"):
+        assert 1 < found[name][0] == pytest.approx(found[name][1])
+    assert 0 < found["first text, mean ms"][1] < found["first text, mean ms"][0]
 
 
 @pytest.mark.slow

@@ -212,6 +212,33 @@ def test_the_cache_is_bounded_and_drops_the_oldest():
     assert (cache.hits, cache.misses) == (1, 2)
 
 
+def test_newcomers_do_not_hold_up_a_running_stream(int8, monkeypatch):
+    groups, run_rows, read, step = [], scheduler.run_rows, [], int8.step
+    monkeypatch.setattr(int8, "step", lambda ids, state: read.append(len(ids)) or step(ids, state))
+    monkeypatch.setattr(
+        scheduler, "run_rows", lambda e, rows, n: groups.append([r.job.id for r in rows]) or run_rows(e, rows, n)
+    )
+    short = [job(int8, i, "ab", length=1, seeds=[i]) for i in range(1, 1000)]
+    run = Run(int8, [job(int8, 0, length=5000, seeds=[0])], max_streams=200, late=[(1, j) for j in short])
+    crowded = [group for group in groups if len(group) > 1]
+    assert len(crowded) > 10
+    last = max(i for i, group in enumerate(groups) if 0 in group)
+    assert all(0 in group for group in groups[:last])
+    assert max(map(len, groups)) <= scheduler.GROUP_ROWS
+    assert 1 < max(read) <= scheduler.GROUP_ROWS
+    assert run.texts[0, 0] == alone(int8, PROMPT, 5000, 0)
+
+
+def test_prompts_are_read_for_a_bounded_time(gru, monkeypatch):
+    sizes, step = [], gru.step
+    monkeypatch.setattr(gru, "step", lambda ids, state: sizes.append(ids.shape) or step(ids, state))
+    monkeypatch.setattr(scheduler, "_READ_S", 1e-9)  # as if reading took long
+    run = Run(gru, [job(gru, i, "a" * 50, length=5) for i in range(3)])
+    assert {rows for rows, _ in sizes} == {3}
+    assert sizes[0][1] == max(length for _, length in sizes) == scheduler._LEAST_SHORT
+    assert [run.texts[i, 0] for i in range(3)] == [alone(gru, "a" * 50, 5, 1)] * 3
+
+
 def test_a_cancelled_job_leaves_and_the_others_go_on(int8):
     jobs = [job(int8, i, length=10**6 if i else 40, seeds=[i]) for i in range(3)]
     run = Run(int8, jobs, max_streams=2, cancelled=[(3, 1), (6, 2)])

@@ -10,13 +10,12 @@ import typer
 
 from charrnn.cli import ResilientStream, run_command
 from charrnn.config import UNSIZED, RunConfig, load_config
-from charrnn.data.download import without_credentials
 from charrnn.errors import EXIT_USER_ERROR
 
 # torchrun ends all processes once one has failed: the one that reports an error common to all must exit first.
 _REPORT_S = 2.0
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _option(key: str, help_text: str = "", **extra: Any) -> Any:
@@ -113,11 +112,13 @@ def train(
     }
     given = {key: value for key, value in options.items() if value is not None}
     assigned = tuple(assignments or ())
+    from charrnn.data.download import without_credentials  # imports numpy
+
     sys.argv[1:] = map(without_credentials, sys.argv[1:])  # W&B records them
     resolved = load_config(config, {**({} if config else UNSIZED), **given}, assigned)
     # torch takes a second to import: after the options have been checked.
+    from train.recipe.size_run import UserSettings
     from train.run import run
-    from train.sizing import UserSettings
 
     user_settings = None if config else UserSettings(given, assigned)
     run(resolved, config_name=config.stem if config else "", resume=resume == "auto", settings=user_settings)

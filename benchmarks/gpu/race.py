@@ -13,10 +13,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from benchmarks.gpu.contest import Clock, Limits, Ours, Reference, Result, Side, race, warm_up
+from benchmarks.gpu.reference_transformer import Recipe, Shape, Transformer
 from benchmarks.gpu.results import Results, Value
 from benchmarks.gpu.setup import ROOT, Setup, replay_without_gpu
-from benchmarks.speed.race import Clock, Limits, Ours, Reference, Result, Side, race, warm_up
-from benchmarks.speed.reference_transformer import Recipe, Shape, Transformer
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import Corpus, prepare
 from train.dataloader import IdSource
@@ -32,8 +32,7 @@ class CompiledReference(Reference):
 
     def __init__(self, shape: Shape, recipe: Recipe, corpus: Corpus, device: torch.device) -> None:
         super().__init__(shape, recipe, corpus, device)
-        self.name += ", compiled"
-        training = self._training
+        training = self.training
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         began = time.perf_counter()
         # Without a GPU the checks are rehearsed, and C++ that is compiled for it would take minutes.
@@ -102,7 +101,7 @@ class Race:
         def made(clock: Clock) -> Side:
             side = Ours(self.setup.with_graph(config) if graph else config, clock)
             if graph and not self.setup.on_gpu:
-                replay_without_gpu(side._trainer)
+                replay_without_gpu(side.trainer)
             return side
 
         label = f"{name}, {'replayed' if graph else 'eager'}, seed {seed}"

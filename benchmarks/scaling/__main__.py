@@ -20,18 +20,15 @@ rotates from round to round, so that a machine that grows slower or faster does 
 A turn is `--steps` timed steps between two untimed ones: the first finds cold caches, the last keeps the machine busy
 until the slowest process is done. A case's time in a round is the mean over its steps and processes. From one round
 come the efficiency one / together, which is hardware (one / apart) times communication (apart / together), and the
-communication that the backward pass does not hide, together - silent. Part of that is waiting for the slowest process,
-estimated from `silent` as the mean of the longest of the processes' i-th steps less the mean of all. Printed are
-medians and quartiles over rounds.
+communication that the backward pass does not hide, together - silent, of which waiting for the slowest process is part.
+Printed are medians and quartiles over rounds.
 
 How it is projected. A ring all-reduce of b bytes among N processes takes 2 (N-1)/N b / bandwidth + 2 (N-1) latency:
 each of its 2 (N-1) stages sends b / N bytes (Patarasuk and Yuan, "Bandwidth Optimal All-reduce Algorithms for Clusters
 of Workstations", 2009, https://doi.org/10.1016/j.jpdc.2008.09.002). A step is then the measured step of one process
-plus, without overlap, the all-reduces of all buckets. With overlap, a bucket's all-reduce begins when its last gradient
-is there, measured in the backward pass of one process, and the bucket before has gone through; only what lasts longer
-than the backward pass is added. Every process is taken to have cores, memory and a network link of its own, and the
-network to be the only cost: what gloo spends on copying and adding, and the wait for the slowest, are measured but not
-projected. cuDNN hands over the gradients of all layers at once: on a GPU the figure without overlap is the nearer one.
+plus the all-reduces of all buckets, none of which overlaps with the backward pass. Every process is taken to have
+cores, memory and a network link of its own, and the network to be the only cost: what gloo spends on copying and
+adding, and the wait for the slowest, are measured but not projected.
 """
 
 import json
@@ -44,96 +41,69 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.common import Cell, Quartiles, columns, machine, machine_line, run
-from benchmarks.scaling.estimates import (
-    CASES,
-    Measured,
-    Metrics,
-    Network,
-    case_metrics,
-    derived,
-    projection,
-    ring_bytes,
-    summary,
-)
+from benchmarks.scaling.estimates import CASES, Metrics, Network, case_metrics, derived, projection, ring_bytes, summary
 from benchmarks.scaling.workers import Workers, workers
 from benchmarks.training import options_of, write_random_text
 
 PROJECTED = (2, 4, 8, 16, 64)
+_WIDTHS = (4, 16, 12)
 
 
-def measure(started: Workers, steps: int, rounds: int) -> Measured:
+def measure(started: Workers, steps: int, rounds: int) -> list[Metrics]:
     """Measures rounds; in each of them every case has one turn of `steps` timed steps."""
     for case in CASES:
         started.turn(case, 1)  # DDP arranges its buckets, torch its memory
-    measured = Measured(started.message(), [], [])
+    measured = []
     for number in range(rounds):
         first, metrics = number % len(CASES), Metrics()
         for case in CASES[first:] + CASES[:first]:
-            turns = started.turn(case, steps)
-            metrics |= case_metrics(case, turns)
-            if case == "one":
-                measured.ready.append(turns[0].ready)
-        measured.rounds.append(metrics)
+            metrics |= case_metrics(case, started.turn(case, steps))
+        measured.append(metrics)
         print(f"round {number + 1}/{rounds}: efficiency {derived(metrics)['efficiency']:.3f}", file=sys.stderr)
     return measured
 
 
-def make_report(settings: dict[str, Any], measured: Measured) -> dict[str, Any]:
+def make_report(settings: dict[str, Any], buckets: list[int], rounds: list[Metrics]) -> dict[str, Any]:
     """Returns everything that is printed; times in seconds, sizes in bytes."""
     network = Network(settings["bandwidth"] * 1e9 / 8, settings["latency_us"] * 1e-6)
-    message, metrics, total = measured.message, summary(measured.rounds), sum(measured.message.sizes)
-    sent, step_s = ring_bytes(total, settings["processes"]), metrics["one.step"].median
+    metrics = summary(rounds)
+    sent, step_s = ring_bytes(sum(buckets), settings["processes"]), metrics["one.step"].median
     return {
         "settings": settings,
         "metrics": {name: asdict(spread) for name, spread in metrics.items()},
         "message": {
-            "bytes": total,
-            "bucket_bytes": message.bucket_sizes,
+            "bytes": sum(buckets),
+            "bucket_bytes": buckets,
             "ring_bytes": sent,
             "gbit_s": sent / metrics["allreduce.step"].median * 8 / 1e9,
         },
-        "projection": [projection(step_s, message, measured.median_ready(), n, network) for n in PROJECTED],
-        "rounds": measured.rounds,
+        "projection": [projection(step_s, buckets, n, network) for n in PROJECTED],
+        "rounds": rounds,
     }
 
 
 def table(report: dict[str, Any]) -> str:
     """Formats the report."""
-    s, metrics = report["settings"], {name: Quartiles(**values) for name, values in report["metrics"].items()}
-    parts = (_head(report), _step_times(s["processes"], metrics), _message(report, metrics), _projected(s, report))
-    return "\n\n".join("\n".join(part) for part in parts)
-
-
-def _head(report: dict[str, Any]) -> list[str]:
-    s = report["settings"]
-    return [
+    s, message = report["settings"], report["message"]
+    metrics = {name: Quartiles(**values) for name, values in report["metrics"].items()}
+    p, sizes = s["processes"], ", ".join(f"{size:,}" for size in message["bucket_bytes"])
+    lines = [
         machine_line(report["machine"]),
         f"size     {s['rnn']} {s['num_layers']} x {s['hidden_dim']}, seq_len {s['seq_len']}, "
         f"{s['batch_size']} rows and 1 thread a process, fp32, gloo",
         f"measured {len(report['rounds'])} rounds of {s['steps']} steps a case; median (quartiles) of rounds",
+        "",
     ]
-
-
-def _step_times(p: int, metrics: dict[str, Quartiles]) -> list[str]:
-    lines = [f"{'':<36} {'ms a step':<26} CPU a process"]
-    for name, case in (
-        ("1 process", "one"),
-        (f"{p} processes, a run each (control)", "apart"),
-        (f"{p} processes, one run, no exchange", "silent"),
-        (f"{p} processes, one run", "together"),
+    for name, metric in (
+        ("1 process, ms a step", "one.step"),
+        (f"{p} processes, a run each (control)", "apart.step"),
+        (f"{p} processes, one run, no exchange", "silent.step"),
+        (f"{p} processes, one run", "together.step"),
+        ("exposed communication", "exposed"),
+        ("input, 1 process", "one.input"),
+        ("bare all-reduce of the gradients", "allreduce.step"),
     ):
-        lines.append(f"{name:<36} {_ms(metrics[f'{case}.step']):<26} {metrics[f'{case}.cpu'].median:.2f}")
-    lines += ["", f"{'of which, ms':<36} {'1 process':<26} {p} processes"]
-    for name, one, many in (
-        ("input", "one.input", "silent.input"),
-        ("compute", "one.compute", "silent.compute"),
-        ("  forward", "one.forward", "silent.forward"),
-        ("  backward", "one.backward", "silent.backward"),
-        ("  clip, optimizer step", "one.update", "silent.update"),
-        ("communication, exposed", "", "exposed"),
-        ("  waiting for the slowest", "", "silent.skew"),
-    ):
-        lines.append(f"{name:<36} {_ms(metrics[one]) if one else '':<26} {_ms(metrics[many])}")
+        lines.append(f"{name:<36} {metrics[metric].show('.2f', 1e3)}")
     lines.append("")
     for name, note in (
         ("efficiency", "1 process / one run: hardware x communication"),
@@ -141,36 +111,19 @@ def _step_times(p: int, metrics: dict[str, Quartiles]) -> list[str]:
         ("communication", "control / one run: exchange and waiting"),
     ):
         lines.append(f"{name:<14} {metrics[name].show('.3f'):<25} {note}")
-    return lines
-
-
-def _message(report: dict[str, Any], metrics: dict[str, Quartiles]) -> list[str]:
-    m = report["message"]
-    sizes = ", ".join(f"{size:,}" for size in m["bucket_bytes"])
-    return [
-        f"message     {m['bytes']:,} bytes of gradients a step, in {len(m['bucket_bytes'])} bucket(s): {sizes}",
-        f"ring        sends {m['ring_bytes']:,.0f} bytes a process and step",
-        f"all-reduce  {_ms(metrics['allreduce.step'])} ms for a bare message of that size: "
-        f"{m['gbit_s']:.1f} Gbit/s each way",
-    ]
-
-
-def _projected(s: dict[str, Any], report: dict[str, Any]) -> list[str]:
-    widths = (4, 15, 11, 12, 11)
-    lines = [
-        f"projected for {s['bandwidth']:g} Gbit/s and {s['latency_us']:g} us a message, "
-        "each process with cores and a link of its own:",
-        columns(["", "all-reduce, ms", "efficiency", "exposed, ms", "efficiency"], widths),
-        columns(["N", "no overlap", "no overlap", "overlap", "overlap"], widths),
+    lines += [
+        "",
+        f"message     {message['bytes']:,} bytes of gradients a step, in {len(message['bucket_bytes'])} bucket(s): "
+        f"{sizes}; {message['gbit_s']:.1f} Gbit/s each way",
+        f"projected for {s['bandwidth']:g} Gbit/s and {s['latency_us']:g} us a message, each process with cores and a "
+        "link of its own:",
+        "",
+        columns(["N", "all-reduce, ms", "efficiency"], _WIDTHS),
     ]
     for row in report["projection"]:
-        cells = [row["processes"], f"{row['allreduce_s'] * 1e3:.2f}", f"{row['efficiency_without_overlap']:.3f}"]
-        lines.append(columns([*cells, f"{row['exposed_s'] * 1e3:.2f}", f"{row['efficiency']:.3f}"], widths))
-    return lines
-
-
-def _ms(spread: Quartiles) -> str:
-    return spread.show(".2f", 1e3)
+        cells = [row["processes"], f"{row['allreduce_s'] * 1e3:.2f}", f"{row['efficiency']:.3f}"]
+        lines.append(columns(cells, _WIDTHS))
+    return "\n".join(lines)
 
 
 def scaling(
@@ -196,8 +149,9 @@ def scaling(
         options = options_of(Path(folder), **size)
         write_random_text(options, processes)
         with workers(options, processes) as started:
-            measured = measure(started, steps, rounds)
-    result = {"machine": here, **make_report(settings, measured)}
+            taken = measure(started, steps, rounds)
+            buckets = started.buckets()
+    result = {"machine": here, **make_report(settings, buckets, taken)}
     print(json.dumps(result) if as_json else table(result))
 
 

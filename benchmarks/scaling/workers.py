@@ -6,17 +6,15 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection
-from statistics import fmean
 from typing import Any
 
 import torch
 
-from benchmarks.common import free_port
-from benchmarks.scaling.estimates import Message, Metrics, Turn
+from benchmarks.common import free_port, seconds_of
+from benchmarks.scaling.estimates import Metrics
 from benchmarks.training import make_trainer, synchronize
 from charrnn.config import load_config
 
@@ -28,67 +26,42 @@ class Worker:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.trainer = make_trainer(load_config(None, options))
-        self.parameters = list(self.trainer.model.parameters())
-        self.sizes = [p.numel() * p.element_size() for p in self.parameters]
-        self._buffer = torch.cat([torch.zeros_like(p).flatten() for p in self.parameters])
-        self._marks: dict[Any, float] = {}
+        self._parameters = list(self.trainer.model.parameters())
+        self._buffer = torch.cat([torch.zeros_like(p).flatten() for p in self._parameters])
 
-        def mark(key: Any) -> None:
-            self._marks[key] = time.perf_counter()
-
-        self.trainer.update.loss_module.register_forward_pre_hook(lambda *_: mark("forward began"))
-        self.trainer.update.loss_module.register_forward_hook(lambda *_: mark("forward ended"))
-        for i, parameter in enumerate(self.parameters):
-            parameter.register_post_accumulate_grad_hook(lambda _, i=i: mark(i))
-
-    def turn(self, case: str, steps: int) -> Turn:
-        """Takes an untimed step, `steps` timed ones and an untimed one."""
+    def turn(self, case: str, steps: int) -> list[Metrics]:
+        """Takes an untimed step, `steps` timed ones, whose seconds it returns, and an untimed one."""
         once = {"silent": self._silent, "allreduce": self._allreduce}.get(case, self._step)
-        once()
-        cpu, wall = time.process_time(), time.perf_counter()
-        taken = [once() for _ in range(steps)]
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        once()
-        ready = [fmean(times) for times in zip(*(gradients for _, gradients in taken), strict=True)]
-        return Turn([seconds for seconds, _ in taken], cpu / wall, ready)
+        return [once() for _ in range(steps + 2)][1:-1]
 
-    def _step(self, agree: bool = True) -> tuple[Metrics, list[float]]:
+    def _step(self, agree: bool = True) -> Metrics:
         """Times one iteration of the training loop, and before it, apart, the two calls that read its windows."""
         trainer = self.trainer
-        began = time.perf_counter()
-        batch = trainer.data.plan.batch(trainer.progress.step)
-        trainer.data.train.windows(batch.starts[trainer.data.rows], trainer.data.plan.seq_len + 1)
-        step_began = time.perf_counter()
-        if agree:
-            synchronize(trainer)
-        trainer.train_step()
-        ended = time.perf_counter()
-        gradients = [self._marks[i] for i in range(len(self.parameters))]
-        forward_ended, backward_ended = self._marks["forward ended"], max(gradients)
-        seconds = {
-            "input": step_began - began,
-            "forward": forward_ended - self._marks["forward began"],
-            "backward": backward_ended - forward_ended,
-            "update": ended - backward_ended,
-            "step": ended - step_began,
-        }
-        return seconds, [at - forward_ended for at in gradients]
 
-    def _silent(self) -> tuple[Metrics, list[float]]:
+        def read() -> None:
+            batch = trainer.data.plan.batch(trainer.progress.step)
+            trainer.data.train.windows(batch.starts[trainer.data.rows], trainer.data.plan.seq_len + 1)
+
+        def step() -> None:
+            if agree:
+                synchronize(trainer)
+            trainer.train_step()
+
+        return {"input": seconds_of(read), "step": seconds_of(step)}
+
+    def _silent(self) -> Metrics:
         with self.trainer.accelerator.no_sync(self.trainer.update.loss_module):
             return self._step(agree=False)
 
-    def _allreduce(self) -> tuple[Metrics, list[float]]:
-        began = time.perf_counter()
-        torch.distributed.all_reduce(self._buffer)
-        return {"step": time.perf_counter() - began}, []
+    def _allreduce(self) -> Metrics:
+        return {"step": seconds_of(lambda: torch.distributed.all_reduce(self._buffer))}
 
-    def message(self) -> Message:
-        """Returns the gradients, in the buckets that DDP arranged after its first step."""
+    def buckets(self) -> list[int]:
+        """Returns the bytes of gradients in each bucket that DDP arranged after its first step."""
         module: Any = self.trainer.update.loss_module
-        log = module._get_ddp_logging_data()
-        buckets = log["rebuilt_per_bucket_param_indices"].split(",")
-        return Message(self.sizes, [[int(i) for i in bucket.split()] for bucket in buckets])
+        indices = module._get_ddp_logging_data()["rebuilt_per_bucket_param_indices"].split(",")
+        sizes = [p.numel() * p.element_size() for p in self._parameters]
+        return [sum(sizes[int(i)] for i in bucket.split()) for bucket in indices]
 
 
 def work(port: int, options: dict[str, Any]) -> None:
@@ -98,7 +71,7 @@ def work(port: int, options: dict[str, Any]) -> None:
         parent.send((worker.trainer.control.collectives.world_size, worker.trainer.control.collectives.rank))
         while True:
             order = parent.recv()
-            parent.send(worker.turn(*order) if order else worker.message())
+            parent.send(worker.turn(*order) if order else worker.buckets())
     os._exit(0)  # without the tear-down in which torch's threads may abort the process
 
 
@@ -109,18 +82,18 @@ class Workers:
     singles: list[Connection]
     ranks: list[Connection]
 
-    def turn(self, case: str, steps: int) -> list[Turn]:
+    def turn(self, case: str, steps: int) -> list[list[Metrics]]:
         """Runs all processes of a case at once."""
         asked = {"one": self.singles[:1], "apart": self.singles}.get(case, self.ranks)
         for worker in asked:
             worker.send((case, steps))
         return [worker.recv() for worker in asked]
 
-    def message(self) -> Message:
-        """Returns the gradients; DDP must have made a step or two before."""
+    def buckets(self) -> list[int]:
+        """Returns the bytes of each bucket; DDP must have made a step or two before."""
         self.ranks[0].send(())
-        message: Message = self.ranks[0].recv()
-        return message
+        sizes: list[int] = self.ranks[0].recv()
+        return sizes
 
 
 @contextlib.contextmanager

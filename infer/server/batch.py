@@ -3,7 +3,7 @@
 Letters: B batch rows, T characters read, N characters generated, L num_layers, H hidden_dim, V vocabulary size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from infer.network import Ids, State
 from infer.server.states import TextState
 from infer.text_writer import TextWriter
 
-# Rows of one run of the graph: their states and what is computed of them stay in a core's cache.
+# Most rows of one run of the graph: their states and intermediate results stay in a core's cache.
 GROUP_ROWS = 64
 
 # An id, its log probability (None for one that nothing comes before), and the likeliest ids with theirs.
@@ -59,7 +59,15 @@ class Job:
 
 
 class Row:
-    """One choice while it generates."""
+    """One choice while it generates.
+
+    Attributes:
+        state: Before `last`, each (L, 1, H).
+        last: The id that is read next.
+        left: Characters to generate still.
+        fresh: Whether it has generated none yet.
+        ended: Whether its last event was returned.
+    """
 
     def __init__(self, job: Job, index: int, engine: Engine) -> None:
         self.job, self.index = job, index
@@ -68,9 +76,8 @@ class Row:
         generator.advance(self.drawn)
         self.stream = np.random.Generator(generator)
         self.writer = TextWriter(engine.vocab, job.stop)
-        self.last = int(job.ids[-1])
-        self.left = job.length
-        self.fresh = True
+        self.state, self.last, self.left = job.state, int(job.ids[-1]), job.length
+        self.fresh, self.ended = True, False
         self.recent = [*job.recent, *job.ids[-_window(job) :].tolist()][-_window(job) :]
         self._engine, self._scores = engine, list[Score]()
         # Where the text was when nothing was held back, and what came since; kept for choices that return their state.
@@ -81,16 +88,15 @@ class Row:
         """Whether the row has a repetition penalty, for which the graph's own loop has no rule."""
         return self.job.options.repetition_penalty != 1
 
-    def feed(self, ids: list[int], logits: NDArray[Any] | None, state: State | None) -> dict[str, Any] | None:
-        """Take what was drawn, (N,).
+    def feed(self, ids: list[int], logits: NDArray[Any] | None = None) -> dict[str, Any] | None:
+        """Take what was drawn, (N,), once `state` is that before the last of the ids.
 
         Args:
             ids: More than are `left` are ignored.
             logits: (N, V) that the ids were drawn from, for a row that reports them.
-            state: Before the last of the ids, each (L, 1, H), for a row that returns where it ended.
 
         Returns:
-            The event to send, if there is anything to say yet; there is when the row ends.
+            The event to send, if there is any text yet, or the row ends.
         """
         used = ids[: self.left]
         self.left -= len(used)
@@ -105,8 +111,10 @@ class Row:
         if not (self.left or self.writer.ended):
             text += self.writer.end()
         finish = "stop" if self.writer.ended else None if self.left else "length"
-        if state is not None and finish is None and self.writer.count - self._anchor_count == len(self._since):
-            self._anchor = tuple(part.copy() for part in state), self._recent_after(len(self._since))
+        self.ended = finish is not None
+        nothing_held = self.writer.count - self._anchor_count == len(self._since)
+        if self.job.return_state and nothing_held and not self.ended:
+            self._anchor = self.state, self._recent_after(len(self._since))
             self._anchor_count, self._since = self.writer.count, []
         return self._event(text, self.writer.count - before, finish) if text or finish else None
 
@@ -137,70 +145,37 @@ def _window(job: Job) -> int:
     return job.options.repetition_window
 
 
-class Batch:
-    """B rows and their states."""
+def run_rows(engine: Engine, rows: Sequence[Row], length: int) -> list[dict[str, Any]]:
+    """Generate `length` characters for each of at most GROUP_ROWS rows, in one run of the graph.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._state = engine.zero_state(0)  # each (L, B, H)
-        self.rows: list[Row] = []
+    Returns:
+        The rows' events.
 
-    def join(self, rows: list[Row]) -> None:
-        """Add rows, at the state that their prompts left."""
-        if rows:
-            parts = zip(self._state, *(row.job.state for row in rows), strict=True)
-            self._state = tuple(np.concatenate(part, axis=1) for part in parts)
-            self.rows += rows
+    Raises:
+        SamplingError, ModelFileError, MemoryError: as Engine.decode.
+    """
+    before = tuple(np.concatenate(parts, axis=1) for parts in zip(*(row.state for row in rows), strict=True))
+    last = np.array([row.last for row in rows])  # (B,)
+    history = [np.array(row.recent) for row in rows] if any(row.penalised for row in rows) else None
+    options, streams = [row.job.options for row in rows], [row.stream for row in rows]
+    drawn, after = engine.decode(last, before, length, options, streams, history)  # (B, N), each (L, B, H)
+    logits = _logits(engine, rows, last, before, drawn)
+    events = []
+    for b, (row, ids) in enumerate(zip(rows, drawn.tolist(), strict=True)):
+        row.state = tuple(part[:, b : b + 1] for part in after)
+        if event := row.feed(ids, logits.get(b)):
+            events.append(event)
+    return events
 
-    def drop(self, leaving: set[Row]) -> None:
-        """Remove rows."""
-        if leaving:
-            kept = [b for b, row in enumerate(self.rows) if row not in leaving]
-            self._state = tuple(part[:, kept] for part in self._state)
-            self.rows = [self.rows[b] for b in kept]
 
-    def run(self, length: int) -> list[dict[str, Any]]:
-        """Generate `length` characters for every row; those that end leave.
-
-        Returns:
-            The rows' events.
-
-        Raises:
-            SamplingError, ModelFileError, MemoryError: as Engine.decode.
-        """
-        events, leaving = [], set[Row]()
-        for start in range(0, len(self.rows), GROUP_ROWS):
-            for row, event in self._run_group(slice(start, start + GROUP_ROWS), length):
-                events.append(event)
-                if "finish" in event:
-                    leaving.add(row)
-        self.drop(leaving)
-        return events
-
-    def _run_group(self, group: slice, length: int) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """`run` for some of the rows."""
-        rows, before = self.rows[group], tuple(part[:, group] for part in self._state)
-        last = np.array([row.last for row in rows])  # (B,)
-        history = [np.array(row.recent) for row in rows] if any(row.penalised for row in rows) else None
-        options, streams = [row.job.options for row in rows], [row.stream for row in rows]
-        drawn, after = self._engine.decode(last, before, length, options, streams, history)  # (B, N)
-        logits = self._logits(rows, last, before, drawn)
-        for part, new in zip(self._state, after, strict=True):
-            part[:, group] = new
-        for b, (row, ids) in enumerate(zip(rows, drawn.tolist(), strict=True)):
-            state = tuple(part[:, b : b + 1] for part in after) if row.job.return_state else None
-            event = row.feed(ids, logits.get(b), state)
-            if event is not None:
-                yield row, event
-
-    def _logits(self, rows: list[Row], last: Ids, before: State, drawn: Ids) -> dict[int, NDArray[Any]]:
-        """What the characters of rows that report them were drawn from, (N, V) each, by reading them once more."""
-        chosen = [b for b, row in enumerate(rows) if row.job.logprobs is not None]
-        if not chosen:
-            return {}
-        read = np.concatenate([last[chosen, None], drawn[chosen, :-1]], axis=1)  # (B', N)
-        logits, _ = self._engine.step(read, tuple(part[:, chosen] for part in before))  # (B', N, V)
-        return dict(zip(chosen, logits, strict=True))
+def _logits(engine: Engine, rows: Sequence[Row], last: Ids, before: State, drawn: Ids) -> dict[int, NDArray[Any]]:
+    """Return the logits, (N, V), of rows that report log probabilities, by reading what was drawn once more."""
+    chosen = [b for b, row in enumerate(rows) if row.job.logprobs is not None]
+    if not chosen:
+        return {}
+    read = np.concatenate([last[chosen, None], drawn[chosen, :-1]], axis=1)  # (B', N)
+    logits, _ = engine.step(read, tuple(part[:, chosen] for part in before))  # (B', N, V)
+    return dict(zip(chosen, logits, strict=True))
 
 
 def scored(logits: NDArray[Any], ids: Sequence[int], top: int) -> list[Score]:

@@ -1,16 +1,8 @@
 """The `infer serve` command; what serves is imported when it runs."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-
-class LogFormat(StrEnum):
-    """Form of the server's log lines."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def serve(
@@ -46,7 +38,7 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Allowed CORS origin; repeat for several; * is all.")
     ] = None,
-    log_format: Annotated[LogFormat, typer.Option(help="Form of log lines on standard error.")] = LogFormat.TEXT,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of log lines on standard error.")] = "text",
 ) -> None:
     """Serve models over an OpenAI-compatible API (needs: pip install 'charrnn[serve]').
 
@@ -58,5 +50,5 @@ def serve(
     main.serve(
         model or [], host=host, port=port, workers=workers, threads=threads, max_streams=max_streams,
         max_queue=max_queue, max_tokens_limit=max_tokens_limit, timeout=timeout, drain_timeout=drain_timeout,
-        api_key=api_key, cors_origins=cors_origin or [], log_json=log_format is LogFormat.JSON,
+        api_key=api_key, cors_origins=cors_origin or [], log_json=log_format == "json",
     )  # fmt: skip

@@ -16,9 +16,6 @@ from infer.addresses import is_loopback, listen
 
 log = logging.getLogger("charrnn.serve")
 
-# Seconds: for a request's head to arrive, and for a client to read what was sent.
-HEAD_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 20.0
-
 
 def named_models(models: Sequence[str]) -> dict[str, Path]:
     """The models' files by name.
@@ -102,6 +99,7 @@ def serve(
 async def _run(service: Any, listener: socket.socket, drain_timeout: float) -> None:
     import uvicorn
 
+    from infer.http_limits import TimedProtocol
     from infer.server.app import build_app
     from infer.server.errors import draining
 
@@ -113,8 +111,8 @@ async def _run(service: Any, listener: socket.socket, drain_timeout: float) -> N
             yield
 
     # How long after the end of --drain-timeout clients have to read what they were told.
-    config = uvicorn.Config(build_app(service), log_config=None, access_log=False, lifespan="off", ws="none",
-                            timeout_graceful_shutdown=int(drain_timeout) + 3, backlog=2048,
+    config = uvicorn.Config(build_app(service), http=TimedProtocol, log_config=None, access_log=False, lifespan="off",
+                            ws="none", timeout_graceful_shutdown=int(drain_timeout) + 3, backlog=2048,
                             server_header=False)  # fmt: skip
     server = Server(config)
     loop = asyncio.get_running_loop()
@@ -134,7 +132,7 @@ async def _run(service: Any, listener: socket.socket, drain_timeout: float) -> N
         except NotImplementedError:  # Windows
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
     keepers = [asyncio.create_task(worker.run()) for pool in service.pools.values() for worker in pool.workers]
-    tasks = [*keepers, asyncio.create_task(_announce(service, listener, server)), asyncio.create_task(_reap(server))]
+    tasks = [*keepers, asyncio.create_task(_announce(service, listener, server))]
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -158,24 +156,6 @@ async def _announce(service: Any, listener: socket.socket, server: Any) -> None:
     host, port = listener.getsockname()[:2]
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     log.info("serving %s on http://%s (Ctrl-C ends it)", ", ".join(service.pools), at)
-
-
-async def _reap(server: Any) -> None:
-    """End connections that uvicorn would keep for ever: without a request, or whose client does not read."""
-    since: dict[Any, tuple[Any, float]] = {}
-    now = asyncio.get_running_loop().time
-    while True:
-        await asyncio.sleep(1)
-        waiting = {}
-        for connection in list(server.server_state.connections):
-            cycle = connection.cycle
-            unread = connection.flow.write_paused or connection.transport.is_closing()
-            if unread or cycle is None or cycle.response_complete:
-                before, began = since.get(connection, (cycle, now()))
-                waiting[connection] = (cycle, began if before is cycle else now())
-                if now() - waiting[connection][1] > (READ_TIMEOUT_S if unread else HEAD_TIMEOUT_S):
-                    connection.transport.abort()
-        since = waiting
 
 
 def _raise_file_limit() -> None:

@@ -1,5 +1,7 @@
 """What `/metrics` reports, by prometheus-client, whose histograms and text format are those that scrapers know."""
 
+from typing import Any
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -16,7 +18,7 @@ disable_created_metrics()
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _CHAR_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
@@ -57,11 +59,11 @@ class Metrics:
         """In Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def tick(self, model: str, counts: dict[str, int]) -> None:
+    def tick(self, model: str, counts: dict[str, Any]) -> None:
         """Add what a worker reports of a tick."""
         for name, counter in (("generated", self.generated), ("read", self.read), ("hits", self.hits),
                               ("misses", self.misses)):  # fmt: skip
             if counts.get(name):
                 counter.labels(model).inc(counts[name])
-        if counts.get("running"):
-            self.occupancy.labels(model).observe(counts["running"])
+        for rows in counts.get("groups", ()):
+            self.occupancy.labels(model).observe(rows)

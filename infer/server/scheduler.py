@@ -14,7 +14,7 @@ import numpy as np
 
 from charrnn.errors import CharRNNError
 from infer.engine import Engine
-from infer.server.batch import GROUP_ROWS, Batch, Job, Row, scored
+from infer.server.batch import GROUP_ROWS, Job, Row, run_rows, scored
 from infer.server.states import BLOCK, PrefixCache
 
 # Seconds of a tick: while someone waits for a first character, and else. docs/serving.md has what was measured.
@@ -43,7 +43,7 @@ class Scheduler:
         self,
         engine: Engine,
         inbox: "SimpleQueue[Job | int | None]",
-        send: Callable[[list[dict[str, Any]], dict[str, int]], None],
+        send: Callable[[list[dict[str, Any]], dict[str, Any]], None],
         max_streams: int,
     ) -> None:
         self._engine, self._inbox, self._send, self._max_streams = engine, inbox, send, max_streams
@@ -52,16 +52,19 @@ class Scheduler:
         self._reading: list[Job] = []
         self._ready: deque[Job] = deque()
         # Rows with a repetition penalty are drawn in numpy, apart from the others, which they would slow down.
-        self._batches = {False: Batch(engine), True: Batch(engine)}
-        self._char_s = {False: (0.0, 1), True: (0.0, 1)}  # seconds of a character of all rows, and how many they were
+        # Whose turn it is comes first; a row that has run goes to the end.
+        self._rows: dict[bool, deque[Row]] = {False: deque(), True: deque()}
+        self._char_s = {False: (0.0, 1), True: (0.0, 1)}  # seconds of a character of a group, and its rows
+        self._read_char_s = 1e-5  # seconds of a character read; a guess until some were
         self._cache = PrefixCache()
         self._events: list[dict[str, Any]] = []
+        self._groups: list[int] = []  # rows of each tick since the last report
         self._counts = {"read": 0, "generated": 0}
 
     @property
     def running(self) -> int:
         """Rows that generate."""
-        return sum(len(batch.rows) for batch in self._batches.values())
+        return sum(map(len, self._rows.values()))
 
     @property
     def waiting(self) -> int:
@@ -74,7 +77,7 @@ class Scheduler:
             self._start_reading()
             self._read()
             self._admit()
-            for penalised in self._batches:
+            for penalised in self._rows:
                 self._tick(penalised)
             self._report()
 
@@ -103,8 +106,7 @@ class Scheduler:
         self._waiting = deque(job for job in self._waiting if not job.cancelled)
         self._ready = deque(job for job in self._ready if not job.cancelled)
         self._reading = [job for job in self._reading if not job.cancelled]
-        for batch in self._batches.values():
-            batch.drop({row for row in batch.rows if row.job.cancelled})
+        self._rows = {kind: deque(row for row in rows if not row.job.cancelled) for kind, rows in self._rows.items()}
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         message = str(error) if isinstance(error, CharRNNError) else f"out of memory: {error}"
@@ -125,27 +127,35 @@ class Scheduler:
             self._reading.append(job)
 
     def _read(self) -> None:
-        """Read prompts, all together as far as the shortest goes, for a few milliseconds."""
+        """Read prompts, up to a group together as far as the shortest goes, for some milliseconds."""
         end = perf_counter() + _READ_S
+        self._finish_reading()
         while self._reading:
-            for job in [job for job in self._reading if job.position == len(job.ids) - 1]:
-                self._reading.remove(job)
-                self._ready.append(job)
-                if job.score_prompt:
-                    self._events.append({"id": job.id, "prompt_scores": job.prompt_scores})
-            if not self._reading or perf_counter() > end:
-                return
             try:
-                self._read_together(self._reading)
+                self._read_together(jobs := self._reading[:GROUP_ROWS])
             except (CharRNNError, MemoryError) as error:
-                self._fail(self._reading, error)
+                self._fail(jobs, error)
+            self._finish_reading()
+            if perf_counter() > end:
+                return
+
+    def _finish_reading(self) -> None:
+        """Let jobs whose prompt is read wait for their rows."""
+        for job in [job for job in self._reading if job.position == len(job.ids) - 1]:
+            self._reading.remove(job)
+            self._ready.append(job)
+            if job.score_prompt:
+                self._events.append({"id": job.id, "prompt_scores": job.prompt_scores})
 
     def _read_together(self, jobs: list[Job]) -> None:
         lengths = [min(BLOCK - job.position % BLOCK, len(job.ids) - 1 - job.position) for job in jobs]
-        length = min(min(lengths), max(1, _MOST_LOGITS // (len(jobs) * len(self._engine.vocab))))
+        in_time = max(_LEAST_SHORT, int(_READ_S / self._read_char_s / len(jobs)))
+        length = min(*lengths, in_time, max(1, _MOST_LOGITS // (len(jobs) * len(self._engine.vocab))))
         ids = np.stack([job.ids[job.position : job.position + length] for job in jobs])  # (B, T)
         state = tuple(np.concatenate(parts, axis=1) for parts in zip(*(job.state for job in jobs), strict=True))
+        began = perf_counter()
         logits, state = self._engine.step(ids, state)  # (B, T, V), each (L, B, H)
+        self._read_char_s = (perf_counter() - began) / ids.size
         self._counts["read"] += ids.size
         for b, job in enumerate(jobs):
             if job.score_prompt:
@@ -157,42 +167,46 @@ class Scheduler:
                 self._cache.put(job.ids[: job.position], job.state)
 
     def _admit(self) -> None:
-        """Give free rows to choices whose prompt is read, first come, first served."""
-        rows: list[Row] = []
-        free = self._max_streams - self.running
-        while self._ready and len(rows) < free:
+        """Give free rows to choices whose prompt is read, first come, first served; they run next.
+
+        Half a group at most, so that rows that run already have their turn beside any number of newcomers.
+        """
+        new: list[Row] = []
+        free = min(self._max_streams - self.running, GROUP_ROWS // 2)
+        while self._ready and len(new) < free:
             job = self._ready[0]
             row = Row(job, job.started, self._engine)
             job.started += 1
             if job.started == len(job.streams):
                 self._ready.popleft()
             if job.length:
-                rows.append(row)
-            elif event := row.feed([row.last], None, None):
+                new.append(row)
+            elif event := row.feed([row.last]):
                 self._deliver([event])
-        for penalised, batch in self._batches.items():
-            batch.join([row for row in rows if row.penalised == penalised])
+        for row in reversed(new):
+            self._rows[row.penalised].appendleft(row)
 
     def _tick(self, penalised: bool) -> None:
-        """Generate some characters for every row of a batch."""
-        batch = self._batches[penalised]
-        if not batch.rows:
+        """Generate some characters for the group of rows whose turn it is."""
+        queue = self._rows[penalised]
+        rows = [queue.popleft() for _ in range(min(GROUP_ROWS, len(queue)))]
+        if not rows:
             return
-        rows, length = len(batch.rows), self._length(penalised)
+        length = self._length(rows, *self._char_s[penalised])
         began = perf_counter()
         try:
-            events = batch.run(length)
+            events = run_rows(self._engine, rows, length)
         except (CharRNNError, MemoryError) as error:
-            self._fail(list({row.job.id: row.job for row in batch.rows}.values()), error)
+            self._fail(list({row.job.id: row.job for row in rows}.values()), error)
             return
-        self._char_s[penalised] = (perf_counter() - began) / length, rows
+        self._char_s[penalised] = (perf_counter() - began) / length, len(rows)
+        queue.extend(row for row in rows if not row.ended)
+        self._groups.append(len(rows))
         self._deliver(events)
 
-    def _length(self, penalised: bool) -> int:
+    def _length(self, rows: list[Row], char_s: float, rows_before: int) -> int:
         """Characters of the next tick: as many as take the time it should."""
-        rows = self._batches[penalised].rows
         someone_is_new = self._reading or self._ready or any(row.fresh for row in rows)
-        char_s, rows_before = self._char_s[penalised]
         char_s *= max(1.0, len(rows) / rows_before)
         seconds, least = (_SHORT_S, _LEAST_SHORT) if someone_is_new else (_LONG_S, _LEAST_LONG)
         length = int(seconds / char_s) if char_s else least
@@ -200,7 +214,7 @@ class Scheduler:
 
     def _most_scored(self, rows: list[Row]) -> int:
         """Most characters of a tick by the logits of rows that report log probabilities."""
-        scored_rows = min(GROUP_ROWS, sum(row.job.logprobs is not None for row in rows))
+        scored_rows = sum(row.job.logprobs is not None for row in rows)
         return max(1, _MOST_LOGITS // (scored_rows * len(self._engine.vocab))) if scored_rows else _MOST_CHARS
 
     def _deliver(self, events: list[dict[str, Any]]) -> None:
@@ -214,8 +228,8 @@ class Scheduler:
         self._events += events
 
     def _report(self) -> None:
-        counts = self._counts | {"running": self.running, "waiting": self.waiting}
+        counts = self._counts | {"running": self.running, "waiting": self.waiting, "groups": self._groups}
         counts |= {"hits": self._cache.hits, "misses": self._cache.misses}
         self._send(self._events, counts)
-        self._events, self._counts = [], {"read": 0, "generated": 0}
+        self._events, self._groups, self._counts = [], [], {"read": 0, "generated": 0}
         self._cache.hits = self._cache.misses = 0

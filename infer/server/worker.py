@@ -41,7 +41,7 @@ class Pipe:
             self._file.write(line)
             self._file.flush()
 
-    def send_events(self, events: list[dict[str, Any]], counts: dict[str, int]) -> None:
+    def send_events(self, events: list[dict[str, Any]], counts: dict[str, Any]) -> None:
         """What a scheduler calls."""
         for event in events:
             if "state" in event:

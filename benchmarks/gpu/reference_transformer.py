@@ -1,4 +1,4 @@
-"""The transformer that race.py races against: benchmark only, no part of the product.
+"""The transformer that contest.py trains beside ours: benchmark only, no part of the product.
 
 A decoder of pre-norm blocks with learned positions, GELU, no biases, and the embedding as the head, in the size and
 with the settings published for characters of Shakespeare: https://github.com/karpathy/nanoGPT,
@@ -96,15 +96,6 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.embedding.weight)  # (B, T, V)
-
-    def parameters_without_positions(self) -> int:
-        """N, as nanoGPT counts it: the embedding, which is the head too, once."""
-        return sum(p.numel() for p in self.parameters()) - self.positions.weight.numel()
-
-    def flops_per_char(self) -> int:
-        """FLOPs of training on one character: 6 N + 12 layers C T (PaLM, arXiv 2204.02311, appendix B)."""
-        shape = self.shape
-        return 6 * self.parameters_without_positions() + 12 * shape.layers * shape.width * shape.context
 
 
 class TransformerTraining:
