@@ -9,11 +9,11 @@ from training import make_trainer, some_text, tiny_config
 
 from charrnn.errors import CheckpointError
 from infer.engine import Engine
-from train.base import shrink
 from train.checkpoint.folders import base_folder
 from train.checkpoint.format import load, load_for_inference
 from train.checkpoint.vocab_transfer import plain_form
 from train.export.exporter import export_checkpoint
+from train.recipe.base_model import shrink
 
 TINY = ["model.rnn=LSTM", "model.layer_norm=true"]
 

@@ -34,7 +34,7 @@ def gpu(monkeypatch):
     """Two GPUs whose recurrent layers compute in what is appended; the devices that were asked."""
     asked = []
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(precision, "recurrent_type", lambda device, kind: asked.append(device) or torch.float16)
     return asked

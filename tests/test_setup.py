@@ -43,7 +43,8 @@ def gpus(monkeypatch):
     """gpus(count) pretends that this machine has so many."""
 
     def gpus(count):
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda: count > 0)
+        found = torch.device("cuda") if count else None
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
 
     return gpus

@@ -12,15 +12,15 @@ import pytest
 import torch
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
-import train.sizing
-from charrnn.config import ModelConfig, load_config
+from charrnn.config import UNSIZED, ModelConfig, load_config
 from charrnn.data.corpus import prepare
 from infer.engine import Engine
-from train.base import shrink
 from train.checkpoint.format import load_newest
-from train.probe import Speed, training_speed
+from train.recipe import size_run
+from train.recipe.base_model import shrink
+from train.recipe.machine_speed import Speed, training_speed
+from train.recipe.size_run import UserSettings
 from train.run import run
-from train.sizing import UserSettings, base_helps, initial_config
 
 ROOT = Path(__file__).parent.parent
 RUSSIAN = "съешь же ещё этих мягких французских булок, да выпей чаю\n" * 100
@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
     trainer = make_trainer(tiny_config(tmp_path, ["model.rnn=LSTM", "model.layer_norm=true"]))
     trainer.fit()
     monkeypatch.setattr("train.checkpoint.folders.BASE_FOLDERS", (shrink(tmp_path / "run", tmp_path / "base"),))
-    monkeypatch.setattr(train.sizing, "training_speed", lambda *_: Speed(1e11))
+    monkeypatch.setattr(size_run, "training_speed", lambda *_: Speed(1e11))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -42,7 +42,7 @@ def started(*assignments, **options):
     fresh_accelerator()
     fixed = {"data.source": "words.txt", "sample.length": 10, "train.mixed_precision": "no", "train.time_limit": 0}
     chosen = UserSettings({**fixed, **{name.replace("__", "."): v for name, v in options.items()}}, assignments)
-    return run(initial_config(chosen), config_name="", resume=True, settings=chosen)
+    return run(chosen.apply(UNSIZED), config_name="", resume=True, settings=chosen)
 
 
 def losses(run_dir):
@@ -97,7 +97,7 @@ def test_sliding_windows_of_the_users_leave_no_reset(folder):
 
 
 def test_a_reset_is_the_users_to_set_since_rows_are_carried():
-    config = initial_config(UserSettings({}, ("data.reset=0.2",)))
+    config = UserSettings({}, ("data.reset=0.2",)).apply(UNSIZED)
     assert (config.data.windows, config.data.reset) == ("carry", 0.2)
 
 
@@ -115,8 +115,8 @@ def test_a_reset_is_the_users_to_set_since_rows_are_carried():
 def test_the_base_serves_mostly_latin_text_of_its_own_network(folder, text, options, helps):
     (folder / "t.txt").write_text(text, encoding="utf-8")
     chosen = UserSettings({"data.source": "t.txt", **options})
-    config = initial_config(chosen)
-    assert base_helps(chosen, prepare(config.data)) is helps
+    config = chosen.apply(UNSIZED)
+    assert size_run._origin(chosen, config, prepare(config.data))[0] == ("base" if helps else "none")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_base_serves_mostly_latin_text_of_its_own_network(folder, text, opti
 def test_one_thread_trains_beside_other_processes(speed, wanted, said, threads):
     torch.set_num_threads(2)
     config = load_config(None, {"train.threads": wanted})
-    flops, lines = train.sizing._choose_threads(speed, config)
+    flops, lines = size_run._choose_threads(speed, config)
     assert torch.get_num_threads() == threads
     assert said in "".join(lines)
     assert flops == (3e11 if threads == 1 else 1e11)

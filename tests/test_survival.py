@@ -17,7 +17,7 @@ from training import make_trainer, tiny_config
 
 from benchmarks.common import machine
 from benchmarks.reliability import __main__ as program
-from benchmarks.reliability import chains, faults, harness, inject, targets
+from benchmarks.reliability import chains, faults, harness, inject, injections, points, targets
 from train.checkpoint import format as checkpoint_format
 from train.checkpoint.format import load_newest
 
@@ -50,9 +50,13 @@ def every_step_once(outcome):
 def test_a_run_killed_22_times_ends_bit_exact(workspace):
     draw = random.Random(3)
     phases = {"step": 5, "write": 4, "evaluation": 4, "pruning": 4}
-    injected = [faults.kill_in(phase, draw) for phase, times in phases.items() for _ in range(times)]
-    injected += [faults.kill_in("replacement", draw), faults.kill_between_renames(), faults.kill_at_start(draw)]
-    injected += [faults.kill_from_outside(draw) for _ in range(2)]
+    injected = [injections.kill_in(phase, draw) for phase, times in phases.items() for _ in range(times)]
+    injected += [
+        injections.kill_in("replacement", draw),
+        injections.kill_between_renames(),
+        injections.kill_at_start(draw),
+    ]
+    injected += [injections.kill_from_outside(draw) for _ in range(2)]
     draw.shuffle(injected)
     trials = all_survived(chains.chain(workspace, "killed", injected))
     assert len(trials) == 22
@@ -75,7 +79,7 @@ def test_a_run_killed_22_times_ends_bit_exact(workspace):
 def test_restarted_ranks_end_bit_exact(tmp_path):
     draw, workspace = random.Random(4), harness.Workspace(tmp_path, SLIDING_GRU)
     places = [("step", 0), ("evaluation", 1), ("write", 0), ("step", 1)]
-    injected = [chains.Injection(faults.drawn("kill", phase, draw, rank)) for phase, rank in places]
+    injected = [chains.Injection(injections.drawn("kill", phase, draw, rank)) for phase, rank in places]
     trials = all_survived(chains.chain_of_restarts(workspace, "killed", injected))
     assert [(f["phase"], f["rank"]) for f in faults_of(workspace, "killed")] == places
     assert all(t.cost.ended_s < 15 for t in trials)
@@ -87,7 +91,7 @@ def test_restarted_ranks_end_bit_exact(tmp_path):
 @pytest.mark.slow
 def test_a_stopped_rank_is_reported_and_the_other_exits(workspace):
     draw = random.Random(5)
-    injected = [faults.stop_in("step", 0, draw), faults.stop_in("evaluation", 1, draw)]
+    injected = [injections.stop_in("step", 0, draw), injections.stop_in("evaluation", 1, draw)]
     trials = all_survived(chains.chain(workspace, "stopped", injected, 2))
     assert all(t.cost.ended_s < 15 for t in trials)
 
@@ -96,14 +100,14 @@ def test_a_stopped_rank_is_reported_and_the_other_exits(workspace):
 def test_preempted_ranks_lose_no_step_and_exit_with_the_code(workspace):
     draw = random.Random(6)
     signals = [(signal.SIGTERM, 75, "rank"), (signal.SIGUSR1, 75, "rank"), (signal.SIGTERM, 75, "launcher")]
-    injected = [faults.stop_signal(*s, draw) for s in [*signals, (signal.SIGINT, 130, "launcher")]]
+    injected = [injections.stop_signal(*s, draw) for s in [*signals, (signal.SIGINT, 130, "launcher")]]
     trials = all_survived(chains.chain(workspace, "preempted", injected, 2))
     assert [t.cost.steps for t in trials] == [0] * 4
 
 
 @pytest.mark.slow
 def test_the_second_interrupt_ends_a_hung_step_at_once(workspace):
-    (trial,) = all_survived(chains.chain(workspace, "hung", [faults.second_interrupt(random.Random(7))]))
+    (trial,) = all_survived(chains.chain(workspace, "hung", [injections.second_interrupt(random.Random(7))]))
     assert trial.cost.ended_s < 3
 
 
@@ -137,10 +141,10 @@ def three_lines(seen):
 
 @pytest.mark.parametrize(("share", "before"), [(0.0, 0), (0.34, 1), (0.99, 2)])
 def test_a_fault_triggers_before_the_line_of_its_share(monkeypatch, share, before):
-    monkeypatch.setattr(inject, "TRACED", (__file__,))
+    monkeypatch.setattr(points, "TRACED", (__file__,))
     seen, triggered = [], []
-    fault = inject.ProcessFault("kill", call=2, point=share)
-    injected = inject.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen) - 3))
+    fault = points.ProcessFault("kill", call=2, point=share)
+    injected = points.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen) - 3))
     injected(seen)
     assert triggered == []
     injected(seen)
@@ -151,18 +155,18 @@ def test_a_fault_triggers_before_the_line_of_its_share(monkeypatch, share, befor
 
 @pytest.mark.parametrize(("text", "before"), [("append(2)", 1), ("no such line", 3)])
 def test_a_fault_triggers_before_the_line_of_its_text_or_at_end(monkeypatch, text, before):
-    monkeypatch.setattr(inject, "TRACED", (__file__,))
+    monkeypatch.setattr(points, "TRACED", (__file__,))
     seen, triggered = [], []
-    fault = inject.ProcessFault("kill", call=1, point=text)
-    inject.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen)))(seen)
+    fault = points.ProcessFault("kill", call=1, point=text)
+    points.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen)))(seen)
     assert triggered == [before]
 
 
 def test_calls_that_do_not_count_trigger_nothing(monkeypatch):
-    monkeypatch.setattr(inject, "TRACED", (__file__,))
+    monkeypatch.setattr(points, "TRACED", (__file__,))
     triggered = []
-    fault = inject.ProcessFault("kill", call=1, point="append(1)")
-    injected = inject.at_point(three_lines, lambda seen: bool(seen), fault, lambda where: triggered.append(where))
+    fault = points.ProcessFault("kill", call=1, point="append(1)")
+    injected = points.at_point(three_lines, lambda seen: bool(seen), fault, lambda where: triggered.append(where))
     injected([])
     assert triggered == []
     injected([0])
@@ -228,7 +232,7 @@ def test_every_fault_has_a_name_and_a_row_in_the_docs():
 def test_functions_that_faults_strike_in_exist(name):
     owner, attribute = targets.locate(name)
     assert callable(getattr(owner, attribute))
-    assert name not in ("step", "write", "replacement", "evaluation", "pruning") or name in faults._CALLS
+    assert name not in ("step", "write", "replacement", "evaluation", "pruning") or name in injections.CALLS
 
 
 def test_a_replaced_function_is_the_one_that_is_called():

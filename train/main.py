@@ -117,8 +117,8 @@ def train(
     sys.argv[1:] = map(without_credentials, sys.argv[1:])  # W&B records them
     resolved = load_config(config, {**({} if config else UNSIZED), **given}, assigned)
     # torch takes a second to import: after the options have been checked.
+    from train.recipe.size_run import UserSettings
     from train.run import run
-    from train.sizing import UserSettings
 
     user_settings = None if config else UserSettings(given, assigned)
     run(resolved, config_name=config.stem if config else "", resume=resume == "auto", settings=user_settings)

@@ -12,6 +12,14 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 
+def device_type() -> str:
+    """torch's name of the type of device that training runs on; the environment may ask for the CPU."""
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "cpu"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
+
+
 def resolve_precision(requested: str, device_type: str, *, bf16_rnn: bool, bf16_cpu: bool) -> str:
     """The precision that Accelerate is set to: "no", "fp16" or "bf16".
 
@@ -32,11 +40,8 @@ def training_precision(requested: str) -> str:
     """`train.mixed_precision` on this process's device, as Accelerate takes it; "auto" is the launcher's."""
     if requested == "auto":
         requested = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    if on_cpu or not torch.cuda.is_available():
-        other = torch.accelerator.current_accelerator(check_available=True)
-        device_type = "cpu" if on_cpu or other is None else other.type
-        return resolve_precision(requested, device_type, bf16_rnn=False, bf16_cpu=cpu_multiplies_bf16())
+    if (kind := device_type()) != "cuda":
+        return resolve_precision(requested, kind, bf16_rnn=False, bf16_cpu=cpu_multiplies_bf16())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     bf16_rnn = requested in ("native", "bf16") and recurrent_type(device, torch.bfloat16) == torch.bfloat16
     return resolve_precision(requested, "cuda", bf16_rnn=bf16_rnn, bf16_cpu=False)

@@ -30,7 +30,7 @@ from train.errors import memory_explained
 from train.export.exporter import export_checkpoint
 from train.flops import peak_flops
 from train.memory import keep_freed_memory
-from train.sizing import UserSettings, size_run
+from train.recipe.size_run import UserSettings, size_run
 from train.state import progress_of
 from train.tracking import summary
 from train.tracking.console import ConsoleHandler, Display

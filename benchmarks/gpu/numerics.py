@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.results import Value
 from benchmarks.gpu.setup import Setup, allow_tf32, train
 from charrnn.config import ModelConfig
 from charrnn.model.rnn import CharRNN, NextCharLoss, State
-from train.cudnn import Gpu, algorithm, training_calls
 from train.dataloader import IdSource
 from train.evaluate import evaluate
 from train.flops import published_peak
@@ -30,65 +28,31 @@ def environment(setup: Setup) -> Value:
 
     found: Value = {m.__name__: m.__version__ for m in (torch, accelerate, numpy, onnx, onnxruntime)}
     if setup.on_gpu:
-        name, gpu = torch.cuda.get_device_name(), Gpu.current()
+        name = torch.cuda.get_device_name()
         found |= {
             "GPU": name,
-            "capability": gpu.capability,
-            "multiprocessors": gpu.multiprocessors,
+            "capability": torch.cuda.get_device_capability(),
             "CUDA": torch.version.cuda,
             "cuDNN": torch.backends.cudnn.version(),
             "NCCL": ".".join(map(str, torch.cuda.nccl.version())),
             "published peak, bf16 and fp32": [published_peak(name, p) for p in ("bf16", "no")],
-            "requested kernels": _requested(setup, gpu),
         }
     return found
 
 
-def _requested(setup: Setup, gpu: Gpu) -> Value:
-    """The kernels that torch requests from cuDNN for the recipes, by precision."""
-    found: Value = {}
-    for name in ("gpu-quick.yaml", "shakespeare.yaml"):
-        for precision, dtype in _DTYPES.items():
-            calls = training_calls(setup.config(name), dtype)
-            kinds = {algorithm(call, gpu, backward=backward) for call in calls for backward in (False, True)}
-            found[f"{name}, {precision}"] = sorted(kinds)
-    return found
-
-
 def types(setup: Setup) -> Value:
-    """The type that recurrent layers compute in under each autocast, and the kernels that a step launches.
+    """The type that recurrent layers compute in under each autocast.
 
     Training in bf16 must be bf16 in the recurrent layers too: else the trainer has to use fp16 and its loss scale.
     """
-    found: Value = {"ok": True}
+    found: Value = {}
     for cell in (nn.LSTM, nn.GRU):
         for wanted in [_DTYPES[p] for p in setup.precisions if p != "no"]:
             rnn = cell(128, 128, batch_first=True).to(setup.device)
             with torch.autocast(setup.device.type, wanted):
                 out, _ = rnn(torch.randn(8, 16, 128, device=setup.device))
-            out.float().sum().backward()
             found[f"{cell.__name__}, autocast {wanted}"] = str(out.dtype)
-    for precision in setup.precisions:
-        trainer = setup.trainer(setup.config("gpu-quick.yaml", train__mixed_precision=precision), setup.folder("types"))
-        train(trainer, 2)
-        found[f"kernels, {precision} -> {trainer.accelerator.mixed_precision}"] = _dearest(
-            lambda t=trainer: train(t, 1)
-        )
     return found
-
-
-def _dearest(action: Any, count: int = 6) -> list[str]:
-    """The names of the kernels (on a CPU the operators) that took the most time."""
-    on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
-        action()
-        if on_gpu:
-            torch.cuda.synchronize()
-    times: dict[str, float] = {}
-    for event in profiler.events():
-        if (event.device_type == torch.autograd.DeviceType.CUDA) == on_gpu:
-            times[event.name] = times.get(event.name, 0.0) + event.time_range.elapsed_us()
-    return [name[:80] for name in sorted(times, key=lambda n: -times[n])[:count]]
 
 
 def weight_layout(setup: Setup) -> Value:

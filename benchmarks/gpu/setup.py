@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -121,15 +122,8 @@ class Setup:
         """
         config = self.with_graph(config) if graph else config
         reset_accelerator()
-        before = os.environ.get("ACCELERATE_USE_CPU")
-        os.environ["ACCELERATE_USE_CPU"] = str(cpu or not self.on_gpu).lower()
-        try:
+        with patch.dict(os.environ, ACCELERATE_USE_CPU=str(cpu or not self.on_gpu).lower()):
             accelerator = make_accelerator(config.train)
-        finally:
-            if before is None:
-                del os.environ["ACCELERATE_USE_CPU"]
-            else:
-                os.environ["ACCELERATE_USE_CPU"] = before
         assert (accelerator.device.type == "cuda") == (self.on_gpu and not cpu)
         corpus = prepare(config.data)
         start = starting_point(config, corpus, run_dir, resume=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import seconds_of
 from benchmarks.gpu.results import Results, Value
 from benchmarks.gpu.setup import Setup, train
 from benchmarks.training import synchronize
@@ -26,32 +27,6 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM 2 x 512": ("lstm.yaml", {"model__hidden_dim": 512}),
     "LSTM 2 x 1024": ("lstm.yaml", {"model__hidden_dim": 1024}),
 }
-
-
-def timed(setup: Setup, function: Callable[[], object], count: int) -> float:
-    """The median seconds of a call, by events on a GPU."""
-    function()
-    wait(setup)
-    seconds = []
-    for _ in range(count):
-        if setup.on_gpu:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            seconds.append(begin.elapsed_time(end) / 1e3)
-        else:
-            began = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def wait(setup: Setup) -> None:
-    """Wait for the device."""
-    if setup.on_gpu:
-        torch.cuda.synchronize()
 
 
 def cells(setup: Setup) -> Value:
@@ -76,9 +51,14 @@ def cells(setup: Setup) -> Value:
 
                 measured = [_replayed(setup, function) for function in (forward, both)]
                 found[f"{str(dtype)[6:]} {width} x {rows} rows"] = [
-                    round(1e6 * timed(setup, function, 10) / length, 2) for function in measured
+                    round(1e6 * _median_s(function) / length, 2) for function in measured
                 ]
     return {"forward, both": found}
+
+
+def _median_s(function: Callable[[], object]) -> float:
+    """The median seconds of a call, after one that is not counted."""
+    return statistics.median([seconds_of(function) for _ in range(11)][1:])
 
 
 def _replayed(setup: Setup, function: Callable[[], object]) -> Callable[[], object]:
@@ -106,12 +86,8 @@ def throughput(setup: Setup, name: str, *, precision: str, graph: bool) -> Value
         torch.cuda.reset_peak_memory_stats()
     trainer = setup.trainer(config, setup.folder("throughput"), graph=graph)
     train(trainer, 10)
-    wait(setup)
     count = setup.size(40, 5)
-    began = time.perf_counter()
-    train(trainer, count)
-    wait(setup)
-    seconds = (time.perf_counter() - began) / count
+    seconds = seconds_of(lambda: train(trainer, count)) / count
     chars = config.data.batch_size * config.data.seq_len / seconds
     flops = chars * flops_per_char(config.model, len(trainer.data.vocab))
     peak = peak_flops(setup.device, "bf16")
@@ -121,21 +97,18 @@ def throughput(setup: Setup, name: str, *, precision: str, graph: bool) -> Value
         "us a time step": round(1e6 * seconds / config.data.seq_len, 2),
         "TFLOP/s": round(flops / 1e12, 3),
         "% of bf16 peak": round(100 * flops / peak, 2) if peak else None,
-        "host us a step": _host_us(setup, trainer),
+        "host us a step": _host_us(trainer),
         "MiB": round(torch.cuda.max_memory_allocated() / 2**20) if setup.on_gpu else None,
     }
 
 
-def _host_us(setup: Setup, trainer: Trainer, count: int = 8) -> float:
+def _host_us(trainer: Trainer, count: int = 8) -> float:
     """us until the host is done with a step, while the device may still be at it: of so few steps that none waits."""
-    wait(setup)
     began = time.perf_counter()
     for _ in range(count):
         synchronize(trainer)
         trainer.train_step()
-    seconds = (time.perf_counter() - began) / count
-    wait(setup)
-    return round(1e6 * seconds)
+    return round(1e6 * (time.perf_counter() - began) / count)
 
 
 def idle(setup: Setup, name: str, *, precision: str, graph: bool, count: int = 10) -> Value:
@@ -144,13 +117,9 @@ def idle(setup: Setup, name: str, *, precision: str, graph: bool, count: int = 1
     config = setup.config(file, train__mixed_precision=precision, log__every=10**6, **options)
     trainer = setup.trainer(config, setup.folder("idle"), graph=graph)
     train(trainer, 10)
-    wait(setup)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.on_gpu else [])]
     with profile(activities=activities) as profiler:
-        began = time.perf_counter()
-        train(trainer, count)
-        wait(setup)
-        wall = time.perf_counter() - began
+        wall = seconds_of(lambda: train(trainer, count))
     kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     spans = sorted((e.time_range.start, e.time_range.end) for e in kernels)
     by_name: dict[str, float] = {}

@@ -32,7 +32,7 @@ from train.checkpoint.vocab_transfer import transfer_weights
 from train.dataloader import IdSource
 from train.evaluate import nll_sum
 from train.optimizer import lr_at
-from train.recipe import Facts, choose
+from train.recipe.rules import Facts, choose
 
 _EVALUATIONS = 16
 _CPU = torch.device("cpu")

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.reliability.harness import SAVED_EVERY, Cost, Launch, Workspace, costs, outcome
-from benchmarks.reliability.inject import ProcessFault, read_events
+from benchmarks.reliability.harness import Cost, Workspace, costs, outcome
+from benchmarks.reliability.inject import read_events
+from benchmarks.reliability.launch import SAVED_EVERY, Launch
+from benchmarks.reliability.points import ProcessFault
 from benchmarks.reliability.targets import message
 from charrnn.errors import EXIT_DONE, EXIT_PEER_LOST, EXIT_USER_ERROR
 

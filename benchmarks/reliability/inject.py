@@ -6,52 +6,25 @@ benchmarks/reliability/harness.py starts it, under torchrun too. All else is the
 a file, one JSON object a line with the time `t`: the process starts, training begins (`fit`), the fault, the exit code.
 """
 
-import functools
 import json
-import linecache
 import os
 import resource
-import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from benchmarks.reliability import targets
+from benchmarks.reliability.points import COUNTED, ProcessFault, at_point
 from benchmarks.reliability.targets import locate
 
-ROOT = Path(__file__).resolve().parents[2]
 INJECT = "CHARRNN_INJECT"
-# Files whose lines count as points of a call: the project, and the removal of folders.
-TRACED = (str(ROOT / "charrnn"), str(ROOT / "train"), str(Path(shutil.__file__)))
 _BALLAST = "ballast"
 _LIMIT_BYTES = 20_000  # fewer than an optimizer's state takes
 
 Event = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ProcessFault:
-    """A fault that a process triggers itself.
-
-    Attributes:
-        action: One of ACTIONS, at a point of a phase; nan, outside or elsewhere, in the numbers of a step.
-        phase: One of the first five of targets.FUNCTIONS.
-        call: Which of the phase's calls, counted from 1 in each process; of a wrong number, which step.
-        point: The share of the call's lines that lie before it, as the call before it counted them, so that `call`
-            must be 2 or more; or a piece of the line's text.
-        rank: Of the process.
-    """
-
-    action: str
-    phase: str = ""
-    call: int = 1
-    point: float | str = 0.0
-    rank: int = 0
 
 
 def record(events: Path, event: str, **fields: Any) -> None:
@@ -65,61 +38,6 @@ def read_events(path: Path, event: str = "") -> list[Event]:
     """Returns all events in order, or only those named `event`."""
     events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [e for e in events if not event or e["event"] == event]
-
-
-# ---- points of a call
-
-# Which calls of a phase count; of the others, all.
-COUNTED: dict[str, Callable[..., bool]] = {
-    "replacement": lambda temporary, folder: folder.exists(),
-    "evaluation": lambda trainer: trainer.progress.evaluated_step != trainer.progress.step,
-    "pruning": lambda folder: folder.name.startswith("step-"),
-}
-
-
-def at_point(
-    function: Callable[..., Any], counts: Callable[..., bool], fault: ProcessFault, trigger: Callable[[str], None]
-) -> Callable[..., Any]:
-    """Wraps `function` so that `trigger` is called at the fault's point, or at the call's end if it has fewer lines."""
-    calls = lines = 0
-
-    @functools.wraps(function)
-    def wrapped(*args: Any) -> Any:
-        nonlocal calls, lines
-        counted = counts(*args)
-        calls += counted
-        if not counted or calls not in (fault.call - 1, fault.call):
-            return function(*args)
-        point: int | str | None = fault.point if isinstance(fault.point, str) else int(fault.point * lines)
-        if calls < fault.call:
-            point = None  # its lines are counted
-        seen, done = 0, False
-
-        def line(frame: FrameType) -> None:
-            nonlocal seen, done
-            text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-            if not done and (point == seen or (isinstance(point, str) and point in text)):
-                done = True
-                trigger(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}: {text}")
-            seen += 1
-
-        def trace(frame: FrameType, event: str, _: Any) -> Any:
-            if not frame.f_code.co_filename.startswith(TRACED):
-                return None
-            if event == "line":
-                line(frame)
-            return trace
-
-        sys.settrace(trace)  # of this thread
-        try:
-            return function(*args)
-        finally:
-            sys.settrace(None)
-            lines = seen
-            if point is not None and not done:
-                trigger("the call's end")
-
-    return wrapped
 
 
 # ---- actions

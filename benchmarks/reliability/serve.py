@@ -21,11 +21,10 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common import machine_line
+from benchmarks.common import machine_line, markdown, markdown_head, run
 from benchmarks.serving import Served, serving, stream
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
+_COLUMNS = ("fault", "how injected", "tried", "held", "left behind", "seconds")
 _ENDLESS = 10**8
 _DRAIN_S = 1.0
 # What allocators and the metrics of new statuses keep.
@@ -46,12 +45,16 @@ class Bench:
         return max(2, int(full * self.scale))
 
 
-async def status_of(port: int, body: bytes, path: str = "/v1/completions") -> int:
+def post(body: bytes) -> bytes:
+    """A request of a completion."""
+    return b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def status_of(port: int, body: bytes) -> int:
     """The status that a POST is answered with; 0 if the connection is closed without an answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)))
-        writer.write(body)
+        writer.write(post(body))
         with suppress(ConnectionError):
             line = (await asyncio.wait_for(reader.readline(), 60)).split()
             return int(line[1]) if line else 0
@@ -173,9 +176,7 @@ async def slow_readers(bench: Bench) -> tuple[int, int]:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", bench.served.port))
-        client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-        )
+        client.sendall(post(body))
         sockets.append(client)
     await asyncio.to_thread(bench.served.wait_for, begun, before + count)
     await asyncio.to_thread(bench.served.wait_for, "charrnn_streams_running", 0, 300)
@@ -205,6 +206,7 @@ FAULTS: dict[str, Callable[[Bench], Awaitable[tuple[int, int]]]] = {
     "rapid connects": rapid_connects,
     "disconnects": disconnects,
     "slow readers": slow_readers,
+    "SIGTERM": sigterm,  # the last: it ends the server
 }
 
 
@@ -232,41 +234,39 @@ async def soak(bench: Bench, seconds: float) -> list[tuple[float, int, int]]:
 
 
 async def settled(bench: Bench, files: int, size: int) -> str:
-    """What has not come back to where it was, or nothing."""
+    """What has not come back to where it was, or "nothing"."""
     served = bench.served
     end = time.monotonic() + _SETTLE_S
     while True:
         rows, now_files, now_size = served.gauge("charrnn_streams_running"), served.open_files(), served.rss_bytes()
         if rows == 0 and now_files <= files + _SPARE_FILES and now_size <= size + _SPARE_BYTES:
-            return "" if await end_of(served.port, max_tokens=5) == "done" else "no requests are taken"
+            return "nothing" if await end_of(served.port, max_tokens=5) == "done" else "no requests are taken"
         if time.monotonic() > end:
             return f"{rows:.0f} rows, {now_files - files} files, {(now_size - size) >> 20} MiB more than before"
         await asyncio.sleep(0.2)
 
 
-async def try_all(bench: Bench, soak_s: float) -> tuple[list[list[str]], list[tuple[float, int, int]]]:
+async def try_all(bench: Bench, soak_s: float) -> tuple[list[list[object]], list[tuple[float, int, int]]]:
     """Injects every fault. Returns: the table's rows, and the soak's samples."""
-    rows = []
+    rows: list[list[object]] = []
+
+    async def inject(name: str, left: str = "") -> None:
+        began = time.monotonic()
+        tried, held = await FAULTS[name](bench)
+        left = left or await settled(bench, files, size)
+        how = (FAULTS[name].__doc__ or "").strip().rstrip(".")
+        rows.append([name, how, tried, held, left, f"{time.monotonic() - began:.1f}"])
+
     await disconnects(bench)  # imports, buffers and the prompt cache reach their size
     files, size = bench.served.open_files(), bench.served.rss_bytes()
-    for name, fault in FAULTS.items():
-        began = time.monotonic()
-        tried, held = await fault(bench)
-        left = await settled(bench, files, size)
-        rows.append([name, _how(fault), str(tried), str(held), left or "nothing", f"{time.monotonic() - began:.1f}"])
+    *others, last = FAULTS
+    for name in others:
+        await inject(name)
     samples = await soak(bench, soak_s)
-    left = await settled(bench, files, size)
-    began = time.monotonic()
-    tried, held = await sigterm(bench)
-    rows.append(["SIGTERM", _how(sigterm), str(tried), str(held), left or "nothing", f"{time.monotonic() - began:.1f}"])
+    await inject(last, await settled(bench, files, size))
     return rows, samples
 
 
-def _how(fault: Callable[..., Any]) -> str:
-    return (fault.__doc__ or "").strip().rstrip(".")
-
-
-@app.command()
 def serve(
     model: Annotated[Path | None, typer.Option(help="Model file; the shipped one if none is given.")] = None,
     scale: Annotated[float, typer.Option(help="Of the numbers of connections and requests.", min=0.001)] = 1.0,
@@ -278,8 +278,7 @@ def serve(
     with serving(*models, "--max-tokens-limit", _ENDLESS, "--drain-timeout", _DRAIN_S) as served:
         rows, samples = asyncio.run(try_all(Bench(served, scale, random.Random(seed)), soak_s))
     print(f"{machine_line()}\n")
-    print("| fault | how injected | tried | held | left behind | seconds |\n|---|---|--:|--:|---|--:|")
-    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    print("\n".join([*markdown_head(_COLUMNS), *map(markdown, rows)]))
     if samples:
         (_, first, files), (seconds, last, files_after) = samples[len(samples) // 5], samples[-1]
         print(f"\nsoak: after a fifth of {seconds:.0f} s {first / 2**20:.1f} MiB and {files} files, at its end "
@@ -289,4 +288,4 @@ def serve(
 
 
 if __name__ == "__main__":
-    app()
+    run(serve)

@@ -12,7 +12,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
-    parse_flag_from_env,
 )
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -21,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from charrnn.config import RunConfig, TrainConfig
 from charrnn.cores import cores
 from charrnn.errors import ConfigError, listing
-from train.precision import training_precision
+from train.precision import device_type, training_precision
 
 # Fields that may differ between machines.
 _LOCAL_FIELDS = {"data.source", "data.cache_dir", "data.mirror", "train.threads", "train.run_dir"}
@@ -66,16 +65,10 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def uses_cpu() -> bool:
-    """Whether training runs on the CPU: there is no accelerator, or the environment asks for the CPU."""
-    forced = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return forced or not torch.accelerator.is_available()
-
-
 def check_local_devices() -> None:
     """Raise a ConfigError if this machine runs more processes than it has GPUs, before CUDA or NCCL fails."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if uses_cpu() or "ACCELERATE_TORCH_DEVICE" in os.environ:
+    if device_type() == "cpu" or "ACCELERATE_TORCH_DEVICE" in os.environ:
         return
     devices = torch.accelerator.device_count()
     if processes > devices:

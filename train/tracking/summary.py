@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from charrnn.config import RunConfig, TrainConfig
+from charrnn.cores import UNDISTURBED
 from charrnn.data.corpus import Corpus
 from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
@@ -20,7 +21,6 @@ from train.checkpoint.vocab_transfer import StartingPoint
 from train.dataloader import IdSource, TrainingData
 from train.distributed.setup import device_name
 from train.precision import describe_precision
-from train.probe import UNDISTURBED
 from train.progress import Progress
 from train.tracking.console import format_duration, format_share
 

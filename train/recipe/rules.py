@@ -13,7 +13,7 @@ from train.flops import flops_per_char
 
 # Models from small to large: num_layers, hidden_dim, embedding_dim.
 _SIZES = ((1, 128, 32), (1, 256, 64), (1, 512, 64), (2, 512, 128), (2, 1024, 256))
-# On a GPU inputs and widths are multiples of 128, as cuDNN's persistent kernel takes them (train/cudnn.py).
+# On a GPU inputs and widths are multiples of 128, as cuDNN's persistent kernel takes them.
 _GPU_SIZES = ((1, 128, 128), (1, 256, 128), (1, 512, 128), (2, 512, 128), (2, 1024, 256))
 # Maximum default budget, seconds.
 MOST_DEFAULT_S = 300.0

@@ -1,36 +1,32 @@
 """Sizing of a run without --config: the recipe's choices, overridden by the user's settings."""
 
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from charrnn.config import BASE, SCRATCH, UNSIZED, ModelConfig, RunConfig, load_config
+from charrnn.cores import UNDISTURBED
 from charrnn.data.corpus import Corpus
-from charrnn.errors import CheckpointError
 from charrnn.model.rnn import CharRNN
 from charrnn.windows import sampled_stream_batch
-from train.checkpoint.folders import base_folder, step_folders
+from train.checkpoint.folders import step_folders
 from train.checkpoint.format import Checkpoint, load_for_inference
 from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import fine_tuning_start
 from train.dataloader import IdSource
 from train.distributed.collectives import Collectives
 from train.evaluate import nll_sum
-from train.probe import UNDISTURBED, Speed, training_speed
-from train.recipe import Facts, choose
+from train.recipe import base_model
+from train.recipe.machine_speed import Speed, training_speed
+from train.recipe.rules import Facts, choose
 
 # The model whose speed is measured for training from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
 _PROBED_ON_GPU = _PROBED.model_copy(update={"embedding_dim": 128})
 _SHAPE = ("rnn", "num_layers", "hidden_dim", "embedding_dim", "layer_norm")
-# The English base helps from this share of Latin script on, with ASCII's digits and punctuation.
-_MIN_LATIN = 0.9
-_COUNTED_CHARS = 1 << 20
 _LOSS_CHARS = 4096  # sample on which the loss of given weights is estimated
 _MIN_SPEEDUP = 1.1
 
@@ -61,11 +57,6 @@ class UserSettings:
         return any(key.startswith(prefix) for key in keys)
 
 
-def initial_config(settings: UserSettings) -> RunConfig:
-    """The config before corpus and machine are known. Raises: ConfigError."""
-    return settings.apply(UNSIZED)
-
-
 def size_run(
     settings: UserSettings,
     config: RunConfig,
@@ -80,7 +71,7 @@ def size_run(
 
     Args:
         settings: What the user set.
-        config: `initial_config`.
+        config: The config before corpus and machine are known, `UNSIZED` with the settings.
         corpus: The text.
         run_dir: The run folder.
         accelerator: The device.
@@ -133,7 +124,8 @@ def _origin(settings: UserSettings, config: RunConfig, corpus: Corpus) -> tuple[
     """`train.init_from` and the checkpoint to start from; None from scratch."""
     init_from = config.train.init_from
     if not settings.sets("train.init_from"):
-        init_from = BASE if base_helps(settings, corpus) else SCRATCH
+        other_model = any(settings.sets(f"model.{name}") for name in _SHAPE)
+        init_from = BASE if not other_model and base_model.suits(corpus) else SCRATCH
     return init_from, None if init_from == SCRATCH else load_for_inference(origin_folder(init_from))
 
 
@@ -145,19 +137,6 @@ def _loss(origin: Checkpoint, init_from: str, config: RunConfig, corpus: Corpus)
     ids = IdSource(corpus.train, torch.device("cpu"), start.table)
     nll, count = nll_sum(model, ids, [sampled_stream_batch(len(ids), _LOSS_CHARS, 16, 64)]).tolist()
     return nll / count
-
-
-def base_helps(settings: UserSettings, corpus: Corpus) -> bool:
-    """Whether to fine-tune the base: the user asked for no other model, and the text is mostly Latin script."""
-    if corpus.vocab.kind != "chars" or any(settings.sets(f"model.{name}") for name in _SHAPE):
-        return False
-    try:
-        base_folder()
-    except CheckpointError:
-        return False
-    counts = np.bincount(corpus.train[:_COUNTED_CHARS], minlength=len(corpus.vocab))  # (V,)
-    latin = [ord(unicodedata.normalize("NFKD", symbol)[0]) < 128 for symbol in corpus.vocab.symbols]  # (V,)
-    return bool(counts[latin].sum() >= _MIN_LATIN * counts.sum())
 
 
 def _choose_threads(speed: Speed, config: RunConfig) -> tuple[float, list[str]]:

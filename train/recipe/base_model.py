@@ -1,20 +1,40 @@
-"""The base model of --init-from base: where it is, and how it is made from a run's best checkpoint.
+"""The base model of --init-from base: how it is made from a run's best checkpoint, and whether it suits a text.
 
-`python -m train.base RUN --out checkpoints/base`
+`python -m train.recipe.base_model RUN --out checkpoints/base`
 """
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 
 from charrnn.cli import run_command
+from charrnn.data.corpus import Corpus
 from charrnn.errors import CheckpointError
-from train.checkpoint.folders import BASE_FOLDERS
+from train.checkpoint.folders import BASE_FOLDERS, base_folder
 from train.checkpoint.format import load_for_inference, save_for_inference
 from train.export.exporter import without_paths
+
+# The English base helps from this share of Latin script on, with ASCII's digits and punctuation.
+_MIN_LATIN = 0.9
+_COUNTED_CHARS = 1 << 20
+
+
+def suits(corpus: Corpus) -> bool:
+    """Whether fine-tuning the base helps: it is there, and the text is mostly Latin script."""
+    if corpus.vocab.kind != "chars":
+        return False
+    try:
+        base_folder()
+    except CheckpointError:
+        return False
+    counts = np.bincount(corpus.train[:_COUNTED_CHARS], minlength=len(corpus.vocab))  # (V,)
+    latin = [ord(unicodedata.normalize("NFKD", symbol)[0]) < 128 for symbol in corpus.vocab.symbols]  # (V,)
+    return bool(counts[latin].sum() >= _MIN_LATIN * counts.sum())
 
 
 def shrink(source: Path, out: Path) -> Path:
@@ -45,7 +65,7 @@ def command(
 
 
 def main() -> None:
-    """Entry of `python -m train.base`."""
+    """Entry of `python -m train.recipe.base_model`."""
     run_command(lambda: typer.run(command))
 
 

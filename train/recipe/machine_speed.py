@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from charrnn.config import ModelConfig, OptimConfig
+from charrnn.cores import UNDISTURBED
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
 from train.flops import flops_per_char
 from train.optimizer import make_optimizer
@@ -16,8 +17,6 @@ from train.optimizer import make_optimizer
 ROWS, SEQ_LEN = 16, 64
 _GPU_ROWS = 128
 _WARMUP_STEPS, _LEAST_STEPS, _SECONDS = 3, 5, 1.0
-# A lower CPU share means other processes use the cores; threads that wait for each other sleep 5 to 10% of the time.
-UNDISTURBED = 0.8
 
 
 @dataclass(frozen=True)
