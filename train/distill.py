@@ -2,7 +2,7 @@
 
 They depend on the position alone, so that a run resumes bit for bit, and any number of processes trains the same run.
 
-    targets/KEY/   rows.bin and meta.json; KEY: of the teachers, the ids, the vocabulary and the temperature
+    targets/KEY/   rows.bin and meta.json; KEY: of the teachers, the ids, vocabularies, temperature and precision
 """
 
 import hashlib
@@ -17,18 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from charrnn.config import RunConfig
-from charrnn.errors import CheckpointError
+from charrnn.errors import CheckpointError, CorpusError
 from charrnn.io import expand_user, find_mismatch, lock, mark, progress_bar, release_pages, temporary, writing
 from charrnn.model.ensemble import Ensemble
 from charrnn.windows import stream_batch
 from train.checkpoint.format import Checkpoint, load_for_inference, model_of, weights_digest
 from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import check_same_vocab
+from train.control import Control
 from train.dataloader import TargetSource, TrainingData, target_dtype
-from train.distributed.signals import StopSignals, stop_error
-from train.evaluate import full_fp32, read
+from train.distributed.signals import stop_error
+from train.errors import memory_explained
+from train.evaluate import read
 
 logger = logging.getLogger(__name__)
 
@@ -39,29 +42,34 @@ LANES, WARMUP = 64, 512
 
 
 def find_targets(
-    config: RunConfig,
-    data: TrainingData,
-    resumed: Checkpoint | None,
-    signals: StopSignals,
-    beat: Callable[[], object],
-    *,
-    progress: bool = False,
+    config: RunConfig, data: TrainingData, resumed: Checkpoint | None, accelerator: Accelerator, control: Control
 ) -> TargetSource:
-    """The targets of the run's teachers from the cache of prepared corpora, where they are stored if they are new.
+    """The targets of the run's teachers; one process of each machine computes those that are not stored yet.
 
     Args:
         config: The run's.
         data: Its text.
         resumed: The checkpoint that it resumes.
-        signals: Stop signals, looked at while the targets are computed.
-        beat: Called then.
-        progress: Whether to show a progress bar on a terminal.
+        accelerator: Device and precision, which are the teachers' too.
+        control: The ranks and stop signals, looked at while the targets are computed.
 
     Raises:
         CheckpointError: There is no such teacher, its vocabulary differs, or it is another than before.
         CorpusError: The cache cannot be written.
+        TrainingError: The device's memory does not suffice.
         CharRNNError: A stop signal was received.
     """
+
+    def find() -> TargetSource:
+        with memory_explained(config):
+            return _find(config, data, resumed, accelerator, control)
+
+    return control.collectives.local_main_first(find)
+
+
+def _find(
+    config: RunConfig, data: TrainingData, resumed: Checkpoint | None, accelerator: Accelerator, control: Control
+) -> TargetSource:
     teachers = [load_for_inference(origin_folder(name)) for name in config.distill.teachers]
     for name, teacher in zip(config.distill.teachers, teachers, strict=True):
         check_same_vocab(teacher.vocab, data.vocab, f"the teacher {name}", "the run")
@@ -71,57 +79,52 @@ def find_targets(
             "the weights of --teacher are not those that the run began with; restore them to resume, or name another "
             "--run-dir"
         )
-    identity = _identity(digests, data, config.distill.temperature)
+    identity = {
+        "format": _FORMAT,
+        "teachers": digests,
+        "ids": hashlib.sha256(data.corpus.train.data).hexdigest(),
+        "vocabularies": [data.corpus.vocab.to_json(), data.vocab.to_json()],
+        "temperature": config.distill.temperature,
+        "precision": accelerator.mixed_precision,
+    }
+    release_pages(data.corpus.train)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = expand_user(config.data.cache_dir) / "targets" / key[:16]
 
     def proceed() -> None:
-        if signals.received:
-            name = signal.Signals(signals.received).name
-            what = f"stopped by {name} before the teachers' probabilities were complete"
-            raise stop_error(signals.received, f"{what}; rerun the same command to start again")
-        beat()
+        if number := control.signals.received:
+            what = f"stopped by {signal.Signals(number).name} before the teachers' probabilities were complete"
+            raise stop_error(number, f"{what}; rerun the same command to start again")
+        control.heartbeat()
 
-    def waiting() -> None:
+    def wait() -> None:
         proceed()
         logger.info("teachers  waiting for another process, which computes the same probabilities")
 
-    with lock(folder, waiting):
+    with lock(folder, wait):
         if not _is_complete(folder, identity, data):
             model = Ensemble([model_of(teacher) for teacher in teachers], config.distill.temperature)
-            _make(folder, identity, model, data, proceed, progress)
+            with accelerator.autocast():
+                _make(folder, identity, model, data, proceed, accelerator.is_main_process)
     rows = np.memmap(folder / _ROWS, target_dtype(len(data.vocab)), mode="r")  # (N - 1,)
-    return TargetSource(rows, len(data.vocab), data.train.device, tuple(digests))
-
-
-def _identity(digests: list[str], data: TrainingData, temperature: float) -> dict[str, Any]:
-    """What determines the targets."""
-    ids = hashlib.sha256(data.corpus.train.data).hexdigest()
-    release_pages(data.corpus.train)
-    vocabularies = [data.corpus.vocab.to_json(), data.vocab.to_json()]
-    return {
-        "format": _FORMAT,
-        "teachers": digests,
-        "ids": ids,
-        "vocabularies": vocabularies,
-        "temperature": temperature,
-    }
+    return TargetSource(rows, len(data.vocab), accelerator.device, tuple(digests))
 
 
 def _is_complete(folder: Path, identity: dict[str, Any], data: TrainingData) -> bool:
-    """Whether `folder` has these targets; a damaged one is reported, and removed."""
+    """Whether `folder` has these targets."""
     if not folder.exists():
         return False
+    size = (len(data.train) - 1) * target_dtype(len(data.vocab)).itemsize
     try:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-        size = (len(data.train) - 1) * target_dtype(len(data.vocab)).itemsize
-        if meta["identity"] == identity and not find_mismatch(folder / _ROWS, size, meta["sha256"]):
-            logger.info(f"teachers  {len(identity['teachers'])}, probabilities from {folder}")
-            return True
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    logger.warning(f"{folder} is damaged and is made again")
-    return False
+        is_complete = meta["identity"] == identity and not find_mismatch(folder / _ROWS, size, meta["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, CorpusError):
+        is_complete = False
+    if is_complete:
+        logger.info(f"teachers  {len(identity['teachers'])}, probabilities from {folder}")
+    else:
+        logger.warning(f"{folder} is damaged and is made again")
+    return is_complete
 
 
 def _make(
@@ -156,7 +159,7 @@ def _write(path: Path, model: Ensemble, data: TrainingData, beat: Callable[[], o
     ids, dtype = data.train, target_dtype(len(data.vocab))
     batch = stream_batch(len(ids), LANES, WARMUP)
     size = (len(ids) - 1) * dtype.itemsize
-    with path.open("wb") as file, progress_bar("teachers", size, progress) as advance, full_fp32():
+    with path.open("wb") as file, progress_bar("teachers", size, progress) as advance:
         for chunk, _, log_probs in read(model, ids, [batch], beat):
             rows = np.zeros(chunk.counted.shape, dtype)  # (R, T)
             probabilities = log_probs.exp()  # (R, T, V)

@@ -24,7 +24,7 @@ from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
 from train.control import Control
 from train.cuda_graph import graph_update, on_stream, side_stream
-from train.dataloader import IdSource, TargetSource, TrainingData, window_plan
+from train.dataloader import IdSource, TrainingData, window_plan
 from train.distill import find_targets
 from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients
@@ -93,7 +93,8 @@ class Trainer:
         # What doesn't fit one rank's device ends all of them, before DDP waits for it.
         self.data, self.model = self.control.collectives.run_on_all(lambda: _placed(config, corpus, start, accelerator))
         if config.distill.teachers:
-            self.data = replace(self.data, targets=self._targets(start.resumed))
+            targets = find_targets(config, self.data, start.resumed, accelerator, self.control)
+            self.data = replace(self.data, targets=targets)
         optimizer = make_optimizer(self.model, config.optim)
         stream = side_stream(accelerator.device)
         with on_stream(stream):
@@ -313,16 +314,6 @@ class Trainer:
     def chars(self) -> int:
         """Characters trained on so far, over all ranks and segments."""
         return self.progress.step * self.config.data.batch_size * self.config.data.seq_len
-
-    def _targets(self, resumed: Checkpoint | None) -> TargetSource:
-        """The teachers' probabilities, which one process of each machine computes if they are new."""
-        control, is_main = self.control, self.accelerator.is_main_process
-        with memory_explained(self.config):
-            return control.collectives.local_main_first(
-                lambda: find_targets(
-                    self.config, self.data, resumed, control.signals, control.heartbeat, progress=is_main
-                )
-            )
 
     def _read_ahead(self) -> None:
         self._upcoming = self.data.read(self.progress.step)
