@@ -15,6 +15,7 @@ from tiny_models import write_model
 
 from charrnn.errors import ConfigError, ModelFileError, SamplingError, VocabError
 from charrnn.sampling import SamplingOptions, probabilities
+from infer import sandbox
 from infer.ui import views
 from infer.ui.app import MAX_QUEUE, build_page, listen, serve
 from infer.ui.models import Models
