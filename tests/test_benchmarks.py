@@ -1,5 +1,6 @@
 """Every speed benchmark runs at a tiny size, and prints machine, versions and its table."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -7,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.common import columns, in_turns, machine, machine_line, markdown_head, quartiles, ratios
+from benchmarks.speed.reference_loop import Network, SlidingWindows, losses
+from charrnn.config import ModelConfig
+from charrnn.model.rnn import CharRNN
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -70,3 +75,26 @@ def test_sides_take_turns_and_the_warmup_is_dropped():
 def test_tables_align_text_left_and_numbers_right():
     assert columns(["a", 1, "2"], (3, 4, 2)) == "a     1 2"
     assert markdown_head(["a", "b", "c"], numbers=2) == ["| a | b | c |", "|---|--:|--:|"]
+
+
+@pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
+def test_the_reference_computes_the_models_logits(rnn):
+    config = ModelConfig(rnn=rnn, embedding_dim=6, hidden_dim=9)
+    model, reference = CharRNN(config, 11), Network(config, 11)
+    reference.load_state_dict(model.state_dict())
+    ids = torch.randint(0, 11, (3, 5))
+    torch.testing.assert_close(reference(ids), model(ids, model.zero_state(3))[0])
+
+
+def test_targets_are_inputs_shifted_by_one_character():
+    windows = SlidingWindows(torch.arange(10), 4)
+    assert len(windows) == 6
+    assert [part.tolist() for part in windows[5]] == [[5, 6, 7, 8], [6, 7, 8, 9]]
+
+
+def test_the_reference_learns():
+    torch.manual_seed(0)
+    text = torch.arange(200) % 5
+    config = ModelConfig(embedding_dim=8, hidden_dim=16, num_layers=1)
+    curve = list(itertools.islice(losses(config, text, 5, 16, 8), 60))
+    assert curve[-1] < curve[0] / 2

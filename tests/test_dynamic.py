@@ -1,23 +1,18 @@
 """Dynamic evaluation: it predicts before it learns, never looks ahead, and is reported apart."""
 
-import json
 import math
 
 import pytest
 import torch
-import typer
 from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
+from benchmarks.common import cli
 from benchmarks.quality import dynamic
 from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss, mean_squares
-from charrnn.errors import ConfigError, CorpusError
 from charrnn.model.rnn import CharRNN
-from train import evaluate as evaluation
 from train.checkpoint.format import load_for_inference
 from train.dataloader import IdSource
-from train.evaluate import evaluate_checkpoint
-from train.texts import GivenText
 
 CPU = torch.device("cpu")
 
@@ -91,41 +86,8 @@ def test_mean_squares_are_those_of_the_segments_gradients(trained):
         torch.testing.assert_close(square, parameter.grad**2)
 
 
-def test_a_checkpoints_figures_are_those_of_its_training(trained):
-    figures = evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "val")
-    best = load_for_inference(trained.checkpoints.run_dir).trainer["metrics"]
-    for protocol in ("stream", "windows"):
-        assert figures[f"val/{protocol}/loss"] == pytest.approx(best[f"val/{protocol}/loss"], rel=1e-6)
-    assert not any("dynamic" in name for name in figures)
-
-
-def test_another_part_of_another_cut_is_named_after_it(trained):
-    figures = evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.25,0.25")
-    assert {"test/stream/loss", "test/windows/bpc"} <= figures.keys()
-    assert not any(name.startswith("val/") for name in figures)
-
-
-def test_a_part_that_is_empty_or_a_cut_that_does_not_add_up_is_refused(trained):
-    with pytest.raises(CorpusError, match="--shares"):
-        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test")
-    with pytest.raises(ConfigError, match="add up to 1"):
-        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.1,0.1")
-    with pytest.raises(ConfigError, match="split"):
-        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "half,0.1,0.1")
-
-
-def invoke(command, *arguments):
-    app = typer.Typer()
-    app.command()(command)
-    ran = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert ran.exit_code == 0
-    return ran.stdout
-
-
-def test_the_commands_print_what_they_measure(trained):
-    run_dir = trained.checkpoints.run_dir
-    losses = json.loads(invoke(evaluation.command, run_dir, "--json"))
-    assert losses == pytest.approx(evaluate_checkpoint(run_dir, GivenText(), "val"))
-    still = invoke(dynamic.command, run_dir, "--lr", "0")
+def test_the_command_prints_what_it_measures(trained):
+    ran = CliRunner().invoke(cli(dynamic.command), [str(trained.checkpoints.run_dir), "--lr", "0"])
     expected = losses_of(trained, trained.data.corpus.val, lr=0.0)["dynamic/stream/loss"]
-    assert f"dynamic/stream   {expected:.4f} nats/char" in still
+    assert ran.exit_code == 0
+    assert f"dynamic/stream   {expected:.4f} nats/char" in ran.stdout

@@ -12,20 +12,24 @@ from tiny_models import write_model
 from infer.model_file.loader import default_model
 from infer.server import completions
 from infer.server import pool as server_pool
+from infer.server.app import build_app
 from infer.server.completions import Completion
 from infer.server.errors import ApiError
+from infer.server.guard import Service
 from infer.server.metrics import Metrics
 from infer.server.pool import Pool
 from infer.server.protocol import parse
 from infer.server.ticket import Ticket
 from infer.server.worker import facts
 
+METRICS = Metrics().of("m")
+
 
 class Jobs(Pool):
     """A pool whose worker takes jobs and does nothing."""
 
-    def __init__(self, vocab, **sizes):
-        super().__init__("m", default_model(), Metrics(), 1, 1, sizes.get("max_streams", 300), 0)
+    def __init__(self, vocab, metrics=None):
+        super().__init__("m", default_model(), metrics or Metrics(), 1, 1, 300, 0)
         self.facts = {"vocab": vocab}
         self.workers[0].ready = True
 
@@ -109,26 +113,96 @@ def test_a_stream_that_fails_after_some_text_ends_with_the_error(gru):
     assert [json.loads(event[6:])["error"]["message"] for event in rest] == ["the worker ended"]
 
 
+def test_a_stream_whose_response_never_begins_frees_its_rows(gru):
+    """The client leaves in the moment in which the first text comes."""
+
+    async def main():
+        pool = Jobs(gru.vocab)
+        app = build_app(Service({"m": pool}, Metrics(), 100, 5))
+        body = {"type": "http.request", "body": json.dumps({"stream": True}).encode(), "more_body": False}
+        left, received = asyncio.Event(), [body]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+
+        async def receive():
+            if received:
+                return received.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_):
+            await asyncio.sleep(0)
+
+        request = asyncio.create_task(app(scope, receive, send))
+        while not (tickets := pool.workers[0].tickets):
+            await asyncio.sleep(0)
+        (ticket,) = tickets.values()
+        ticket.push({"id": ticket.id, "i": 0, "text": "b", "chars": 1})
+        left.set()
+        await request
+        assert not pool.workers[0].tickets
+
+    run(main())
+
+
+def test_times_are_those_of_each_choice_streamed_or_not(gru):
+    async def main(stream):
+        metrics = Metrics()
+        pool = Jobs(gru.vocab, metrics)
+        asked = completion(pool, prompt="a", n=2, max_tokens=3, stream=stream)
+        asked.submit()
+        (ticket,) = asked._tickets
+        events = [(0, "b", {}), (0, "cd", {"finish": "length"}), (1, "", {}), (1, "bcd", {"finish": "stop"})]
+        for i, text, last in events:
+            ticket.push({"id": ticket.id, "i": i, "text": text, "chars": len(text)} | last)
+        return metrics.text().decode()
+
+    for stream in (False, True):
+        text = run(main(stream))
+        assert 'charrnn_time_to_first_char_seconds_count{model="m"} 2.0' in text
+        assert 'charrnn_time_per_char_seconds_count{model="m"} 1.0' in text
+
+
+def test_best_of_takes_an_empty_text_last(gru):
+    async def main():
+        pool = Jobs(gru.vocab)
+        asked = completion(pool, prompt="a", best_of=2, n=1, max_tokens=3)
+        asked.submit()
+        (ticket,) = asked._tickets
+        ticket.push({"id": ticket.id, "i": 0, "text": "", "chars": 0, "scores": [], "finish": "stop"})
+        ticket.push({"id": ticket.id, "i": 1, "text": "b", "chars": 1, "scores": [[1, -3.0, []]], "finish": "stop"})
+        return (await asked.complete())["choices"]
+
+    (choice,) = run(main())
+    assert choice["text"] == "b"
+
+
 def test_a_job_that_failed_is_never_done():
-    ticket = Ticket(lambda _: None, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event())
-    ticket.fail(ApiError(500, "failed"))
-    assert ticket.finished
-    assert not ticket.done
+    async def main():
+        ticket = Ticket(lambda _: None, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event(), METRICS)
+        ticket.fail(ApiError(500, "failed"))
+        assert ticket.finished
+        assert not ticket.done
+
+    run(main())
 
 
 @pytest.mark.parametrize(("scores", "events"), [(0, 300), (1, 5)])
 def test_a_client_that_does_not_read_loses_its_row(scores, events):
     """1,000 characters an event: 256 Ki of them may wait, or 4 Ki with log probabilities."""
     cancelled = []
-    ticket = Ticket(cancelled.append, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event())
-    for _ in range(events):
-        assert not ticket.finished
-        ticket.push({"text": "a" * 1000, "scores": [(0, 0.0, [])] * 1000 * scores})
-        if ticket.finished:
-            break
-    assert cancelled == [ticket]
-    with pytest.raises(ApiError, match="not read fast enough"):
-        ticket.take()
+
+    async def main():
+        ticket = Ticket(cancelled.append, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event(), METRICS)
+        for _ in range(events):
+            assert not ticket.finished
+            ticket.push({"i": 0, "text": "a" * 1000, "chars": 1000, "scores": [(0, 0.0, [])] * 1000 * scores})
+            if ticket.finished:
+                break
+        assert cancelled == [ticket]
+        with pytest.raises(ApiError, match="not read fast enough"):
+            ticket.take()
+
+    run(main())
 
 
 def test_states_of_all_prompts_are_counted_before_any_is_submitted(gru, monkeypatch):

@@ -14,7 +14,7 @@ from infer import Engine
 from infer.server import scheduler
 from infer.server.batch import Job
 from infer.server.scheduler import Scheduler
-from infer.server.states import BLOCK, PrefixCache, StateError, TextState
+from infer.server.states import BLOCK, PrefixCache, StateError, TextState, digests
 
 SHA = bytes(range(32))
 PROMPT = "ROMEO:\n"
@@ -203,13 +203,15 @@ def test_the_cache_is_bounded_and_drops_the_oldest():
     cache = PrefixCache(most_bytes=20_000)
     texts = [np.arange(BLOCK + 3 + i) for i in range(30)]
     for ids in texts:
-        cache.put(ids, state)
+        cache.put(ids, digests(ids), state)
     assert 0 < len(cache) < 20
-    assert cache.longest(texts[-1])[0] == len(texts[-1])
+    longer = np.arange(3 * BLOCK)  # its digests serve its beginnings
+    assert cache.longest(texts[-1], digests(longer))[0] == cache.longest(longer, digests(longer))[0] == len(texts[-1])
     # Shorter ones are gone; nothing cached is a prefix of this.
-    assert cache.longest(np.arange(BLOCK + 3)) == (0, None)
-    assert cache.longest(np.arange(1, 500)) == (0, None)
-    assert (cache.hits, cache.misses) == (1, 2)
+    for ids in (np.arange(BLOCK + 3), np.arange(1, 500)):
+        assert cache.longest(ids, digests(ids)) == (0, None)
+    assert (cache.hits, cache.misses) == (2, 2)
+    assert sum(map(len, cache._lengths.values())) == len(cache)
 
 
 def test_newcomers_do_not_hold_up_a_running_stream(int8, monkeypatch):

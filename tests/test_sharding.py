@@ -40,25 +40,16 @@ def sharings(draw):
 
 
 @given(sharings())
-def test_the_ranks_windows_are_disjoint_and_in_order_the_batch_of_one_process(sharing):
-    plan, step, world, _ = sharing
-    whole = plan.batch(step).starts
-    shares = [whole[rank_slice(plan.batch_size, rank, world)] for rank in range(world)]
-    np.testing.assert_array_equal(np.concatenate(shares), whole)
-    assert {len(share) for share in shares} == {plan.batch_size // world}
-    assert len(set(whole.tolist())) == plan.batch_size
-
-
-@given(sharings())
-def test_ranks_and_their_micro_batches_cut_a_batch_as_a_single_process_with_more_of_them(sharing):
+def test_ranks_and_micro_batches_cut_a_batch_evenly_in_order(sharing):
     plan, step, world, parts = sharing
     whole = plan.batch(step).starts
-    micro_batches = []
-    for rank in range(world):
-        share = whole[rank_slice(plan.batch_size, rank, world)]
-        micro_batches += [share[rank_slice(len(share), i, parts)].tolist() for i in range(parts)]
+    assert len(set(whole.tolist())) == plan.batch_size
+    shares = [whole[rank_slice(plan.batch_size, rank, world)] for rank in range(world)]
+    assert {len(share) for share in shares} == {plan.batch_size // world}
+    micro_batches = [share[rank_slice(len(share), i, parts)].tolist() for share in shares for i in range(parts)]
     count = world * parts
     assert micro_batches == [whole[rank_slice(plan.batch_size, i, count)].tolist() for i in range(count)]
+    assert list(itertools.chain(*micro_batches)) == whole.tolist()
 
 
 @given(sharings())

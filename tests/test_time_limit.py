@@ -99,6 +99,7 @@ def test_a_resumed_run_has_what_is_left_of_the_budget_and_a_finished_one_nothing
     resumed_at, spent = clock.now, trainer.progress.elapsed_s
     assert spent == pytest.approx(15 * 0.7)
     trainer.fit()
+    assert trainer.recorder.records[0]["time_s"] > spent
     assert LIMIT <= spent + clock.ends[-1] - resumed_at < LIMIT + 0.7
     assert rates(trainer)[-1] == pytest.approx(FINAL * config.optim.lr, rel=1e-12)
     clock.ends.clear()

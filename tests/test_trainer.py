@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from training import ListRecorder, make_trainer, some_text, tiny_config
+from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError, TrainingError
@@ -190,51 +190,6 @@ def test_early_stopping_decays_the_rate_and_then_ends(tmp_path, caplog):
     assert rates[progress.cooldown_step] > 0.9e-12
     assert rates[progress.step] == pytest.approx(1e-12 * trainer.config.optim.final_lr)
     assert "decaying the learning rate" in caplog.text
-
-
-def test_a_time_limit_ends_the_run_with_the_learning_rate_decayed(tmp_path):
-    ticks = itertools.count(0, 0.5)
-    settings = ["train.max_steps=0", "train.time_limit=30s", "optim.final_lr=0.1", "eval.every=0"]
-    trainer = make_trainer(tiny_config(tmp_path, settings), clock=lambda: next(ticks))
-    trainer.fit()
-    rates = [r["train/lr"] for r in trainer.recorder.records if "train/lr" in r]
-    assert trainer.progress.elapsed_s >= 30
-    assert 10 < len(rates) < 60
-    assert rates[-1] == pytest.approx(0.1 * trainer.config.optim.lr, rel=0.1)
-    assert rates[2:] == sorted(rates[2:], reverse=True)
-
-
-def test_the_time_budget_goes_on_after_a_resume(tmp_path):
-    settings = ["train.max_steps=0", "train.time_limit=30s", "eval.every=0", "checkpoint.every=5"]
-    config = tiny_config(tmp_path, settings)
-    ticks = itertools.count(0, 0.5)
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(config, ListRecorder(stop_at=12), clock=lambda: next(ticks)).fit()
-    spent = load_newest(tmp_path / "run").trainer["elapsed_s"]
-    assert 5 < spent < 30
-    later = itertools.count(1000, 0.5)
-    resumed = make_trainer(config, clock=lambda: next(later))
-    resumed.fit()
-    # The end (log, evaluation, checkpoint) reads this clock a few times more.
-    assert 30 <= resumed.progress.elapsed_s < 36
-    assert resumed.recorder.records[0]["time_s"] > spent
-
-
-@pytest.mark.parametrize(
-    ("change", "clause"),
-    [("model.hidden_dim=24", "model.hidden_dim is 16 there and 24 here"), ("train.seed=5", "train.seed is 1 there")],
-)
-def test_a_run_is_not_continued_with_other_settings(tmp_path, change, clause):
-    make_trainer(tiny_config(tmp_path)).fit()
-    with pytest.raises(CheckpointError, match=clause):
-        make_trainer(tiny_config(tmp_path, [change]))
-
-
-def test_a_run_is_not_continued_on_another_text(tmp_path):
-    make_trainer(tiny_config(tmp_path)).fit()
-    (tmp_path / "words.txt").write_text(some_text(seed=1))
-    with pytest.raises(CheckpointError, match="another text"):
-        make_trainer(tiny_config(tmp_path))
 
 
 def test_init_from_starts_with_the_weights_and_vocabulary_of_another_run(tmp_path):

@@ -9,6 +9,7 @@ checkpoint, fp32, on the complete tenth. Random configurations vary all that the
 included. Every line is printed as soon as it is known.
 """
 
+import itertools
 import json
 import math
 import os
@@ -23,9 +24,20 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common import machine
+from benchmarks.common import machine_line, markdown, markdown_head, run
 
 ROOT = Path(__file__).resolve().parents[2]
+_COLUMNS = (
+    "text",
+    "characters",
+    "budget",
+    "recipe, `stream`",
+    "PPMd",
+    "",
+    "recipe, `windows`",
+    "best of random",
+    "seconds",
+)
 _ORDERS = range(3, 9)
 _MEMORY = 64 << 20
 
@@ -131,35 +143,27 @@ def main(
     binary: Annotated[bool, typer.Option(help="The files are bytes, not text: data.vocab=bytes.")] = False,
 ) -> None:
     """Print one line for each text, size and budget."""
-    about, encoding = machine(), "latin-1" if binary else "utf-8"
-    print(f"machine  {about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['time']}")
-    print(f"threads  {threads or 'all'}\n")
-    print("| text | characters | budget | recipe, `stream` | PPMd | | recipe, `windows` | best of random | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for given in text:
-        for length in size:
-            name, content = cut(given, length, "latin-1" if binary else "utf-8-sig")
-            held_out = len(content) - int(len(content) * 0.9)
-            ppmd = ppmd_loss(content, held_out, encoding)
-            for seconds in budget:
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder, f"{name}.txt")
-                    path.write_bytes(content.encode(encoding))
-                    fixed: dict[str, Any] = {"data.vocab": "bytes"} if binary else {}
-                    runs = [
-                        train(path, Path(folder, f"seed-{n}"), seconds, threads, {**fixed, "train.seed": n})
-                        for n in seed or [1]
-                    ]
-                    stream, windows = ([run[f"val/{name}/loss"] for run in runs] for name in ("stream", "windows"))
-                    random_best = ""
-                    if random_runs:
-                        found, settings = best_of_random(path, Path(folder), seconds, threads, random_runs, fixed)
-                        random_best = f"{found:.4f} ({settings})"
-                    took = max(run["seconds"] for run in runs)
-                    cells = [name, f"{len(content):,}", f"{seconds:g} s", shown(stream), f"{ppmd:.4f}"]
-                    cells += [f"{mean(stream) / ppmd - 1:+.1%}", shown(windows), random_best, f"{took:.0f}"]
-                    print(f"| {' | '.join(cells)} |", flush=True)
+    encoding, fixed = ("latin-1", {"data.vocab": "bytes"}) if binary else ("utf-8", {})
+    print(f"{machine_line()}\nthreads  {threads or 'all'}\n")
+    print("\n".join(markdown_head(_COLUMNS)), flush=True)
+    for given, length in itertools.product(text, size):
+        name, content = cut(given, length, "latin-1" if binary else "utf-8-sig")
+        held_out = len(content) - int(len(content) * 0.9)
+        ppmd = ppmd_loss(content, held_out, encoding)
+        for seconds in budget:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"{name}.txt")
+                path.write_bytes(content.encode(encoding))
+                runs = [
+                    train(path, Path(folder, f"seed-{n}"), seconds, threads, {**fixed, "train.seed": n})
+                    for n in seed or [1]
+                ]
+                best = random_runs and best_of_random(path, Path(folder), seconds, threads, random_runs, fixed)
+            stream, windows = ([taken[f"val/{protocol}/loss"] for taken in runs] for protocol in ("stream", "windows"))
+            cells = [name, f"{len(content):,}", f"{seconds:g} s", shown(stream), f"{ppmd:.4f}"]
+            cells += [f"{mean(stream) / ppmd - 1:+.1%}", shown(windows), f"{best[0]:.4f} ({best[1]})" if best else ""]
+            print(markdown([*cells, f"{max(taken['seconds'] for taken in runs):.0f}"]), flush=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

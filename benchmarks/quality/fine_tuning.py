@@ -9,9 +9,8 @@ Ruder, arXiv 1801.06146), decay towards the weights of the start (L2-SP, arXiv 1
 (WiSE-FT, arXiv 2109.01903).
 """
 
-import json
+import itertools
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.common import machine
+from benchmarks.common import machine_line, markdown, markdown_head, run
 from benchmarks.quality.any_text import cut
 from charrnn.config import BASE, ModelConfig, OptimConfig
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
@@ -34,6 +33,7 @@ from train.evaluate import nll_sum
 from train.optimizer import lr_at
 from train.recipe.rules import Facts, choose
 
+_COLUMNS = ("text", "characters", "variant", "`stream`, mean", "range", "against the recipe")
 _EVALUATIONS = 16
 _CPU = torch.device("cpu")
 
@@ -141,15 +141,15 @@ def fine_tune(text: str, variant: Variant, seed: int) -> tuple[float, float]:
     facts = Facts(len(text), len(set(text)), 1e15, 3600.0, origin=base, init_from=BASE, origin_loss=origin_loss)
     recipe = choose(facts).fields
     dropout = min(0.9, max(0.0, recipe["model.dropout"] + variant.dropout))
-    run = replace(before, model=CharRNN(replace_dropout(base, dropout), len(before.start["head.bias"])))
-    run.model.load_state_dict(before.start)
+    tuned = replace(before, model=CharRNN(replace_dropout(base, dropout), len(before.start["head.bias"])))
+    tuned.model.load_state_dict(before.start)
     rows, seq_len = max(1, int(recipe["data.batch_size"] * variant.rows)), recipe["data.seq_len"]
-    plan = WindowPlan(run.split, seq_len, rows, "carry", 0, seed, recipe["data.reset"])
+    plan = WindowPlan(tuned.split, seq_len, rows, "carry", 0, seed, recipe["data.reset"])
     steps = max(1, round(plan.steps_per_epoch * recipe["train.epochs"] * variant.passes))
     optim = OptimConfig(lr=recipe["optim.lr"] * variant.lr, final_lr=0.02, warmup_steps=max(1, min(100, steps // 20)))
-    optimizer = torch.optim.AdamW(groups(run.model, variant), lr=optim.lr, betas=optim.betas, fused=True)
-    source, loss_module = IdSource(run.ids[: run.split], _CPU), NextCharLoss(run.model)
-    state, losses = run.model.zero_state(rows, _CPU), []
+    optimizer = torch.optim.AdamW(groups(tuned.model, variant), lr=optim.lr, betas=optim.betas, fused=True)
+    source, loss_module = IdSource(tuned.ids[: tuned.split], _CPU), NextCharLoss(tuned.model)
+    state, losses = tuned.model.zero_state(rows, _CPU), []
     for step in range(steps):
         lr = lr_at(step, optim, (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps))
         for group in optimizer.param_groups:
@@ -159,16 +159,16 @@ def fine_tune(text: str, variant: Variant, seed: int) -> tuple[float, float]:
         with torch.autocast("cpu", torch.bfloat16):
             loss, state = loss_module(source.windows(batch.starts, seq_len + 1), state)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(tuned.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         state = detach(state)
         if variant.l2_sp:
             with torch.no_grad():
-                for name, parameter in run.model.named_parameters():
-                    parameter.lerp_(run.start[name], lr * variant.l2_sp)
+                for name, parameter in tuned.model.named_parameters():
+                    parameter.lerp_(tuned.start[name], lr * variant.l2_sp)
         if (step + 1) * _EVALUATIONS // steps > step * _EVALUATIONS // steps:
-            losses.append((run.evaluate(variant.average), (step + 1) / steps))
+            losses.append((tuned.evaluate(variant.average), (step + 1) / steps))
     return min(losses)
 
 
@@ -178,35 +178,21 @@ def main(
     variant: Annotated[list[str] | None, typer.Option(help=f"Of: {', '.join(VARIANTS)}.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of each row.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    record: Annotated[Path | None, typer.Option(help="A .jsonl of runs: those that it holds are not repeated.")] = None,
 ) -> None:
     """Print one row for each text, size and variant."""
     torch.set_num_threads(threads)
-    about = machine()
-    print(f"machine  {about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['time']}\n")
-    print("| text | characters | variant | `stream`, mean | range | against the recipe |\n|---|---|---|---|---|---|")
-    done = {}
-    if record and record.exists():
-        done = {tuple(row[:4]): row[4] for row in map(json.loads, record.read_text(encoding="utf-8").splitlines())}
-    for length in size:
-        for given in text:
-            name, content = cut(given, length)
-            reference = 0.0
-            for label in variant or VARIANTS:
-                losses = []
-                for n in seed or [1, 2, 3]:
-                    key = (name, len(content), label, n)
-                    if key not in done:
-                        done[key] = fine_tune(content, VARIANTS[label], n)[0]
-                        if record:
-                            with record.open("a", encoding="utf-8") as out:
-                                out.write(json.dumps([*key, done[key]]) + "\n")
-                    losses.append(done[key])
-                reference = reference or mean(losses)
-                spread, change = f"{min(losses):.4f} to {max(losses):.4f}", mean(losses) - reference
-                cells = [name, f"{len(content):,}", label, f"{mean(losses):.4f}", spread, f"{change:+.4f}"]
-                print(f"| {' | '.join(cells)} |", flush=True)
+    print(f"{machine_line()}\n")
+    print("\n".join(markdown_head(_COLUMNS)), flush=True)
+    for length, given in itertools.product(size, text):
+        name, content = cut(given, length)
+        reference = 0.0
+        for label in variant or VARIANTS:
+            losses = [fine_tune(content, VARIANTS[label], n)[0] for n in seed or [1, 2, 3]]
+            reference = reference or mean(losses)
+            spread, change = f"{min(losses):.4f} to {max(losses):.4f}", mean(losses) - reference
+            cells = [name, f"{len(content):,}", label, f"{mean(losses):.4f}", spread, f"{change:+.4f}"]
+            print(markdown(cells), flush=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

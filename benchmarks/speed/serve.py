@@ -21,12 +21,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks.common import machine_line
+from benchmarks.common import machine_line, run
 from benchmarks.serving import Served, serving, stream
 from charrnn.sampling import SamplingOptions
 from infer import Engine
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _REQUEST = {"prompt": "The king said: ", "temperature": 0.8, "top_k": 40}
 _STREAMS = (1, 64, 512)
@@ -151,7 +149,6 @@ def table(taken: dict[str, list[float]]) -> list[str]:
     return [*lines, "", f"memory per stream at {_STREAMS[-1]}: {statistics.median(taken['memory']) / 1024:,.1f} KiB"]
 
 
-@app.command()
 def serve(
     model: Annotated[Path | None, typer.Option(help="Model file; the shipped one if none is given.")] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each side.", min=1)] = 3,
@@ -161,9 +158,12 @@ def serve(
     engine = Engine(model, threads=1)
     with serving("--model", engine.path, "--max-tokens-limit", _ENDLESS, "--max-streams", _STREAMS[-1]) as served:
         taken = asyncio.run(measure(served, engine, rounds, seconds))
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print("\n".join([f"{machine_line()}; load average {load:.1f}", f"model    {engine.path}", "", *table(taken)]))
+    print(
+        "\n".join(
+            [f"{machine_line()}; load average {os.getloadavg()[0]:.1f}", f"model    {engine.path}", "", *table(taken)]
+        )
+    )
 
 
 if __name__ == "__main__":
-    app()
+    run(serve)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from infer.server.completions import Completion, encoded
 from infer.server.errors import ApiError, draining
@@ -20,6 +20,7 @@ from infer.server.guard import Guard, Service, error_response
 from infer.server.page import page
 from infer.server.pool import Pool
 from infer.server.protocol import parse, parse_tokenize
+from infer.server.ticket import Changes
 
 log = logging.getLogger("charrnn.serve")
 
@@ -64,6 +65,22 @@ async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
             future.cancel()
 
 
+class EventStream(StreamingResponse):
+    """A completion as it comes; however the response ends, or does not begin, the rows of its request are free then."""
+
+    def __init__(self, completion: Completion, changes: Any, first: Changes, facts: dict[str, Any]) -> None:
+        super().__init__(completion.stream(changes, first), headers=_STREAM_HEADERS)
+        self._completion, self._facts = completion, facts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._completion.cancel()
+            self._facts["chars"] = self._completion.chars
+
+
 class Routes:
     """The endpoints."""
 
@@ -87,8 +104,7 @@ class Routes:
                 # Errors that come before any text still get a status of their own.
                 first = await unless_gone(request, anext(changes, {}))
                 if first is not None:
-                    events = completion.stream(changes, first)
-                    return StreamingResponse(_counted(events, completion, facts), headers=_STREAM_HEADERS)
+                    return EventStream(completion, changes, first, facts)
             else:
                 body = await unless_gone(request, completion.complete())
                 if body is not None:
@@ -141,13 +157,6 @@ class Routes:
         """GET /: what this is, and how to use it."""
         html = page(list(self._service.pools), str(request.base_url), self._service.api_key is not None)
         return HTMLResponse(html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
-
-
-async def _counted(events: Any, completion: Completion, facts: dict[str, Any]) -> Any:
-    async with aclosing(events):
-        async for event in events:
-            yield event
-            facts["chars"] = completion.chars
 
 
 def _model(pool: Pool) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Job:
     started: int = 0
     finished: int = 0
     cancelled: bool = False
+    blocks: list[bytes] = field(default_factory=list)  # states.digests of `ids`
     prompt_scores: list[Score] = field(default_factory=list)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,12 +17,10 @@ from infer.engine import fresh_seed
 from infer.server.errors import ApiError
 from infer.server.pool import Pool
 from infer.server.protocol import CompletionRequest
-from infer.server.ticket import Ticket, size_of
+from infer.server.ticket import Changes, Ticket, size_of
 
 # Scores of one response; each is some 100 bytes of JSON, and as many again for each of the likeliest.
 _MOST_SCORES = 1 << 20
-# What became known of each choice, by its index.
-Changes = dict[int, dict[str, Any]]
 
 
 class Logprobs:
@@ -68,7 +67,6 @@ class Completion:
         self.prompt_chars = sum(len(ids) - lead for ids, lead in self._prompts)
         self._check_scores()
         self.chars = 0
-        self._first_at: dict[int, tuple[float, int]] = {}
         count = len(self._prompts) * request.choices
         self._logprobs = None if request.logprobs is None else [Logprobs(self._vocab) for _ in range(count)]
 
@@ -124,11 +122,7 @@ class Completion:
             ticket.cancel()
 
     async def changes(self) -> AsyncIterator[Changes]:
-        """What becomes known of each choice, by its index, at every wake-up.
-
-        A change has `text`, `chars`, and maybe `scores`, `finish` and `state`.
-        """
-        choices = self.request.choices
+        """Yield what becomes known of each choice, by its index: all at once, or at every wake-up of a stream."""
         while not all(ticket.done for ticket in self._tickets):
             try:
                 async with asyncio.timeout_at(self._deadline):
@@ -137,51 +131,23 @@ class Completion:
                 limit = self._deadline - self._began
                 raise ApiError(503, f"not done in {limit:g} s (--timeout); ask for less", code="timeout") from None
             self._ready.clear()
-            changes: Changes = {}
-            for p, ticket in enumerate(self._tickets):
-                for event in ticket.take():
-                    for i in range(choices) if "prompt_scores" in event else [event["i"]]:
-                        self._merge(changes.setdefault(p * choices + i, {"text": "", "chars": 0}), event)
-            for index, change in changes.items():
-                self._observe(index, change)
+            waits = not (self.request.stream or any(ticket.error for ticket in self._tickets))
+            if waits and not all(ticket.finished for ticket in self._tickets):
+                continue
+            taken = enumerate(ticket.take() for ticket in self._tickets)
+            changes = {p * self.request.choices + i: change for p, found in taken for i, change in found.items()}
+            self.chars += sum(change["chars"] for change in changes.values())
             if changes:  # a wake-up may come for what was taken already
                 yield changes
 
-    def _merge(self, change: dict[str, Any], event: dict[str, Any]) -> None:
-        change["text"] += event.get("text", "")
-        change["chars"] += event.get("chars", 0)
-        if "scores" in event or "prompt_scores" in event:
-            change.setdefault("scores", []).extend(event.get("scores", event.get("prompt_scores")))
-        for name in ("finish", "state"):
-            if name in event:
-                change[name] = event[name]
-
-    def _observe(self, index: int, change: dict[str, Any]) -> None:
-        """Count and time what was generated."""
-        now, metrics, name = asyncio.get_running_loop().time(), self._pool.metrics, self._pool.name
-        self.chars += change["chars"]
-        if index not in self._first_at:
-            if change["chars"]:
-                self._first_at[index] = now, self.chars
-                metrics.first.labels(name).observe(now - self._began)
-            return
-        if "finish" in change and len(self._first_at) == 1 == self.request.choices:
-            first, chars = self._first_at[index]
-            if self.chars > chars:
-                metrics.per_char.labels(name).observe((now - first) / (self.chars - chars))
-
-    def prompt_text(self, index: int) -> str:
-        """What `echo` puts before the text of a choice."""
+    def choice(self, index: int, change: dict[str, Any], first: bool) -> dict[str, Any]:
+        """Return a choice in OpenAI's shape, with the prompt if it is to be echoed and nothing came before."""
         ids, lead = self._prompts[index // self.request.choices]
-        return self._vocab.decode(ids[lead:].tolist()) if self.request.echo else ""
-
-    def choice(self, index: int, change: dict[str, Any]) -> dict[str, Any]:
-        """A choice in OpenAI's shape."""
-        scores = change.get("scores", [])
+        echoed = self._vocab.decode(ids[lead:].tolist()) if first and self.request.echo else ""
         shown = {
             "index": index,
-            "text": change["text"],
-            "logprobs": self._logprobs[index].take(scores) if self._logprobs else None,
+            "text": echoed + change["text"],
+            "logprobs": self._logprobs[index].take(change.get("scores", [])) if self._logprobs else None,
             "finish_reason": change.get("finish"),
         }
         return shown | ({"state": change["state"]} if "state" in change else {})
@@ -196,41 +162,33 @@ class Completion:
 
     async def complete(self) -> dict[str, Any]:
         """The response of a request that is not streamed."""
-        request, wholes = self.request, dict[int, dict[str, Any]]()
-        async for changes in self.changes():
-            for index, change in changes.items():
-                whole = wholes.setdefault(index, {"text": self.prompt_text(index), "chars": 0})
-                self._merge(whole, change)
-        choices = []
+        request, choices = self.request, []
+        (wholes,) = [changes async for changes in self.changes()]
         for p in range(len(self._prompts)):
-            ranked = [wholes[p * request.choices + i] for i in range(request.choices)]
+            indices = [p * request.choices + i for i in range(request.choices)]
             if request.choices > request.n:
-                ranked.sort(key=_mean_logprob, reverse=True)
-            choices += [self.choice(p * request.choices + i, whole) for i, whole in enumerate(ranked[: request.n])]
-        for index, choice in enumerate(choices):
-            choice["index"] = index
+                indices = sorted(indices, key=lambda index: _mean_logprob(wholes[index]), reverse=True)[: request.n]
+            choices += [self.choice(index, wholes[index], first=True) for index in indices]
+        choices = [choice | {"index": index} for index, choice in enumerate(choices)]
         return self.head | {"choices": choices, "usage": self.usage()}
 
     async def stream(self, changes: AsyncIterator[Changes], first: Changes) -> AsyncIterator[str]:
-        """Server-sent events, from the first changes on."""
+        """Yield server-sent events, from the first changes on."""
         begun = set[int]()
         head = json.dumps(self.head)[:-1]
         tail = ', "usage": null}\n\n' if self.request.include_usage else "}\n\n"
         try:
             while first:
                 for index, change in first.items():
-                    if index not in begun:
-                        begun.add(index)
-                        change["text"] = self.prompt_text(index) + change["text"]
-                    yield f'data: {head}, "choices": [{json.dumps(self.choice(index, change))}]{tail}'
+                    choice = self.choice(index, change, first=index not in begun)
+                    begun.add(index)
+                    yield f'data: {head}, "choices": [{json.dumps(choice)}]{tail}'
                 first = await anext(changes, {})
             if self.request.include_usage:
                 yield f"data: {json.dumps(self.head | {'choices': [], 'usage': self.usage()})}\n\n"
             yield "data: [DONE]\n\n"
         except ApiError as error:
             yield f"data: {json.dumps(error.body())}\n\n"
-        finally:
-            self.cancel()
 
 
 def encoded(vocab: Vocab, prompt: str | tuple[int, ...], unknown: Unknown) -> np.ndarray[Any, Any]:
@@ -247,6 +205,6 @@ def encoded(vocab: Vocab, prompt: str | tuple[int, ...], unknown: Unknown) -> np
 
 
 def _mean_logprob(whole: dict[str, Any]) -> float:
-    """By which best_of ranks: the mean log probability of the generated characters."""
-    scores = whole["scores"][len(whole["scores"]) - whole["chars"] :]
-    return sum(score[1] for score in scores) / len(scores) if scores else 0.0
+    """By which best_of ranks: the mean log probability of the generated characters; one without any is the last."""
+    scores = whole["scores"][len(whole["scores"]) - whole["chars"] :] if whole["chars"] else []
+    return sum(score[1] for score in scores) / len(scores) if scores else -math.inf

@@ -1,5 +1,6 @@
 """What `/metrics` reports, by prometheus-client, whose histograms and text format are those that scrapers know."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client import (
@@ -22,48 +23,40 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """All counters of a server, which a test may have several of in one process."""
+    """All metrics of a server, which a test may have several of in one process."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        model = ["model"]
         self.requests = Counter("charrnn_requests", "Requests answered.", ["path", "status"], registry=registry)
-        self.rejected = Counter("charrnn_requests_rejected", "Requests refused for load.", model, registry=registry)
-        self.running = Gauge("charrnn_streams_running", "Choices that generate.", model, registry=registry)
-        self.waiting = Gauge("charrnn_streams_waiting", "Choices that wait.", model, registry=registry)
-        self.generated = Counter("charrnn_generated_chars", "Characters generated.", model, registry=registry)
-        self.read = Counter("charrnn_prompt_chars", "Characters of prompts read.", model, registry=registry)
-        self.hits = Counter("charrnn_prefix_cache_hits", "Prompts with a cached prefix.", model, registry=registry)
-        self.misses = Counter("charrnn_prefix_cache_misses", "Prompts without one.", model, registry=registry)
-        self.restarts = Counter("charrnn_worker_restarts", "Workers that ended unasked.", model, registry=registry)
-        self.ready = Gauge("charrnn_workers_ready", "Workers that take requests.", model, registry=registry)
-        self.first = Histogram(
-            "charrnn_time_to_first_char_seconds",
-            "From request to first text.",
-            model,
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self.per_char = Histogram(
-            "charrnn_time_per_char_seconds",
-            "Of one choice, after its first text.",
-            model,
-            registry=registry,
-            buckets=_CHAR_SECONDS,
-        )
-        self.occupancy = Histogram("charrnn_batch_rows", "Rows of a tick.", model, registry=registry, buckets=_ROWS)
+
+        def by_model(kind: Any, name: str, text: str, **options: Any) -> Any:
+            return kind(f"charrnn_{name}", text, ["model"], registry=registry, **options)
+
+        self._by_model = {
+            "rejected": by_model(Counter, "requests_rejected", "Requests refused for load."),
+            "running": by_model(Gauge, "streams_running", "Choices that generate."),
+            "waiting": by_model(Gauge, "streams_waiting", "Choices that wait."),
+            "generated": by_model(Counter, "generated_chars", "Characters generated."),
+            "read": by_model(Counter, "prompt_chars", "Characters of prompts read."),
+            "hits": by_model(Counter, "prefix_cache_hits", "Prompts with a cached prefix."),
+            "misses": by_model(Counter, "prefix_cache_misses", "Prompts without one."),
+            "restarts": by_model(Counter, "worker_restarts", "Workers that ended unasked."),
+            "ready": by_model(Gauge, "workers_ready", "Workers that take requests."),
+            "first": by_model(
+                Histogram, "time_to_first_char_seconds", "From a choice's job to its first text.", buckets=_SECONDS
+            ),
+            "per_char": by_model(
+                Histogram, "time_per_char_seconds", "Of one choice, after its first text.", buckets=_CHAR_SECONDS
+            ),
+            "rows": by_model(Histogram, "batch_rows", "Rows of a tick.", buckets=_ROWS),
+        }
+
+    def of(self, model: str) -> SimpleNamespace:
+        """Return the metrics of one model."""
+        return SimpleNamespace(**{name: metric.labels(model) for name, metric in self._by_model.items()})
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
-        return generate_latest(self.registry)
-
-    def tick(self, model: str, counts: dict[str, Any]) -> None:
-        """Add what a worker reports of a tick."""
-        for name, counter in (("generated", self.generated), ("read", self.read), ("hits", self.hits),
-                              ("misses", self.misses)):  # fmt: skip
-            if counts.get(name):
-                counter.labels(model).inc(counts[name])
-        for rows in counts.get("groups", ()):
-            self.occupancy.labels(model).observe(rows)
+        """Return all in Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -45,7 +45,7 @@ class Worker:
 
     def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
         """Give it a job."""
-        ticket = Ticket(self.cancel, message, choices, stream, ready)
+        ticket = Ticket(self.cancel, message, choices, stream, ready, self._pool.metrics)
         self.tickets[ticket.id] = ticket
         self._write(message)
         return ticket
@@ -87,7 +87,7 @@ class Worker:
         self._pool.changed()
         if not self.closing:
             log.error("worker %d of %s ended with code %d; restarting", self._process.pid, self._pool.name, code)
-            self._pool.metrics.restarts.labels(self._pool.name).inc()
+            self._pool.metrics.restarts.inc()
         return was_ready
 
     async def _listen(self, process: asyncio.subprocess.Process) -> bool:
@@ -122,12 +122,20 @@ class Worker:
                 self.tickets.pop(ticket.id, None)
             else:
                 self._dirty.add(ticket)
-        self.counts |= {name: message["counts"].get(name, count) for name, count in self.counts.items()}
-        self._pool.metrics.tick(self._pool.name, message["counts"])
+        if counts := message["counts"]:
+            self._count(counts)
         if self._dirty and self._timer is None:
             loop = asyncio.get_running_loop()
             interval = max(_SEND_EVERY_S, len(self.tickets) / _EVENTS_PER_S)
             self._timer = loop.call_at(max(loop.time(), self._sent + interval), self._wake)
+
+    def _count(self, counts: dict[str, Any]) -> None:
+        """Take over what a worker counted since its last report."""
+        self.counts = {name: counts[name] for name in self.counts}
+        for name in ("generated", "read", "hits", "misses"):
+            getattr(self._pool.metrics, name).inc(counts[name])
+        for rows in counts["groups"]:
+            self._pool.metrics.rows.observe(rows)
 
     def _wake(self) -> None:
         """Let all readers have what came since the last time."""
@@ -166,17 +174,15 @@ class Pool:
     def __init__(
         self, name: str, path: Path, metrics: Metrics, workers: int, threads: int, max_streams: int, max_queue: int
     ) -> None:
-        self.name, self.path, self.metrics = name, path, metrics
+        self.name, self.metrics = name, metrics.of(name)
         self.arguments = (str(path), str(threads), str(max_streams))
         self.capacity = workers * max_streams + max_queue
         self.facts: dict[str, Any] | None = None
         self.failure: str | None = None
         self.workers = [Worker(self) for _ in range(workers)]
         self.settled = asyncio.Event()  # the first time that a worker is ready, or the file is refused
-        metrics.running.labels(name).set_function(lambda: sum(w.counts["running"] for w in self.workers))
-        metrics.waiting.labels(name).set_function(lambda: sum(w.counts["waiting"] for w in self.workers))
-        metrics.rejected.labels(name)
-        metrics.restarts.labels(name)
+        self.metrics.running.set_function(lambda: sum(w.counts["running"] for w in self.workers))
+        self.metrics.waiting.set_function(lambda: sum(w.counts["waiting"] for w in self.workers))
         self.changed()
 
     @property
@@ -196,7 +202,7 @@ class Pool:
 
     def changed(self) -> None:
         """A worker has become ready, or ended."""
-        self.metrics.ready.labels(self.name).set(sum(worker.ready for worker in self.workers))
+        self.metrics.ready.set(sum(worker.ready for worker in self.workers))
         if self.ready:
             self.settled.set()
 
@@ -218,7 +224,7 @@ class Pool:
         outstanding = sum(ticket.choices for ticket in tickets)
         size += sum(ticket.bytes for ticket in tickets)
         if outstanding + choices > self.capacity or size > _MOST_PROMPT_BYTES:
-            self.metrics.rejected.labels(self.name).inc()
+            self.metrics.rejected.inc()
             limit = f"{outstanding} choices run or wait, of {self.capacity} (--max-streams, --max-queue)"
             raise ApiError(429, f"the queue is full: {limit}; try again later", code="queue_full", retry_after=1)
 

@@ -4,6 +4,7 @@ After "cellular batching", Gao et al., "Low Latency RNN Inference with Cellular 
 doi:10.1145/3190508.3190541. Letters: B batch rows, T characters read, V vocabulary size.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -15,7 +16,7 @@ import numpy as np
 from charrnn.errors import CharRNNError
 from infer.engine import Engine
 from infer.server.batch import GROUP_ROWS, Job, Row, run_rows, scored
-from infer.server.states import BLOCK, PrefixCache
+from infer.server.states import BLOCK, PrefixCache, digests
 
 # Seconds of a tick: while someone waits for a first character, and else. docs/serving.md has what was measured.
 _SHORT_S, _LONG_S = 0.005, 0.03
@@ -83,23 +84,24 @@ class Scheduler:
 
     def _receive(self) -> bool:
         """Take in what has arrived; waits for something when there is nothing to do."""
-        block = not self._jobs
-        while True:
-            try:
-                item = self._inbox.get(block)
-            except Empty:
-                return True
-            block = False
-            if item is None:
-                return False
-            if isinstance(item, Job):
-                self._jobs[item.id] = item
-                self._waiting.append(item)
-            elif item in self._jobs:
-                self._remove([self._jobs[item]])
+        block, cancelled = not self._jobs, list[Job]()
+        with contextlib.suppress(Empty):
+            while (item := self._inbox.get(block)) is not None:
+                block = False
+                if isinstance(item, Job):
+                    self._jobs[item.id] = item
+                    self._waiting.append(item)
+                elif item in self._jobs:
+                    cancelled.append(self._jobs[item])
+            self._remove(cancelled)
+            return False
+        self._remove(cancelled)
+        return True
 
     def _remove(self, jobs: list[Job]) -> None:
         """Forget jobs wherever they are."""
+        if not jobs:
+            return
         for job in jobs:
             self._jobs.pop(job.id, None)
             job.cancelled = True
@@ -119,8 +121,9 @@ class Scheduler:
         while self._waiting and taken < self._max_streams:
             job = self._waiting.popleft()
             taken += len(job.streams)
+            job.blocks = digests(job.ids)
             if not (job.score_prompt or job.continued):
-                job.position, state = self._cache.longest(job.ids[:-1])
+                job.position, state = self._cache.longest(job.ids[:-1], job.blocks)
                 job.state = state or job.state
             if job.score_prompt:
                 job.prompt_scores += [(int(job.ids[0]), None, None)] if not job.lead else []
@@ -164,7 +167,7 @@ class Scheduler:
             job.position += length
             job.state = tuple(part[:, b : b + 1].copy() for part in state)
             if not job.continued and (job.position % BLOCK == 0 or job.position == len(job.ids) - 1):
-                self._cache.put(job.ids[: job.position], job.state)
+                self._cache.put(job.ids[: job.position], job.blocks, job.state)
 
     def _admit(self) -> None:
         """Give free rows to choices whose prompt is read, first come, first served; they run next.

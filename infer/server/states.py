@@ -7,7 +7,8 @@ import base64
 import binascii
 import hashlib
 import struct
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,7 @@ class PrefixCache:
     """States by the ids that led to them, the least recently used dropped first.
 
     A key is the hash of all full blocks of BLOCK ids and, as bytes, the ids after them: the longest cached prefix of a
-    prompt is found by one look-up per block.
+    prompt is found by one look-up per block and per length of what is cached after that block.
 
     Attributes:
         hits, misses: Look-ups so far that found a prefix, and that did not.
@@ -99,49 +100,55 @@ class PrefixCache:
         self.hits = self.misses = 0
         self._left = most_bytes
         self._states: OrderedDict[tuple[bytes, bytes], State] = OrderedDict()
-        self._tails: dict[bytes, set[bytes]] = {}
+        self._lengths: defaultdict[bytes, Counter[int]] = defaultdict(Counter)  # of the tails, by hash
 
     def __len__(self) -> int:
         return len(self._states)
 
-    def put(self, ids: NDArray[np.int64], state: State) -> None:
-        """Keep the state, each (L, 1, H), after these ids, (N,)."""
-        key = _digests(ids)[-1], ids[len(ids) // BLOCK * BLOCK :].tobytes()
+    def put(self, ids: NDArray[np.int64], blocks: Sequence[bytes], state: State) -> None:
+        """Keep the state, each (L, 1, H), after these ids, (N,). blocks: their `digests`, or of a longer text."""
+        full = len(ids) // BLOCK
+        key = blocks[full], ids[full * BLOCK :].tobytes()
         if key in self._states:
             self._states.move_to_end(key)
             return
         self._states[key] = state
-        self._tails.setdefault(key[0], set()).add(key[1])
+        self._lengths[key[0]][len(key[1])] += 1
         self._left -= _size(key, state)
         while self._left < 0:
             (digest, tail), dropped = self._states.popitem(last=False)
             self._left += _size((digest, tail), dropped)
-            self._tails[digest].discard(tail)
-            if not self._tails[digest]:
-                del self._tails[digest]
+            self._lengths[digest][len(tail)] -= 1
+            self._lengths[digest] += Counter()  # drops lengths that none has
+            if not self._lengths[digest]:
+                del self._lengths[digest]
 
-    def longest(self, ids: NDArray[np.int64]) -> tuple[int, State | None]:
-        """How many of the first ids, (N,), a cached state has read, and that state; (0, None) if there is none."""
-        for block, digest in reversed(list(enumerate(_digests(ids)))):
+    def longest(self, ids: NDArray[np.int64], blocks: Sequence[bytes]) -> tuple[int, State | None]:
+        """Find the longest cached prefix of ids, (N,). blocks: their `digests`.
+
+        Returns:
+            Its length and the state after it; (0, None) if there is none.
+        """
+        for block in range(len(ids) // BLOCK, -1, -1):
             rest = ids[block * BLOCK : (block + 1) * BLOCK].tobytes()
-            tails = [tail for tail in self._tails.get(digest, ()) if rest.startswith(tail)]
-            if tails and (block or max(map(len, tails))):
-                tail = max(tails, key=len)
-                self._states.move_to_end((digest, tail))
-                self.hits += 1
-                return block * BLOCK + len(tail) // ids.itemsize, self._states[digest, tail]
+            for length in sorted(self._lengths.get(blocks[block], ()), reverse=True):
+                key = blocks[block], rest[:length]
+                if key in self._states:
+                    self._states.move_to_end(key)
+                    self.hits += 1
+                    return block * BLOCK + len(key[1]) // ids.itemsize, self._states[key]
         self.misses += 1
         return 0, None
 
 
-def _digests(ids: NDArray[np.int64]) -> list[bytes]:
-    """The hash of the first 0, 1, 2, ... full blocks of ids, (N,)."""
+def digests(ids: NDArray[np.int64]) -> list[bytes]:
+    """Return the hashes of the first 0, 1, 2, ... full blocks of ids, (N,)."""
     running = hashlib.blake2b(digest_size=16)
-    digests = [running.digest()]
+    hashes = [running.digest()]
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
         running.update(ids[start : start + BLOCK].tobytes())
-        digests.append(running.copy().digest())
-    return digests
+        hashes.append(running.digest())
+    return hashes
 
 
 def _size(key: tuple[bytes, bytes], state: State) -> int:

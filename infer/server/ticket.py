@@ -10,10 +10,12 @@ from infer.server.errors import ApiError
 _MOST_UNREAD_CHARS = 1 << 18
 # A character with its log probabilities takes the memory of so many without.
 _SCORED_CHARS = 64
+# What became known of each choice, by its index: `text`, `chars`, and maybe `scores`, `finish` and `state`.
+Changes = dict[int, dict[str, Any]]
 
 
 def size_of(message: dict[str, Any]) -> int:
-    """Bytes of a job's prompt and state."""
+    """Return the bytes of a job's prompt and state."""
     return len(message["ids"]) + len(message["state"] or "")
 
 
@@ -26,6 +28,7 @@ class Ticket:
         choices: Texts that the job generates.
         stream: Whether text is wanted as it comes; else all at the end.
         ready: Is set when there is something to take; the jobs of a request share one.
+        metrics: The model's.
     """
 
     def __init__(
@@ -35,34 +38,62 @@ class Ticket:
         choices: int,
         stream: bool,
         ready: asyncio.Event,
+        metrics: Any,
     ) -> None:
         self.id, self.choices, self.bytes = message["id"], choices, size_of(message)
-        self._cancel, self._stream, self._ready = cancel, stream, ready
-        self._unfinished, self._unread, self._first = choices, 0, True
-        self._events: list[dict[str, Any]] = []
-        self._error: ApiError | None = None
+        self._cancel, self._stream, self._ready, self._metrics = cancel, stream, ready, metrics
+        self._unfinished, self._unread = choices, 0
+        self._changes: Changes = {}
+        self._began = asyncio.get_running_loop().time()
+        self._timings: dict[int, list[float]] = {}  # by choice: time of its first text, characters since
+        self.error: ApiError | None = None
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will come."""
-        return not self._unfinished or self._error is not None
+        return not self._unfinished or self.error is not None
 
     @property
     def done(self) -> bool:
         """Whether the job has succeeded, and all has been taken; one that failed never is, as `take` has to raise."""
-        return self._error is None and not self._unfinished and not self._events
+        return self.error is None and not self._unfinished and not self._changes
 
     def push(self, event: dict[str, Any]) -> None:
         """Take an event. What comes first and last wakes the reader at once, the rest when `wake` is called."""
-        self._events.append(event)
-        self._unread += len(event.get("text", "")) + _SCORED_CHARS * len(event.get("scores", ()))
-        self._unfinished -= "finish" in event
+        first = not self._timings
+        if "prompt_scores" in event:
+            for i in range(self.choices):
+                self._change(i).setdefault("scores", []).extend(event["prompt_scores"])
+        else:
+            self._observe(event["i"], event["chars"], "finish" in event)
+            change = self._change(event["i"])
+            change["text"] += event["text"]
+            change["chars"] += event["chars"]
+            if "scores" in event:
+                change.setdefault("scores", []).extend(event["scores"])
+            change |= {name: event[name] for name in ("finish", "state") if name in event}
+            self._unread += len(event["text"]) + _SCORED_CHARS * len(event.get("scores", ()))
+            self._unfinished -= "finish" in event
         if self._stream and self._unread > _MOST_UNREAD_CHARS:
             self.cancel()
             self.fail(ApiError(503, "the text was not read fast enough", code="slow_reader"))
-        elif self.finished or (self._stream and self._first):
-            self._first = False
+        elif self.finished or (self._stream and first):
             self._ready.set()
+
+    def _change(self, index: int) -> dict[str, Any]:
+        return self._changes.setdefault(index, {"text": "", "chars": 0})
+
+    def _observe(self, index: int, chars: int, ends: bool) -> None:
+        """Time a choice's first text, and at its end the characters after it."""
+        now = asyncio.get_running_loop().time()
+        if index in self._timings:
+            self._timings[index][1] += chars
+        elif chars:
+            self._timings[index] = [now, 0]
+            self._metrics.first.observe(now - self._began)
+        first_at, since = self._timings.get(index, (now, 0))
+        if ends and since:
+            self._metrics.per_char.observe((now - first_at) / since)
 
     def wake(self) -> None:
         """Wake the reader of a stream."""
@@ -71,15 +102,15 @@ class Ticket:
 
     def fail(self, error: ApiError) -> None:
         """End the job with an error, in place of what was not taken yet."""
-        self._error, self._events = error, []
+        self.error, self._changes = error, {}
         self._ready.set()
 
-    def take(self) -> list[dict[str, Any]]:
-        """What has come since the last call. Raises: ApiError when the job has failed."""
-        if self._error:
-            raise self._error
-        events, self._events, self._unread = self._events, [], 0
-        return events
+    def take(self) -> Changes:
+        """Return what has come since the last call. Raises: ApiError when the job has failed."""
+        if self.error:
+            raise self.error
+        changes, self._changes, self._unread = self._changes, {}, 0
+        return changes
 
     def cancel(self) -> None:
         """Free the job's rows, unless it is over."""
