@@ -12,10 +12,10 @@ import pytest
 import torch
 from launches import ROOT, prepare_small_run, train_small
 from launches import logged as logged_metrics
-from training import ListRecorder, largest_difference, logged, make_trainer, tiny_config
+from training import ListRecorder, largest_difference, logged, make_trainer, some_text, tiny_config
 
 from charrnn.config import ModelConfig
-from charrnn.errors import CheckpointError
+from charrnn.errors import CheckpointError, PreemptedError
 from charrnn.model.ensemble import Ensemble
 from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import stream_batch
@@ -258,6 +258,23 @@ def test_two_processes_train_the_run_of_one(tmp_path):
     assert largest_difference([*logged_metrics(tmp_path / "teacher").values()], curves[1]) > 1e-3
 
 
+@pytest.mark.slow
+def test_a_student_of_a_good_teacher_beats_the_same_model_without(tmp_path):
+    """The teacher has read 50 times as much of the same language."""
+    settings = ["model.hidden_dim=48", "optim.lr=0.01", "data.windows=carry", "sample.length=0", "eval.every=50"]
+    (tmp_path / "long").mkdir()
+    teacher = [*settings, "data.batch_size=16", "data.seq_len=32", "train.max_steps=500"]
+    make_trainer(tiny_config(tmp_path / "long", teacher, some_text(100_000, seed=1))).fit()
+    settings += ["train.max_steps=300", "data.seq_len=32", "data.split=[0.5,0.5,0.0]"]
+    best = {}
+    for name, teachers in (("plain", []), ("taught", [str(tmp_path / "long" / "run")])):
+        assignments = [f"distill.teachers={json.dumps(teachers)}", f"train.run_dir={tmp_path / name}"]
+        trainer = make_trainer(tiny_config(tmp_path, [*settings, *assignments], some_text(4000)))
+        trainer.fit()
+        best[name] = load_for_inference(tmp_path / name).trainer["metrics"]["val/stream/loss"]
+    assert best["taught"] < best["plain"] - 0.02
+
+
 # --- the cache
 
 
@@ -303,8 +320,6 @@ class Stopped:
 
 def test_a_stop_signal_ends_the_computation_and_leaves_nothing(tmp_path):
     config = tiny_config(tmp_path, teach(tmp_path))
-    from charrnn.errors import PreemptedError
-
     with pytest.raises(PreemptedError, match=r"stopped by SIGTERM before .* rerun the same command"):
         make_trainer(config, signals=Stopped())
     assert not list((tmp_path / "data" / "targets").glob("**/targets.bin"))
