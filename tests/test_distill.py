@@ -23,7 +23,7 @@ from train.checkpoint.format import load_for_inference, model_of
 from train.cuda_graph import DirectCapture, GraphedUpdate
 from train.dataloader import MOST_DENSE, TargetSource, target_dtype
 from train.evaluate import evaluate_checkpoints
-from train.texts import GivenText
+from train.given_text import GivenText
 
 TEACHERS = {"one": ["model.rnn=LSTM", "train.seed=3"], "two": ["model.hidden_dim=24"]}
 LEARNING = ["optim.lr=0.02", "train.max_steps=60", "eval.every=0"]

@@ -19,7 +19,7 @@ from train.checkpoint.format import load_for_inference
 from train.dataloader import IdSource
 from train.evaluate import command, evaluate, evaluate_checkpoint, nll_sum, sample_text
 from train.export.exporter import export_checkpoint
-from train.texts import GivenText
+from train.given_text import GivenText
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,18 @@ def options(monkeypatch):
     """What a command line asks of the server."""
 
     def options(command):
-        found = []
-        monkeypatch.setattr(main, "serve", lambda models, **given: found.append(given | {"models": models}))
+        found = {}
+
+        async def run(service, listener, drain_timeout):
+            found["drain_timeout"] = drain_timeout
+
+        monkeypatch.setattr(main, "run", run)
+        monkeypatch.setattr("infer.server.command.listen", lambda host, port: found.update(port=port))
+        monkeypatch.setattr("infer.server.logs.configure", lambda as_json: found.update(log_json=as_json))
+        monkeypatch.setattr(main, "named_models", lambda _: {})
         assert command[0] == "infer"
         assert cli.run(command[1:]) == 0
-        return found[0]
+        return found
 
     return options
 

@@ -44,7 +44,7 @@ from train.checkpoint.format import load_for_inference, model_of
 from train.checkpoint.vocab_transfer import check_same_vocab, table_between
 from train.dataloader import IdSource, to_device
 from train.errors import evaluation_out_of_memory, is_out_of_memory
-from train.texts import Encoding, Exclude, GivenText, Include, TextField
+from train.given_text import Encoding, Exclude, GivenText, Include, TextField
 
 # Characters of a row per forward call: bounds the logits, (R, T, V).
 _CHUNK = 256

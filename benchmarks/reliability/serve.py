@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from benchmarks.common import machine_line, markdown, markdown_head, run
@@ -30,6 +31,10 @@ _DRAIN_S = 1.0
 # What allocators and the metrics of new statuses keep.
 _SPARE_BYTES, _SPARE_FILES = 48 << 20, 16
 _SETTLE_S = 60.0
+
+
+# Seconds since the soak began, bytes of memory, file descriptors and rows that run.
+Sample = tuple[float, int, int, int]
 
 
 @dataclass
@@ -210,10 +215,10 @@ FAULTS: dict[str, Callable[[Bench], Awaitable[tuple[int, int]]]] = {
 }
 
 
-async def soak(bench: Bench, seconds: float) -> list[tuple[float, int, int]]:
-    """Clients that come and go at random. Returns: seconds, bytes of memory, file descriptors, some times a minute."""
+async def soak(bench: Bench, seconds: float) -> list[Sample]:
+    """Clients that come and go at random. Returns: samples, some times a minute."""
     end, began = time.monotonic() + seconds, time.monotonic()
-    samples = []
+    samples: list[Sample] = []
 
     async def client() -> None:
         while time.monotonic() < end:
@@ -228,7 +233,8 @@ async def soak(bench: Bench, seconds: float) -> list[tuple[float, int, int]]:
     clients = [asyncio.create_task(client()) for _ in range(bench.count(64))]
     while time.monotonic() < end:
         await asyncio.sleep(min(10.0, seconds / 20))
-        samples.append((time.monotonic() - began, bench.served.rss_bytes(), bench.served.open_files()))
+        running = await asyncio.to_thread(bench.served.gauge, "charrnn_streams_running")
+        samples.append((time.monotonic() - began, bench.served.rss_bytes(), bench.served.open_files(), int(running)))
     await asyncio.gather(*clients)
     return samples
 
@@ -246,7 +252,7 @@ async def settled(bench: Bench, files: int, size: int) -> str:
         await asyncio.sleep(0.2)
 
 
-async def try_all(bench: Bench, soak_s: float) -> tuple[list[list[object]], list[tuple[float, int, int]]]:
+async def try_all(bench: Bench, soak_s: float) -> tuple[list[list[object]], list[Sample]]:
     """Injects every fault. Returns: the table's rows, and the soak's samples."""
     rows: list[list[object]] = []
 
@@ -279,10 +285,11 @@ def serve(
         rows, samples = asyncio.run(try_all(Bench(served, scale, random.Random(seed)), soak_s))
     print(f"{machine_line()}\n")
     print("\n".join([*markdown_head(_COLUMNS), *map(markdown, rows)]))
-    if samples:
-        (_, first, files), (seconds, last, files_after) = samples[len(samples) // 5], samples[-1]
-        print(f"\nsoak: after a fifth of {seconds:.0f} s {first / 2**20:.1f} MiB and {files} files, at its end "
-              f"{last / 2**20:.1f} MiB and {files_after} files")  # fmt: skip
+    print("\n".join(["", *markdown_head(["soak, seconds", "MiB", "files", "rows"])]))
+    for fifth in np.array_split(np.array(samples), 5):
+        if len(fifth):
+            seconds, size, *others = zip(fifth.min(axis=0), fifth.max(axis=0), strict=True)
+            print(markdown([*(f"{low:.0f} to {high:.0f}" for low, high in (seconds, np.divide(size, 2**20), *others))]))
     if any(row[2] != row[3] or row[4] != "nothing" for row in rows):
         raise typer.Exit(1)
 

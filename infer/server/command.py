@@ -1,8 +1,14 @@
 """The `infer serve` command; what serves is imported when it runs."""
 
+import asyncio
+import importlib.util
+import os
 from typing import Annotated, Literal
 
 import typer
+
+from charrnn.errors import ConfigError
+from infer.addresses import is_loopback, listen
 
 
 def serve(
@@ -45,10 +51,21 @@ def serve(
     POST /v1/completions, GET /v1/models, /health, /metrics. Requests run in one batch, which they join and leave at
     every character. Ctrl-C or SIGTERM lets those that run finish.
     """
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"the server needs {package}, which is not installed: pip install 'charrnn[serve]'")
     from infer.server import main
+    from infer.server.guard import Service
+    from infer.server.logs import configure
+    from infer.server.metrics import Metrics
+    from infer.server.pool import Pool
 
-    main.serve(
-        model or [], host=host, port=port, workers=workers, threads=threads, max_streams=max_streams,
-        max_queue=max_queue, max_tokens_limit=max_tokens_limit, timeout=timeout, drain_timeout=drain_timeout,
-        api_key=api_key, cors_origins=cors_origin or [], log_json=log_format == "json",
-    )  # fmt: skip
+    files, listener, metrics = main.named_models(model or []), listen(host, port), Metrics()
+    configure(as_json=log_format == "json")
+    api_key = api_key or os.environ.get("CHARRNN_API_KEY") or None
+    if not is_loopback(host) and api_key is None:
+        main.log.warning("serving on %s without an API key: whoever reaches it may use it; see --api-key", host)
+    pools = {name: Pool(name, path, metrics, workers, threads, max_streams, max_queue) for name, path in files.items()}
+    origins = tuple(cors_origin or ())
+    service = Service(pools, metrics, max_tokens_limit, timeout, api_key, origins, loopback=is_loopback(host))
+    asyncio.run(main.run(service, listener, drain_timeout))

@@ -1,18 +1,22 @@
-"""`infer serve`: starts workers and the HTTP server, and ends them in order."""
+"""Start workers and the HTTP server, and end them in order."""
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import uvicorn
 
 from charrnn.errors import ConfigError, ModelFileError
-from infer.addresses import is_loopback, listen
+from infer.http_limits import TimedProtocol
+from infer.model_file.loader import default_model
+from infer.server.app import build_app
+from infer.server.errors import draining
+from infer.server.guard import Service
 
 log = logging.getLogger("charrnn.serve")
 
@@ -27,8 +31,6 @@ def named_models(models: Sequence[str]) -> dict[str, Path]:
         ConfigError: if two have one name.
         ModelFileError: if a file is missing.
     """
-    from infer.model_file.loader import default_model
-
     found: dict[str, Path] = {}
     for model in models or [str(default_model())]:
         name, equals, file = model.partition("=")
@@ -43,73 +45,24 @@ def named_models(models: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def serve(
-    models: Sequence[str],
-    *,
-    host: str,
-    port: int,
-    workers: int,
-    threads: int,
-    max_streams: int,
-    max_queue: int,
-    max_tokens_limit: int,
-    timeout: float,
-    drain_timeout: float,
-    api_key: str | None,
-    cors_origins: Sequence[str],
-    log_json: bool,
-) -> None:
-    """Serve until SIGTERM or Ctrl-C; the arguments are those of the command line.
+class Server(uvicorn.Server):
+    """Signals are ours: uvicorn would end by the signal, not with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them alone."""
+        yield
+
+
+async def run(service: Service, listener: socket.socket, drain_timeout: float) -> None:
+    """Serve until SIGTERM or Ctrl-C, and then for at most `drain_timeout` seconds.
 
     Raises:
-        ConfigError: if an extra is missing, or the address cannot be had.
         ModelFileError: if a model file is refused.
     """
-    for package in ("starlette", "uvicorn", "prometheus_client"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"the server needs {package}, which is not installed: pip install 'charrnn[serve]'")
-    from infer.server.app import Service
-    from infer.server.logs import configure
-    from infer.server.metrics import Metrics
-    from infer.server.pool import Pool
-
-    files = named_models(models)
-    listener = listen(host, port)
-    configure(log_json)
-    api_key = api_key or os.environ.get("CHARRNN_API_KEY") or None
-    if not is_loopback(host) and api_key is None:
-        log.warning("serving on %s without an API key: whoever reaches it may use it; see --api-key", host)
     _raise_file_limit()
     if hasattr(signal, "SIGPIPE"):  # the command line lets it end the process, and any client that leaves would send it
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    metrics = Metrics()
-
-    async def run() -> None:
-        pools = {
-            name: Pool(name, path, metrics, workers, threads, max_streams, max_queue) for name, path in files.items()
-        }
-        service = Service(
-            pools, metrics, max_tokens_limit, timeout, api_key, tuple(cors_origins), loopback=is_loopback(host)
-        )
-        await _run(service, listener, drain_timeout)
-
-    asyncio.run(run())
-
-
-async def _run(service: Any, listener: socket.socket, drain_timeout: float) -> None:
-    import uvicorn
-
-    from infer.http_limits import TimedProtocol
-    from infer.server.app import build_app
-    from infer.server.errors import draining
-
-    class Server(uvicorn.Server):
-        """Signals are ours: uvicorn would end by the signal, not with 0."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
     # How long after the end of --drain-timeout clients have to read what they were told.
     config = uvicorn.Config(build_app(service), http=TimedProtocol, log_config=None, access_log=False, lifespan="off",
                             ws="none", timeout_graceful_shutdown=int(drain_timeout) + 3, backlog=2048,
@@ -146,7 +99,7 @@ async def _run(service: Any, listener: socket.socket, drain_timeout: float) -> N
             raise ModelFileError(pool.failure)
 
 
-async def _announce(service: Any, listener: socket.socket, server: Any) -> None:
+async def _announce(service: Service, listener: socket.socket, server: Server) -> None:
     """Log once that all models are loaded; end the server when one cannot be."""
     for pool in service.pools.values():
         await pool.settled.wait()

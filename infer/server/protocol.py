@@ -6,8 +6,9 @@ vocabulary.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from charrnn.errors import SamplingError, listing, printable
 from charrnn.sampling import SamplingOptions
@@ -17,13 +18,8 @@ from infer.server.errors import ApiError
 MAX_CHOICES = 128
 _MAX_STOPS = 4
 _MAX_STOP_CHARS = 1000
-_INTEGERS = {
-    "max_tokens": (0, None), "n": (1, MAX_CHOICES), "best_of": (1, MAX_CHOICES), "logprobs": (0, 5),
-    "seed": (0, 2**63 - 1), "top_k": (0, None),
-}  # fmt: skip
-_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
-_FLAGS = ("echo", "stream", "return_state")
-_STRINGS = ("model", "user", "state")
+_INTEGERS = {"max_tokens": (0, None), "n": (1, MAX_CHOICES), "best_of": (1, MAX_CHOICES), "logprobs": (0, 5),
+             "seed": (0, 2**63 - 1), "top_k": (0, None)}  # fmt: skip
 # Fields of OpenAI's API that would change the text, and the values with which they do not.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "suffix": ("",), "logit_bias": ({},), "presence_penalty": (0,), "frequency_penalty": (0,),
@@ -48,8 +44,8 @@ class CompletionRequest:
 
     prompts: tuple[str | tuple[int, ...], ...]
     options: SamplingOptions
-    stop: tuple[str, ...]
     include_usage: bool
+    stop: tuple[str, ...] = ()
     model: str | None = None
     max_tokens: int = 16
     n: int = 1
@@ -90,17 +86,17 @@ def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
         raise ApiError(400, message, printable(unknown[0][:80]), "unknown_parameter")
     given = {name: value for name, value in given.items() if value is not None and name in _KNOWN}
     for name, value in given.items():
-        _check_type(name, value)
+        _check(name, value)
     _check_together(given, max_tokens_limit)
     try:
         options = SamplingOptions(**{name: given[name] for name in _SAMPLING & given.keys()})
     except SamplingError as error:
         raise ApiError(400, str(error), str(error).partition(" ")[0]) from None
-    plain = {name: given[name] for name in (_OWN - {"stop"}) & given.keys()}
-    return CompletionRequest(
-        prompts=_prompts(given.get("prompt", "")), options=options,
-        stop=_stops(given.get("stop", [])), include_usage=_include_usage(given), **plain,
-    )  # fmt: skip
+    own = {name: given[name] for name in _OWN & given.keys()}
+    if "stop" in own:
+        own["stop"] = (own["stop"],) if isinstance(own["stop"], str) else tuple(own["stop"])
+    prompts, include_usage = _prompts(given.get("prompt", "")), _include_usage(given)
+    return CompletionRequest(prompts, options, include_usage, **own)
 
 
 def parse_tokenize(body: bytes, name: str, kind: type) -> dict[str, Any]:
@@ -110,7 +106,7 @@ def parse_tokenize(body: bytes, name: str, kind: type) -> dict[str, Any]:
     if not isinstance(value, kind) or (kind is list and value and not _is_ids(value)):
         raise ApiError(400, f"{name} must be a {'string' if kind is str else 'list of ids'}", name)
     if given.get("model") is not None:
-        _check_type("model", given["model"])
+        _check("model", given["model"])
     return given
 
 
@@ -126,24 +122,37 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return given
 
 
-def _check_type(name: str, value: object) -> None:
-    if name in _INTEGERS:
-        low, high = _INTEGERS[name]
-        if type(value) is not int or value < low or (high is not None and value > high):
-            limits = f"{low} or more" if high is None else f"{low} to {high}"
-            raise ApiError(400, f"{name} must be an integer, {limits}, not {json.dumps(value)[:80]}", name)
-    elif name in _NUMBERS:
-        if type(value) not in (int, float) or (type(value) is float and not math.isfinite(value)):
-            raise ApiError(400, f"{name} must be a number, not {json.dumps(value)[:80]}", name)
-    elif name in _FLAGS:
-        if type(value) is not bool:
-            raise ApiError(400, f"{name} must be true or false, not {json.dumps(value)[:80]}", name)
-    elif name in _STRINGS and not isinstance(value, str):
-        raise ApiError(400, f"{name} must be a string, not {json.dumps(value)[:80]}", name)
-    elif name == "unknown" and value not in get_args(Unknown):
-        raise ApiError(
-            400, f"unknown must be one of {', '.join(get_args(Unknown))}, not {json.dumps(value)[:80]}", name
-        )
+def _integer(low: int, high: int | None) -> tuple[Callable[[Any], bool], str]:
+    limits = f"{low} or more" if high is None else f"{low} to {high}"
+    return lambda v: type(v) is int and low <= v <= (v if high is None else high), f"an integer, {limits}"
+
+
+# What a field's value must fulfil, and how to say so.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{name: _integer(*limits) for name, limits in _INTEGERS.items()},
+    **dict.fromkeys(
+        ("temperature", "top_p", "min_p", "repetition_penalty"),
+        (lambda v: type(v) is int or (type(v) is float and math.isfinite(v)), "a number"),
+    ),
+    **dict.fromkeys(("echo", "stream", "return_state"), (lambda v: type(v) is bool, "true or false")),
+    **dict.fromkeys(("model", "user", "state"), (lambda v: isinstance(v, str), "a string")),
+    "unknown": (lambda v: v in get_args(Unknown), f"one of {', '.join(get_args(Unknown))}"),
+    "stop": (
+        lambda v: (
+            isinstance(v, str | list)
+            and len(v := [v] if isinstance(v, str) else v) <= _MAX_STOPS
+            and all(isinstance(s, str) and 0 < len(s) <= _MAX_STOP_CHARS for s in v)
+        ),
+        f"a string or up to {_MAX_STOPS}, each of 1 to {_MAX_STOP_CHARS} characters",
+    ),
+}
+
+
+def _check(name: str, value: object) -> None:
+    """Raises: ApiError for a value that is not what its field takes."""
+    holds, what = _RULES.get(name, (lambda _: True, ""))
+    if not holds(value):
+        raise ApiError(400, f"{name} must be {what}, not {json.dumps(value)[:80]}", name)
 
 
 def _check_together(given: dict[str, Any], max_tokens_limit: int) -> None:
@@ -175,15 +184,6 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
 
 def _is_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
-
-
-def _stops(value: object) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    valid = isinstance(stops, list) and len(stops) <= _MAX_STOPS and all(isinstance(s, str) for s in stops)
-    if not valid or not all(0 < len(s) <= _MAX_STOP_CHARS for s in cast(list[str], stops)):
-        limits = f"a string or up to {_MAX_STOPS}, each of 1 to {_MAX_STOP_CHARS} characters"
-        raise ApiError(400, f"stop must be {limits}", "stop")
-    return tuple(cast(list[str], stops))
 
 
 def _include_usage(given: dict[str, Any]) -> bool:

@@ -84,19 +84,18 @@ class Scheduler:
 
     def _receive(self) -> bool:
         """Take in what has arrived; waits for something when there is nothing to do."""
-        block, cancelled = not self._jobs, list[Job]()
+        running, block, cancelled = True, not self._jobs, list[Job]()
         with contextlib.suppress(Empty):
-            while (item := self._inbox.get(block)) is not None:
-                block = False
+            while running:
+                item = self._inbox.get(block)
+                block, running = False, item is not None
                 if isinstance(item, Job):
                     self._jobs[item.id] = item
                     self._waiting.append(item)
                 elif item in self._jobs:
                     cancelled.append(self._jobs[item])
-            self._remove(cancelled)
-            return False
         self._remove(cancelled)
-        return True
+        return running
 
     def _remove(self, jobs: list[Job]) -> None:
         """Forget jobs wherever they are."""

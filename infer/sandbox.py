@@ -33,7 +33,7 @@ def try_file(path: Path) -> None:
     Raises: ModelFileError when the file is refused, or ends that process or keeps it for too long.
     """
     try:
-        done = python(["-m", "infer.child", str(path)], _WALL_S)
+        done = python(["-m", "infer.sandbox", str(path)], _WALL_S)
     except subprocess.TimeoutExpired:
         raise ModelFileError(f"{path} is not opened: trying it was not done in {_WALL_S} s") from None
     if done.returncode == CharRNNError.exit_code:
@@ -64,7 +64,7 @@ def _limit_this_process(path: Path) -> None:
 
 
 def main() -> int:
-    """Entry of `python -m infer.child FILE`."""
+    """Entry of `python -m infer.sandbox FILE`."""
     path = Path(sys.argv[1])
     _limit_this_process(path)
     from infer.engine import Engine
