@@ -23,6 +23,7 @@ from train.checkpoint.format import load_for_inference, model_of
 from train.cuda_graph import DirectCapture, GraphedUpdate
 from train.dataloader import MOST_DENSE, TargetSource, target_dtype
 from train.evaluate import evaluate_checkpoints
+from train.export.exporter import metadata_of
 from train.given_text import GivenText
 
 TEACHERS = {"one": ["model.rnn=LSTM", "train.seed=3"], "two": ["model.hidden_dim=24"]}
@@ -331,7 +332,15 @@ def test_the_watchdog_hears_of_the_computation(tmp_path):
     assert len(beats) > 3
 
 
-# --- errors, evaluation
+# --- errors, export, evaluation
+
+
+def test_the_model_file_names_its_teachers_without_their_folders(taught):
+    trainer = student(taught, "exported")
+    trainer.fit()
+    metadata = metadata_of(load_for_inference(trainer.checkpoints.run_dir))
+    assert json.loads(metadata["charrnn.config"])["distill"]["teachers"] == [*TEACHERS]
+    assert str(taught[0]) not in "".join(metadata.values())
 
 
 def run_main(module, folder, *arguments):
