@@ -15,7 +15,7 @@ import onnxruntime
 from charrnn import __version__
 from charrnn.errors import ModelFileError, printable
 from charrnn.sampling import SamplingOptions
-from infer import child
+from infer import sandbox
 from infer.engine import Engine
 from infer.model_file.layout import NUM_GATES
 
@@ -117,7 +117,7 @@ def weight_bytes(engine: Engine) -> int:
 
 def start_up(path: str) -> dict[str, float]:
     """Return seconds of a new process: to import onnxruntime, to load the model, to its first text, and in all."""
-    run = child.python(["-c", _FIRST_TEXT, path])
+    run = sandbox.python(["-c", _FIRST_TEXT, path])
     if run.returncode:
         raise ModelFileError(f"{path} could not be opened again: {' '.join(run.stderr.decode().split())[-200:]}")
     return dict(zip(("imports", "load", "first", "whole"), map(float, run.stdout.split()), strict=True))

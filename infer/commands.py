@@ -102,7 +102,7 @@ def generate(
     from charrnn.sampling import SamplingOptions
     from infer.engine import Engine, fresh_seed
     from infer.report import Timing
-    from infer.texts import decode, escape_control
+    from infer.text_io import decode, escape_control
 
     raw, name = _read_prompt(prompt, prompt_file)
     timing = Timing()
@@ -157,7 +157,7 @@ def score(
     from infer import scoring
     from infer.engine import Engine
     from infer.report import format_scores, score_info, to_json
-    from infer.texts import read_bytes
+    from infer.text_io import read_bytes
 
     engine = Engine(model, threads)
     text = scoring.read_text(engine, read_bytes(file, "text"), split, unknown)
@@ -228,7 +228,7 @@ def _one_model(argument: Path | None, option: Path | None) -> Path | None:
 
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> tuple[bytes, str]:
     """Return the prompt's bytes, and its name in messages."""
-    from infer.texts import read_bytes
+    from infer.text_io import read_bytes
 
     if prompt is not None and prompt_file is not None:
         raise ConfigError("--prompt and --prompt-file were both given; give one")

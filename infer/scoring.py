@@ -18,7 +18,7 @@ from charrnn.sampling import log_softmax
 from charrnn.vocab import Unknown
 from charrnn.windows import EvalBatch, split_bounds, stream_batch, window_batches
 from infer.engine import Engine
-from infer.texts import decode
+from infer.text_io import decode
 
 State = TypeVar("State")
 Step = Callable[[NDArray[np.int64], State], tuple[Any, State]]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from launches import ROOT, prepare_small_run, train_small
 from launches import logged as logged_metrics
-from training import ListRecorder, largest_difference, logged, make_trainer, tiny_config
+from training import ListRecorder, largest_difference, logged, make_trainer, some_text, tiny_config
 
 from charrnn.config import ModelConfig
-from charrnn.errors import CheckpointError
+from charrnn.errors import CheckpointError, PreemptedError
 from charrnn.model.ensemble import Ensemble
 from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import stream_batch
@@ -23,7 +23,8 @@ from train.checkpoint.format import load_for_inference, model_of
 from train.cuda_graph import DirectCapture, GraphedUpdate
 from train.dataloader import MOST_DENSE, TargetSource, target_dtype
 from train.evaluate import evaluate_checkpoints
-from train.texts import GivenText
+from train.export.exporter import metadata_of
+from train.given_text import GivenText
 
 TEACHERS = {"one": ["model.rnn=LSTM", "train.seed=3"], "two": ["model.hidden_dim=24"]}
 LEARNING = ["optim.lr=0.02", "train.max_steps=60", "eval.every=0"]
@@ -258,12 +259,29 @@ def test_two_processes_train_the_run_of_one(tmp_path):
     assert largest_difference([*logged_metrics(tmp_path / "teacher").values()], curves[1]) > 1e-3
 
 
+@pytest.mark.slow
+def test_a_student_of_a_good_teacher_beats_the_same_model_without(tmp_path):
+    """The teacher has read 50 times as much of the same language."""
+    settings = ["model.hidden_dim=48", "optim.lr=0.01", "data.windows=carry", "sample.length=0", "eval.every=50"]
+    (tmp_path / "long").mkdir()
+    teacher = [*settings, "data.batch_size=16", "data.seq_len=32", "train.max_steps=500"]
+    make_trainer(tiny_config(tmp_path / "long", teacher, some_text(100_000, seed=1))).fit()
+    settings += ["train.max_steps=300", "data.seq_len=32", "data.split=[0.5,0.5,0.0]"]
+    best = {}
+    for name, teachers in (("plain", []), ("taught", [str(tmp_path / "long" / "run")])):
+        assignments = [f"distill.teachers={json.dumps(teachers)}", f"train.run_dir={tmp_path / name}"]
+        trainer = make_trainer(tiny_config(tmp_path, [*settings, *assignments], some_text(4000)))
+        trainer.fit()
+        best[name] = load_for_inference(tmp_path / name).trainer["metrics"]["val/stream/loss"]
+    assert best["taught"] < best["plain"] - 0.02
+
+
 # --- the cache
 
 
 def stored(taught):
     folder, _ = taught
-    return next((folder / "data" / "targets").glob("*/rows.bin"))
+    return next((folder / "data" / "targets").glob("*/targets.bin"))
 
 
 def test_targets_are_computed_once(taught):
@@ -275,7 +293,7 @@ def test_targets_are_computed_once(taught):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "foreign", "unreadable"])
-def test_damaged_targets_are_computed_again(taught, damage):
+def test_damaged_targets_are_computed_again(taught, damage, caplog):
     expected = student(taught, "intact").data.targets.windows(np.array([100]), 50)
     path = stored(taught)
     content, meta = path.read_bytes(), path.with_name("meta.json")
@@ -289,9 +307,9 @@ def test_damaged_targets_are_computed_again(taught, damage):
         meta.write_text(meta.read_text().replace('"temperature": 1.0', '"temperature": 2.0'))
     else:
         meta.write_text("{")
-    with logged(logging.WARNING) as messages:
+    with caplog.at_level(logging.INFO, "charrnn"):
         again = student(taught, "intact").data.targets
-    assert len([m for m in messages if "is damaged and is made again" in m]) == 1
+    assert caplog.text.count("was damaged and is made again") == 1
     assert torch.equal(again.windows(np.array([100]), 50), expected)
     assert path.read_bytes() == content
     assert not [p for p in path.parent.parent.iterdir() if p.name.startswith(f".{path.parent.name}.") and p.is_dir()]
@@ -303,11 +321,9 @@ class Stopped:
 
 def test_a_stop_signal_ends_the_computation_and_leaves_nothing(tmp_path):
     config = tiny_config(tmp_path, teach(tmp_path))
-    from charrnn.errors import PreemptedError
-
     with pytest.raises(PreemptedError, match=r"stopped by SIGTERM before .* rerun the same command"):
         make_trainer(config, signals=Stopped())
-    assert not list((tmp_path / "data" / "targets").glob("**/rows.bin"))
+    assert not list((tmp_path / "data" / "targets").glob("**/targets.bin"))
 
 
 def test_the_watchdog_hears_of_the_computation(tmp_path):
@@ -316,7 +332,15 @@ def test_the_watchdog_hears_of_the_computation(tmp_path):
     assert len(beats) > 3
 
 
-# --- errors, evaluation
+# --- errors, export, evaluation
+
+
+def test_the_model_file_names_its_teachers_without_their_folders(taught):
+    trainer = student(taught, "exported")
+    trainer.fit()
+    metadata = metadata_of(load_for_inference(trainer.checkpoints.run_dir))
+    assert json.loads(metadata["charrnn.config"])["distill"]["teachers"] == [*TEACHERS]
+    assert str(taught[0]) not in "".join(metadata.values())
 
 
 def run_main(module, folder, *arguments):

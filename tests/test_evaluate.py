@@ -17,9 +17,9 @@ from infer.engine import Engine
 from infer.scoring import evaluate as numpy_evaluate
 from train.checkpoint.format import load_for_inference
 from train.dataloader import IdSource
-from train.evaluate import command, evaluate, evaluate_checkpoint, nll_sum, sample_text
+from train.evaluate import command, evaluate, evaluate_checkpoints, nll_sum, sample_text
 from train.export.exporter import export_checkpoint
-from train.texts import GivenText
+from train.given_text import GivenText
 
 
 @pytest.fixture(scope="module")
@@ -166,29 +166,35 @@ def test_a_stop_cuts_an_evaluation_off_and_the_resumed_run_makes_up_for_it(tmp_p
     assert [r["step"] for r in resumed.recorder.records if "val/stream/loss" in r] == list(range(4, max_steps + 1, 4))
 
 
+def figures_on(trained, *part):
+    """What train.evaluate finds of the run on a part of its own text."""
+    run_dir = trained.checkpoints.run_dir
+    return evaluate_checkpoints([run_dir], GivenText(), *part)[str(run_dir)]
+
+
 def test_a_checkpoints_figures_are_those_of_its_training(trained):
-    figures = evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "val")
+    figures = figures_on(trained, "val")
     best = load_for_inference(trained.checkpoints.run_dir).trainer["metrics"]
     for protocol in ("stream", "windows"):
         assert figures[f"val/{protocol}/loss"] == pytest.approx(best[f"val/{protocol}/loss"], rel=1e-6)
 
 
 def test_another_part_of_another_cut_is_named_after_it(trained):
-    figures = evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.25,0.25")
+    figures = figures_on(trained, "test", "0.5,0.25,0.25")
     assert {"test/stream/loss", "test/windows/bpc"} <= figures.keys()
     assert not any(name.startswith("val/") for name in figures)
 
 
 def test_a_part_that_is_empty_or_a_cut_that_does_not_add_up_is_refused(trained):
     with pytest.raises(CorpusError, match="--shares"):
-        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test")
+        figures_on(trained, "test")
     with pytest.raises(ConfigError, match="add up to 1"):
-        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "0.5,0.1,0.1")
+        figures_on(trained, "test", "0.5,0.1,0.1")
     with pytest.raises(ConfigError, match="split"):
-        evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "test", "half,0.1,0.1")
+        figures_on(trained, "test", "half,0.1,0.1")
 
 
 def test_the_command_prints_what_it_measures(trained):
     ran = CliRunner().invoke(cli(command), [str(trained.checkpoints.run_dir), "--json"])
     assert ran.exit_code == 0
-    assert json.loads(ran.stdout) == pytest.approx(evaluate_checkpoint(trained.checkpoints.run_dir, GivenText(), "val"))
+    assert json.loads(ran.stdout) == pytest.approx(figures_on(trained, "val"))

@@ -26,7 +26,7 @@ from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer import Engine
 from infer.cli import run
-from infer.texts import escape_control
+from infer.text_io import escape_control
 
 ROOT = Path(__file__).resolve().parent.parent
 

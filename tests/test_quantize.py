@@ -14,7 +14,7 @@ from charrnn.errors import CorpusError, ExportError, ModelFileError
 from infer.engine import Engine
 from train.export import exporter as export
 from train.export.quantize import quantize_columns, quantize_embedding
-from train.texts import GivenText
+from train.given_text import GivenText
 
 matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 70), st.integers(1, 5)), elements=st.floats(-9, 9, width=32))
 

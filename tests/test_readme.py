@@ -88,7 +88,8 @@ def folder(tmp_path_factory):
     run.parent.mkdir()
     trainer.checkpoints.run_dir.rename(run)
     shutil.copy(SHIPPED, run / "model.onnx")
-    shutil.copytree(run, run.parent / "novel")
+    for name in ("novel", "seed-1", "seed-2"):
+        shutil.copytree(run, run.parent / name)
     shutil.copy(SHIPPED, folder / "checkpoints" / "shakespeare.onnx")
     (folder / "novel.txt").write_text("It was a dark night, and the owls were out.\n" * 50)
     return folder

@@ -15,7 +15,7 @@ from tiny_models import write_model
 
 from charrnn.errors import ConfigError, ModelFileError, SamplingError, VocabError
 from charrnn.sampling import SamplingOptions, probabilities
-from infer import child
+from infer import sandbox
 from infer.ui import views
 from infer.ui.app import MAX_QUEUE, build_page, listen, serve
 from infer.ui.models import Models
@@ -226,7 +226,7 @@ def test_a_file_that_ends_its_trial_process_is_refused(tmp_path, monkeypatch, pr
     path = write_model(tmp_path / "m.onnx")
     (tmp_path / "onnxruntime.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(child, "_WALL_S", limit)
+    monkeypatch.setattr(sandbox, "_WALL_S", limit)
     with pytest.raises(ModelFileError, match=message):
         Models(path, tmp_path).engine("m.onnx")
 

@@ -2,26 +2,26 @@
 
 They depend on the position alone, so that a run resumes bit for bit, and any number of processes trains the same run.
 
-    targets/KEY/   rows.bin and meta.json; KEY: of the teachers, the ids, vocabularies, temperature and precision
+    targets/KEY/   targets.bin and meta.json; KEY: of the teachers, the ids, vocabularies, temperature and precision
 """
 
 import hashlib
 import json
 import logging
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from accelerate import Accelerator
 
 from charrnn.config import RunConfig
+from charrnn.data import cache
 from charrnn.errors import CheckpointError, CorpusError
-from charrnn.io import expand_user, find_mismatch, lock, mark, progress_bar, release_pages, temporary, writing
+from charrnn.io import expand_user, find_mismatch, lock, progress_bar, release_pages
 from charrnn.model.ensemble import Ensemble
 from charrnn.windows import stream_batch
 from train.checkpoint.format import Checkpoint, load_for_inference, model_of, weights_digest
@@ -35,10 +35,44 @@ from train.evaluate import read
 
 logger = logging.getLogger(__name__)
 
-_ROWS, _META = "rows.bin", "meta.json"
 _FORMAT = 1
 # The split is read in parallel rows, each after a warm-up of its state, as by the `stream` protocol.
 LANES, WARMUP = 64, 512
+
+
+@dataclass
+class _Targets:
+    """Targets as the cache stores them.
+
+    Attributes:
+        identity: What determines them.
+        size: Bytes.
+        sha256: Of targets.bin, once it is written.
+    """
+
+    identity: dict[str, Any]
+    size: int
+    sha256: str = ""
+    file: ClassVar[str] = "targets.bin"
+
+    @property
+    def key(self) -> str:
+        """The name of their folder."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def meta(self) -> dict[str, Any]:
+        """What their meta.json must contain."""
+        return {"identity": self.identity, "sha256": self.sha256}
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether `folder` has these targets, intact."""
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            return meta["identity"] == self.identity and not find_mismatch(
+                folder / self.file, self.size, meta["sha256"]
+            )
+        except (OSError, ValueError, KeyError, TypeError, CorpusError):
+            return False
 
 
 def find_targets(
@@ -79,17 +113,9 @@ def _find(
             "the weights of --teacher are not those that the run began with; restore them to resume, or name another "
             "--run-dir"
         )
-    identity = {
-        "format": _FORMAT,
-        "teachers": digests,
-        "ids": hashlib.sha256(data.corpus.train.data).hexdigest(),
-        "vocabularies": [data.corpus.vocab.to_json(), data.vocab.to_json()],
-        "temperature": config.distill.temperature,
-        "precision": accelerator.mixed_precision,
-    }
-    release_pages(data.corpus.train)
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    folder = expand_user(config.data.cache_dir) / "targets" / key[:16]
+    dtype = target_dtype(len(data.vocab))
+    targets = _Targets(_identity(digests, data, config, accelerator), (len(data.train) - 1) * dtype.itemsize)
+    folder = expand_user(config.data.cache_dir) / "targets" / targets.key
 
     def proceed() -> None:
         if number := control.signals.received:
@@ -101,60 +127,39 @@ def _find(
         proceed()
         logger.info("teachers  waiting for another process, which computes the same probabilities")
 
+    def make(path: Path) -> None:
+        model = Ensemble([model_of(teacher) for teacher in teachers], config.distill.temperature)
+        with accelerator.autocast():
+            _write(path, model.to(accelerator.device).eval(), data, proceed, progress=is_main)
+        with path.open("rb") as file:
+            targets.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+    is_main, began = accelerator.is_main_process, time.monotonic()
     with lock(folder, wait):
-        if not _is_complete(folder, identity, data):
-            model = Ensemble([model_of(teacher) for teacher in teachers], config.distill.temperature)
-            with accelerator.autocast():
-                _make(folder, identity, model, data, proceed, accelerator.is_main_process)
-    rows = np.memmap(folder / _ROWS, target_dtype(len(data.vocab)), mode="r")  # (N - 1,)
+        if targets.is_complete(folder):
+            logger.info(f"teachers  {len(teachers)}, probabilities from {folder}")
+        else:
+            logger.info(f"teachers  {len(teachers)}, read {len(data.train):,} characters once, for {folder}")
+            cache.write(folder, targets, make, config.distill.teachers, is_main)
+            logger.info(f"teachers  done in {time.monotonic() - began:.0f} s")
+    rows = np.memmap(folder / targets.file, dtype, mode="r")  # (N - 1,)
     return TargetSource(rows, len(data.vocab), accelerator.device, tuple(digests))
 
 
-def _is_complete(folder: Path, identity: dict[str, Any], data: TrainingData) -> bool:
-    """Whether `folder` has these targets."""
-    if not folder.exists():
-        return False
-    size = (len(data.train) - 1) * target_dtype(len(data.vocab)).itemsize
-    try:
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-        is_complete = meta["identity"] == identity and not find_mismatch(folder / _ROWS, size, meta["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, CorpusError):
-        is_complete = False
-    if is_complete:
-        logger.info(f"teachers  {len(identity['teachers'])}, probabilities from {folder}")
-    else:
-        logger.warning(f"{folder} is damaged and is made again")
-    return is_complete
+def _identity(digests: list[str], data: TrainingData, config: RunConfig, accelerator: Accelerator) -> dict[str, Any]:
+    ids = hashlib.sha256(data.corpus.train.data).hexdigest()
+    release_pages(data.corpus.train)
+    return {
+        "format": _FORMAT,
+        "teachers": digests,
+        "ids": ids,
+        "vocabularies": [data.corpus.vocab.to_json(), data.vocab.to_json()],
+        "temperature": config.distill.temperature,
+        "precision": accelerator.mixed_precision,
+    }
 
 
-def _make(
-    folder: Path,
-    identity: dict[str, Any],
-    model: Ensemble,
-    data: TrainingData,
-    beat: Callable[[], object],
-    progress: bool,
-) -> None:
-    """Compute targets and store them. Raises: CorpusError, or what `beat` raises."""
-    what = f"{len(model.members)}, read {len(data.train):,} characters once"
-    logger.info(f"teachers  {what}: their probabilities go to {folder}")
-    began = time.monotonic()
-    model.to(data.train.device).eval()
-    with writing(folder.parent), temporary(folder) as hidden:
-        mark(folder.parent)
-        hidden.mkdir()
-        _write(hidden / _ROWS, model, data, beat, progress)
-        with (hidden / _ROWS).open("rb") as file:
-            meta = {"identity": identity, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-            os.fsync(file.fileno())
-        (hidden / _META).write_text(json.dumps(meta), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        hidden.rename(folder)
-    logger.info(f"teachers  done in {time.monotonic() - began:.0f} s")
-
-
-def _write(path: Path, model: Ensemble, data: TrainingData, beat: Callable[[], object], progress: bool) -> None:
+def _write(path: Path, model: Ensemble, data: TrainingData, beat: Callable[[], object], *, progress: bool) -> None:
     """Write the rows of `target_dtype`, (N - 1,), reading the split as the `stream` protocol does."""
     ids, dtype = data.train, target_dtype(len(data.vocab))
     batch = stream_batch(len(ids), LANES, WARMUP)

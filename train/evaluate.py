@@ -44,7 +44,7 @@ from train.checkpoint.format import load_for_inference, model_of
 from train.checkpoint.vocab_transfer import check_same_vocab, table_between
 from train.dataloader import IdSource, to_device
 from train.errors import evaluation_out_of_memory, is_out_of_memory
-from train.texts import Encoding, Exclude, GivenText, Include, TextField
+from train.given_text import Encoding, Exclude, GivenText, Include, TextField
 
 # Characters of a row per forward call: bounds the logits, (R, T, V).
 _CHUNK = 256
@@ -295,11 +295,6 @@ def evaluate_checkpoints(
     }
 
 
-def evaluate_checkpoint(source: Path, text: GivenText, split: str, shares: str = "") -> dict[str, float]:
-    """`evaluate_checkpoints` for one."""
-    return evaluate_checkpoints([source], text, split, shares)[str(source)]
-
-
 @dataclass(frozen=True)
 class OpenedSplit:
     """A checkpoint's model and a split of a text on one device.
@@ -322,7 +317,7 @@ class OpenedSplit:
 
 
 def open_split(source: Path, text: GivenText, split: str, shares: str, device: torch.device) -> OpenedSplit:
-    """Load a checkpoint and a split of a text, with the arguments and errors of `evaluate_checkpoint`."""
+    """Load a checkpoint and a split of a text, with the arguments and errors of `evaluate_checkpoints`."""
     checkpoint = load_for_inference(source)
     data = text.config(checkpoint.config.data.model_dump(), **({"split": shares.split(",")} if shares else {}))
     corpus = prepare(data, progress=True)

@@ -22,7 +22,7 @@ from benchmarks.common import run
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
 from train.dataloader import IdSource
 from train.evaluate import Part, open_split
-from train.texts import GivenText
+from train.given_text import GivenText
 
 Tensors = list[Tensor]
 

@@ -1,6 +1,7 @@
 """The cache of prepared corpora, and records of which files need not be read again to find theirs.
 
     prepared/SHA-KIND-VOCABULARY/   ids.bin and meta.json; SHA: of the text, VOCABULARY: of all else that makes the ids
+    targets/KEY/                    targets.bin and meta.json, of train.distill
     known/KEY.json                  for large corpora: these files, with these stamps, have that entry
 
 An entry is written under a hidden name, synced, and renamed last, so that machines that share a disk may do the same at
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from charrnn.errors import CorpusError, VocabError
 from charrnn.io import Advance, lock, log, mark, reading, temporary, writing
@@ -31,6 +32,28 @@ _RACY_NS = 2_000_000_000  # the coarsest clock of a file system: FAT's
 _MAX_SOURCES = 1000  # names of files that an entry lists
 
 Stamp = tuple[str, int, int, int, int]
+
+
+class Item(Protocol):
+    """What the cache stores in a folder: one file of data, beside a meta.json."""
+
+    @property
+    def file(self) -> str:
+        """The name of the file of data."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        ...
+
+    def meta(self) -> dict[str, Any]:
+        """Return what meta.json must contain, once the data are written."""
+        ...
+
+    def is_complete(self, folder: Path) -> bool:
+        """Return whether `folder` has this item."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,7 @@ class Entry:
     num_ids: int
     vocab: Vocab
     unknown: str = "error"
+    file: ClassVar[str] = "ids.bin"
 
     @property
     def name(self) -> str:
@@ -75,21 +99,21 @@ class Entry:
         """Return whether `folder` is this entry, with all of its ids."""
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            size = (folder / "ids.bin").stat().st_size
+            size = (folder / self.file).stat().st_size
         except (OSError, ValueError):
             return False
         return isinstance(meta, dict) and self.meta().items() <= meta.items() and size == self.size
 
 
-def write(folder: Path, entry: Entry, make: Callable[[Path], None], sources: Sequence[str], progress: bool) -> None:
-    """Write an entry; of several processes that write the same one, the first wins.
+def write(folder: Path, item: Item, make: Callable[[Path], None], sources: Sequence[str], progress: bool) -> None:
+    """Write an item; of several processes that write the same one, the first wins.
 
     Args:
         folder: Where it goes.
-        entry: The entry.
-        make: Writes the file of ids.
+        item: The item.
+        make: Writes its file of data.
         sources: Names of the files that it was made from.
-        progress: Whether to report a damaged entry on stderr.
+        progress: Whether to report a damaged one on stderr.
 
     Raises:
         CorpusError: There is no space, or the folder cannot be written.
@@ -97,20 +121,20 @@ def write(folder: Path, entry: Entry, make: Callable[[Path], None], sources: Seq
     with writing(folder.parent), temporary(folder) as hidden:
         mark(folder.parent)
         _remove_stale(folder)
-        _refuse_full(folder.parent, entry.size)
+        _refuse_full(folder.parent, item)
         hidden.mkdir()
-        make(hidden / "ids.bin")
+        make(hidden / item.file)
         listed = {"sources": [*sources[:_MAX_SOURCES]], "num_sources": len(sources)}
-        (hidden / "meta.json").write_text(json.dumps(entry.meta() | listed), encoding="utf-8")
-        for name in ("ids.bin", "meta.json"):
+        (hidden / "meta.json").write_text(json.dumps(item.meta() | listed), encoding="utf-8")
+        for name in (item.file, "meta.json"):
             _sync(hidden / name)
-        if folder.exists() and not entry.is_complete(folder):
+        if folder.exists() and not item.is_complete(folder):
             log(f"{folder} was damaged and is made again", progress)
             shutil.rmtree(folder)
         try:
             hidden.rename(folder)
         except OSError:
-            if not entry.is_complete(folder):  # else another process was faster, with the same ids
+            if not item.is_complete(folder):  # else another process was faster, with the same data
                 raise
 
 
@@ -122,10 +146,10 @@ def _remove_stale(folder: Path) -> None:
                 shutil.rmtree(left)
 
 
-def _refuse_full(folder: Path, size: int) -> None:
+def _refuse_full(folder: Path, item: Item) -> None:
     free = shutil.disk_usage(folder).free
-    if free < size:
-        what = f"the ids take {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
+    if free < item.size:
+        what = f"the {Path(item.file).stem} take {item.size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
         raise CorpusError(f"cannot write to {folder}: {what}; choose another folder with --set data.cache_dir=DIR")
 
 

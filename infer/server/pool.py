@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.vocab import Vocab
-from infer import child
+from infer import sandbox
 from infer.server.errors import ApiError
 from infer.server.metrics import Metrics
 from infer.server.ticket import Ticket
@@ -75,7 +75,7 @@ class Worker:
         """Run one process until it exits; return whether it became ready. Raises: OSError if it cannot be started."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "infer.server.worker", *self._pool.arguments, limit=_MOST_LINE_BYTES,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=child.environment(),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=sandbox.environment(),
         )  # fmt: skip
         was_ready = await self._listen(self._process)
         code = await self._process.wait()

@@ -20,7 +20,7 @@ import numpy as np
 
 from charrnn.errors import CharRNNError
 from charrnn.sampling import SamplingOptions
-from infer import child
+from infer import sandbox
 from infer.engine import Engine
 from infer.model_file.loader import DEFAULT_MODELS
 from infer.server.batch import Job
@@ -105,7 +105,7 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         if path not in DEFAULT_MODELS:
-            child.try_file(path)
+            sandbox.try_file(path)
         engine = Engine(path, threads)
     except CharRNNError as error:
         pipe.send({"failed": str(error)})

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from charrnn.errors import ConfigError, ModelFileError
-from infer import child
+from infer import sandbox
 from infer.engine import Engine
 from infer.model_file.loader import DEFAULT_MODELS, default_model
 
@@ -62,5 +62,5 @@ class Models:
 def _open(path: Path) -> Engine:
     """Load a model file, after a trial in a child process unless it is the shipped one. Raises: ModelFileError."""
     if path not in DEFAULT_MODELS:
-        child.try_file(path)
+        sandbox.try_file(path)
     return Engine(path)

@@ -10,7 +10,7 @@ from charrnn.cli import run_command
 from charrnn.errors import ConfigError
 from charrnn.log import configure_logging
 from train.export.exporter import export
-from train.texts import Encoding, Exclude, GivenText, Include, TextField
+from train.given_text import Encoding, Exclude, GivenText, Include, TextField
 
 
 class _Precision(StrEnum):

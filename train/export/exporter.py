@@ -23,7 +23,7 @@ from train.export.onnx_graph import build_from_folded
 from train.export.parity import Step, divergence, parity, step_of
 from train.export.quantize import Precision
 from train.export.weights import Weights, fold, weights_in
-from train.texts import GivenText
+from train.given_text import GivenText
 
 PARITY_TOLERANCE = 1e-4
 # Mean nats by which an int8 file's predictions may differ from the exact ones, after random characters and states.

@@ -34,7 +34,7 @@ def try_file(path: Path) -> None:
         ModelFileError: if the file is invalid, crashes the subprocess or times out.
     """
     try:
-        done = python(["-m", "infer.child", str(path)], _WALL_S)
+        done = python(["-m", "infer.sandbox", str(path)], _WALL_S)
     except subprocess.TimeoutExpired:
         raise ModelFileError(f"{path} is not opened: loading it in a subprocess timed out after {_WALL_S} s") from None
     if done.returncode == CharRNNError.exit_code:
@@ -65,7 +65,7 @@ def _limit_this_process(path: Path) -> None:
 
 
 def main() -> int:
-    """Entry of `python -m infer.child FILE`."""
+    """Entry of `python -m infer.sandbox FILE`."""
     path = Path(sys.argv[1])
     _limit_this_process(path)
     from infer.engine import Engine

@@ -12,7 +12,7 @@ from charrnn.errors import ConfigError, ExportError
 from train import evaluate
 from train.export import exporter as export
 from train.export.__main__ import command
-from train.texts import GivenText
+from train.given_text import GivenText
 
 
 def command_of(function):
