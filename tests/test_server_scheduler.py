@@ -231,6 +231,15 @@ def test_newcomers_do_not_hold_up_a_running_stream(int8, monkeypatch):
     assert run.texts[0, 0] == alone(int8, PROMPT, 5000, 0)
 
 
+def test_reports_are_one_per_turn_of_all_rows_unless_a_client_waits(int8, monkeypatch):
+    monkeypatch.setattr(scheduler, "GROUP_ROWS", 4)
+    run = Run(int8, [job(int8, length=5000, seeds=range(12))])
+    assert [run.texts[0, i] for i in range(12)] == int8.generate_batch(PROMPT, 12, 5000, seed=0)
+    assert sum(run.counts[0]["groups"]) <= 4  # first texts are reported at once
+    reports = [sum(counts["groups"]) for counts in run.counts if counts["running"] == 12]
+    assert reports.count(12) > 0.8 * len(reports) > 10
+
+
 def test_prompts_are_read_for_a_bounded_time(gru, monkeypatch):
     sizes, step = [], gru.step
     monkeypatch.setattr(gru, "step", lambda ids, state: sizes.append(ids.shape) or step(ids, state))

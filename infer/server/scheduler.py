@@ -59,6 +59,7 @@ class Scheduler:
         self._cache = PrefixCache()
         self._events: list[dict[str, Any]] = []
         self._groups: list[int] = []  # rows of each tick since the last report
+        self._urgent = False  # whether to report before all rows had their turn
         self._counts = {"read": 0, "generated": 0}
 
     @property
@@ -79,7 +80,9 @@ class Scheduler:
             self._admit()
             for penalised in self._rows:
                 self._tick(penalised)
-            self._report()
+            # Every message wakes the server: one per turn of all rows, unless a client waits for it.
+            if self._urgent or sum(self._groups) >= self.running:
+                self._report()
 
     def _receive(self) -> bool:
         """Empty the inbox, waiting for an item if there are no jobs; return False to stop."""
@@ -111,6 +114,7 @@ class Scheduler:
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         message = str(error) if isinstance(error, CharRNNError) else f"out of memory: {error}"
         self._events += [{"id": job.id, "error": message} for job in jobs]
+        self._urgent = True
         self._remove(jobs)
 
     def _start_reading(self) -> None:
@@ -147,6 +151,7 @@ class Scheduler:
             self._ready.append(job)
             if job.score_prompt:
                 self._events.append({"id": job.id, "prompt_scores": job.prompt_scores})
+                self._urgent = True
 
     def _read_together(self, jobs: list[Job]) -> None:
         lengths = [min(BLOCK - job.position % BLOCK, len(job.ids) - 1 - job.position) for job in jobs]
@@ -194,6 +199,7 @@ class Scheduler:
         if not rows:
             return
         length = self._length(rows, *self._char_s[penalised])
+        self._urgent |= any(row.fresh for row in rows)
         began = perf_counter()
         try:
             events = run_rows(self._engine, rows, length)
@@ -222,6 +228,7 @@ class Scheduler:
         for event in events:
             self._counts["generated"] += event["chars"]
             if "finish" in event:
+                self._urgent = True
                 job = self._jobs[event["id"]]
                 job.finished += 1
                 if job.finished == len(job.streams):
@@ -233,4 +240,5 @@ class Scheduler:
         counts |= {"hits": self._cache.hits, "misses": self._cache.misses}
         self._send(self._events, counts)
         self._events, self._groups, self._counts = [], [], {"read": 0, "generated": 0}
+        self._urgent = False
         self._cache.hits = self._cache.misses = 0
