@@ -1,7 +1,6 @@
-"""uvicorn's HTTP/1.1 protocol with timeouts for clients that stall, and a limit of connections per client.
+"""uvicorn's HTTP/1.1 protocol with timeouts for stalled clients, and a limit of connections per client.
 
-uvicorn itself waits without end for headers (a slowloris attack needs no more) and for a client to read a response, and
-counts connections only in total.
+uvicorn itself waits indefinitely for headers (slowloris) and for clients to read, and limits connections only in total.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ READ_TIMEOUT_S = 20.0
 
 
 class TimedProtocol(H11Protocol):
-    """One connection, closed when a request's headers do not arrive, or nothing of a response is read, for too long."""
+    """A connection with timeouts for sending a request's headers and for reading a response."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -26,7 +25,7 @@ class TimedProtocol(H11Protocol):
         self._read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to wait for the first request."""
+        """Start the timer for the first request's headers."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # `pause_writing` is called as soon as the kernel takes no more
         self._await_headers()
@@ -40,12 +39,12 @@ class TimedProtocol(H11Protocol):
             self._header_timer = None
 
     def pause_writing(self) -> None:
-        """Start to wait for the client to read."""
+        """Start the timer for the client to read."""
         super().pause_writing()
         self._await_reading()
 
     def resume_writing(self) -> None:
-        """Stop waiting: the client has read everything."""
+        """Stop it: all was read."""
         super().resume_writing()
         if self._read_timer:
             self._read_timer.cancel()
@@ -62,7 +61,7 @@ class TimedProtocol(H11Protocol):
             self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
 
     def _await_reading(self, unread_before: int | None = None) -> None:
-        """Abort when no byte was read since the last call; look again in READ_TIMEOUT_S."""
+        """Abort if nothing was read since the last call; check again after READ_TIMEOUT_S."""
         unread = self.transport.get_write_buffer_size()
         if unread_before is not None and unread >= unread_before:
             self.transport.abort()
@@ -71,7 +70,7 @@ class TimedProtocol(H11Protocol):
 
 
 class LimitedProtocol(TimedProtocol):
-    """One of at most MAX_CONNECTIONS_PER_CLIENT connections of a client; further ones are closed without an answer."""
+    """Also limits connections per client to MAX_CONNECTIONS_PER_CLIENT; more are closed without a response."""
 
     _open: ClassVar[Counter[str]] = Counter()  # connections by client address, in all servers of this process
 

@@ -1,4 +1,4 @@
-"""Subprocesses: Python without the current folder on its path, and a sandbox in which a model file is tried."""
+"""Subprocesses: Python without the current folder on sys.path, and a sandbox that loads untrusted model files."""
 
 import os
 import signal
@@ -9,43 +9,44 @@ from pathlib import Path
 from charrnn.errors import CharRNNError, ModelFileError
 
 _ROOT = Path(__file__).resolve().parent.parent
-# A model of 1 GB is loaded and tried in some seconds.
+# Timeouts in seconds of wall-clock and CPU time; a model of 1 GB loads in less than 10.
 _WALL_S, _CPU_S = 60, 60
-# What Python and onnxruntime take of address space, and what model_file/session.py lets a model take.
+# Address space of Python and onnxruntime, and per byte of the model file (see model_file/session.py).
 _ADDRESS_BYTES, _ADDRESS_PER_FILE_BYTE = 6 << 30, 12
 
 
 def python(arguments: list[str], timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run this Python with charrnn on its path, and without the current folder, whose files could pass for modules."""
+    """Run this Python with charrnn on sys.path, but not the current folder, whose files could shadow modules."""
     command = [sys.executable, "-P", *arguments]
     return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, env=environment())
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment with charrnn on PYTHONPATH, without empty entries: the current folder."""
+    """Return this process's environment with charrnn on PYTHONPATH; empty entries, the current folder, removed."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, entries)])}
 
 
 def try_file(path: Path) -> None:
-    """Open an untrusted model file in a process with limited resources, and generate some characters.
+    """Load an untrusted model file in a subprocess with resource limits, and generate a few characters.
 
-    Raises: ModelFileError when the file is refused, or ends that process or keeps it for too long.
+    Raises:
+        ModelFileError: if the file is invalid, crashes the subprocess or times out.
     """
     try:
         done = python(["-m", "infer.sandbox", str(path)], _WALL_S)
     except subprocess.TimeoutExpired:
-        raise ModelFileError(f"{path} is not opened: trying it was not done in {_WALL_S} s") from None
+        raise ModelFileError(f"{path} is not opened: loading it in a subprocess timed out after {_WALL_S} s") from None
     if done.returncode == CharRNNError.exit_code:
         raise ModelFileError(done.stdout.decode(errors="replace").strip())
     if done.returncode:
         code = done.returncode
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise ModelFileError(f"{path} is not opened: it ended the process that tried it ({reason})")
+        raise ModelFileError(f"{path} is not opened: it crashed the subprocess that loaded it ({reason})")
 
 
 def _limit_this_process(path: Path) -> None:
-    """Limit memory and processor time where the system can, and write no core dump."""
+    """Set rlimits for memory, CPU time, core dumps and file sizes; Windows has none."""
     try:
         import resource
     except ImportError:

@@ -41,7 +41,7 @@ def options(monkeypatch):
             found["drain_timeout"] = drain_timeout
 
         monkeypatch.setattr(main, "run", run)
-        monkeypatch.setattr("infer.server.command.listen", lambda host, port: found.update(port=port))
+        monkeypatch.setattr("infer.addresses.listen", lambda host, port: found.update(port=port))
         monkeypatch.setattr("infer.server.logs.configure", lambda as_json: found.update(log_json=as_json))
         monkeypatch.setattr(main, "named_models", lambda _: {})
         assert command[0] == "infer"
@@ -113,7 +113,7 @@ def test_the_load_of_locust_is_what_the_server_counts(model_folder):
 
     with serving("--model", write_model(model_folder / "load.onnx")) as served:
         found = {name: (theirs, ours) for name, theirs, ours in compare(served, users=3, seconds=2)}
-    assert found["requests"][0] == found["requests"][1] > 3
+    assert found["requests"][0] == found["requests"][1] >= 3
     assert found["failures"] == (0, 0)
     for name in ("requests/s", "characters/s"):
         assert 1 < found[name][0] == pytest.approx(found[name][1])

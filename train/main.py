@@ -15,7 +15,7 @@ from charrnn.errors import EXIT_USER_ERROR
 # torchrun ends all processes once one has failed: the one that reports an error common to all must exit first.
 _REPORT_S = 2.0
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def _option(key: str, help_text: str = "", **extra: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The HTTP side: routes, authorization, limits of what a request may be, errors in one shape."""
+"""The ASGI application: routes, request size and time limits, error responses."""
 
 import asyncio
 import logging
@@ -25,18 +25,18 @@ from infer.server.ticket import Changes
 log = logging.getLogger("charrnn.serve")
 
 MAX_BODY_BYTES = 2 << 20
-# What is too large is read on and dropped, up to this, so that the client comes to reading the answer.
+# An oversized body is read and discarded up to this size, as clients read the response only after sending.
 _MOST_DROPPED_BYTES = 64 << 20
 BODY_TIMEOUT_S = 10.0
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # nginx would hold the events back
+    "X-Accel-Buffering": "no",  # keeps nginx from buffering events
 }
 
 
 async def read_body(request: Request) -> bytes:
-    """The body. Raises: ApiError when it is too large, or takes too long to arrive."""
+    """Return the body. Raises: ApiError if it is too large or does not arrive in time."""
     body, size = b"", 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -54,9 +54,9 @@ async def read_body(request: Request) -> bytes:
 
 
 async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """What `work` returns; it is cancelled, and None returned, when the client disconnects."""
+    """Return the result of `work`; if the client disconnects first, cancel it and return None."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # the body is read: what comes next is the disconnection
+    gone = asyncio.ensure_future(request.receive())  # after the body, the next message is the disconnect
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         return await task if task.done() else None
@@ -66,7 +66,7 @@ async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
 
 
 class EventStream(StreamingResponse):
-    """A completion as it comes; however the response ends, or does not begin, the rows of its request are free then."""
+    """A streamed completion; frees the request's rows however the response ends, even if it never starts."""
 
     def __init__(self, completion: Completion, changes: Any, first: Changes, facts: dict[str, Any]) -> None:
         super().__init__(completion.stream(changes, first), headers=_STREAM_HEADERS)
@@ -101,7 +101,7 @@ class Routes:
             completion.submit()
             if asked.stream:
                 changes = completion.changes()
-                # Errors that come before any text still get a status of their own.
+                # An error before the first text still gets its own status code.
                 first = await unless_gone(request, anext(changes, {}))
                 if first is not None:
                     return EventStream(completion, changes, first, facts)
@@ -125,25 +125,25 @@ class Routes:
         return JSONResponse(_model(self._service.pool(request.path_params["name"])))
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """GET /tokenizer_info, which with the next two lets lm-eval's local-completions do without a tokenizer."""
+        """GET /tokenizer_info: with the next two, all that lm-eval's local-completions needs of a tokenizer."""
         vocab = self._service.pool(None).vocab
         return JSONResponse({"bos_token": vocab.decode([vocab.start_id]), "eos_token": vocab.document_end})
 
     async def tokenize(self, request: Request) -> Response:
-        """POST /tokenize, as vLLM has it: {"prompt": TEXT} to {"tokens": [...], "count": N}."""
+        """POST /tokenize, vLLM's: {"prompt": TEXT} to {"tokens": [...], "count": N}."""
         asked = parse_tokenize(await read_body(request), "prompt", str)
         vocab = self._service.pool(asked.get("model")).vocab
         tokens = encoded(vocab, asked["prompt"], "error").tolist()
         return JSONResponse({"tokens": tokens, "count": len(tokens)})
 
     async def detokenize(self, request: Request) -> Response:
-        """POST /detokenize, as vLLM has it: {"tokens": [...]} to {"prompt": TEXT}."""
+        """POST /detokenize, vLLM's: {"tokens": [...]} to {"prompt": TEXT}."""
         asked = parse_tokenize(await read_body(request), "tokens", list)
         vocab = self._service.pool(asked.get("model")).vocab
         return JSONResponse({"prompt": vocab.decode(encoded(vocab, tuple(asked["tokens"]), "error").tolist())})
 
     async def health(self, request: Request) -> Response:
-        """GET /health: 200 when every model takes requests, else 503."""
+        """GET /health: 200 if every model accepts requests, else 503."""
         if self._service.ready:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "draining" if self._service.draining else "loading"}, 503)
@@ -154,7 +154,7 @@ class Routes:
         return Response(text, headers={"content-type": kind})
 
     async def page(self, request: Request) -> Response:
-        """GET /: what this is, and how to use it."""
+        """GET /: a description with a curl command."""
         html = page(list(self._service.pools), str(request.base_url), self._service.api_key is not None)
         return HTMLResponse(html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
@@ -177,18 +177,18 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; the log does
+    return Response(status_code=499)  # for the access log; the client is gone
 
 
 async def _defect(request: Request, error: Exception) -> Response:
     name = request.scope["request_id"]
-    response = error_response(ApiError(500, f"an error of the server; its log has request {name}"))
-    response.headers["x-request-id"] = name  # Starlette answers outside of Guard, which sets it else
+    response = error_response(ApiError(500, f"internal server error; see request {name} in the server's log"))
+    response.headers["x-request-id"] = name  # Starlette's error middleware is outside of Guard
     return response
 
 
 def build_app(service: Service) -> Starlette:
-    """The ASGI application."""
+    """Build the ASGI application."""
     routes = Routes(service)
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
         ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _gone, Exception: _defect,

@@ -1,4 +1,4 @@
-"""Rows that generate together, each for one choice of a request.
+"""Rows of a batch, each of one choice of a request.
 
 Letters: B batch rows, T characters read, N characters generated, L num_layers, H hidden_dim, V vocabulary size.
 """
@@ -25,17 +25,18 @@ Score = tuple[int, float | None, list[tuple[int, float]] | None]
 
 @dataclass(eq=False)
 class Job:
-    """A prompt, and the choices that go on from it.
+    """A prompt and the choices that continue it.
 
     Attributes:
         ids: (N,), N at least 1. All but the last are read before the first character is generated.
-        lead: How many of the first ids are not the prompt's own: the start of a text, or the end of an earlier one.
+        lead: How many of the first ids are not part of the prompt: the start of a text, or the end of an earlier one.
         state: After the first `position` ids; each (L, 1, H).
         recent: Ids before `ids`, for the repetition penalty.
-        continued: Whether `state` is where an earlier text ended, so that `ids` are not all that was read.
-        streams: For each choice its seed, and the numbers that were taken from its stream before.
-        logprobs: How many of the likeliest ids to report with each one's log probability; None is no report at all.
-        score_prompt: Whether to report the prompt's too.
+        continued: Whether `state` is the end of an earlier text, so that `ids` are not the complete context.
+        streams: For each choice its seed, and how many numbers of its random stream were used before.
+        logprobs: Number of top log probabilities to report with each character's; None reports none.
+        score_prompt: Whether to report those of the prompt too.
+        blocks: states.digests of `ids`.
     """
 
     id: int
@@ -55,7 +56,7 @@ class Job:
     started: int = 0
     finished: int = 0
     cancelled: bool = False
-    blocks: list[bytes] = field(default_factory=list)  # states.digests of `ids`
+    blocks: list[bytes] = field(default_factory=list)
     prompt_scores: list[Score] = field(default_factory=list)
 
 
@@ -64,8 +65,8 @@ class Row:
 
     Attributes:
         state: Before `last`, each (L, 1, H).
-        last: The id that is read next.
-        left: Characters to generate still.
+        last: The next input id.
+        left: Characters left to generate.
         fresh: Whether it has generated none yet.
         ended: Whether its last event was returned.
     """
@@ -81,23 +82,23 @@ class Row:
         self.fresh, self.ended = True, False
         self.recent = [*job.recent, *job.ids[-_window(job) :].tolist()][-_window(job) :]
         self._engine, self._scores = engine, list[Score]()
-        # Where the text was when nothing was held back, and what came since; kept for choices that return their state.
+        # For choices that return their state: the last point with no text held back, and the ids since.
         self._anchor, self._since, self._anchor_count = (job.state, tuple(self.recent)), list[int](), 0
 
     @property
     def penalised(self) -> bool:
-        """Whether the row has a repetition penalty, for which the graph's own loop has no rule."""
+        """Whether the row has a repetition penalty, which the graph's loop does not implement."""
         return self.job.options.repetition_penalty != 1
 
     def feed(self, ids: list[int], logits: NDArray[Any] | None = None) -> dict[str, Any] | None:
-        """Take what was drawn, (N,), once `state` is that before the last of the ids.
+        """Add sampled ids, after `state` was set to that before the last of them.
 
         Args:
-            ids: More than are `left` are ignored.
-            logits: (N, V) that the ids were drawn from, for a row that reports them.
+            ids: N ids; those beyond `left` are ignored.
+            logits: (N, V) they were sampled from, for a row that reports log probabilities.
 
         Returns:
-            The event to send, if there is any text yet, or the row ends.
+            The event to send, if there is new text or the row ends.
         """
         used = ids[: self.left]
         self.left -= len(used)
@@ -130,7 +131,7 @@ class Row:
         return event
 
     def text_state(self) -> TextState:
-        """Where the text that was returned ends; what was generated beyond it is left out."""
+        """Return the state at the end of the returned text, without ids generated beyond it."""
         count = self.writer.count - self._anchor_count
         state, recent = self._anchor
         if count:
@@ -170,7 +171,7 @@ def run_rows(engine: Engine, rows: Sequence[Row], length: int) -> list[dict[str,
 
 
 def _logits(engine: Engine, rows: Sequence[Row], last: Ids, before: State, drawn: Ids) -> dict[int, NDArray[Any]]:
-    """Return the logits, (N, V), of rows that report log probabilities, by reading what was drawn once more."""
+    """Return the logits, (N, V), of rows that report log probabilities, by a second pass over their ids."""
     chosen = [b for b, row in enumerate(rows) if row.job.logprobs is not None]
     if not chosen:
         return {}
@@ -180,12 +181,12 @@ def _logits(engine: Engine, rows: Sequence[Row], last: Ids, before: State, drawn
 
 
 def scored(logits: NDArray[Any], ids: Sequence[int], top: int) -> list[Score]:
-    """Log probabilities of ids, and of the `top` likeliest in each one's place.
+    """Return log probabilities of ids, and the `top` highest at each position.
 
     Args:
-        logits: (N, V), before temperature and the like.
+        logits: (N, V), before temperature and filters.
         ids: N ids.
-        top: Likeliest ids to report.
+        top: Number of highest log probabilities.
 
     Raises:
         SamplingError: if the logits are not finite.

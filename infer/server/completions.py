@@ -1,4 +1,4 @@
-"""POST /v1/completions: a checked request to jobs, and their events to a response."""
+"""POST /v1/completions: turns a validated request into jobs, and their output into a response."""
 
 import asyncio
 import base64
@@ -19,18 +19,18 @@ from infer.server.pool import Pool
 from infer.server.protocol import CompletionRequest
 from infer.server.ticket import Changes, Ticket, size_of
 
-# Scores of one response; each is some 100 bytes of JSON, and as many again for each of the likeliest.
+# Scored characters of one response; each takes about 100 bytes of JSON, plus 100 per alternative.
 _MOST_SCORES = 1 << 20
 
 
 class Logprobs:
-    """OpenAI's parallel lists for one choice, from (id, log probability, likeliest) triples."""
+    """OpenAI's `logprobs` object of one choice, from (id, log probability, top log probabilities) triples."""
 
     def __init__(self, vocab: Vocab) -> None:
         self._vocab, self._decode, self._offset = vocab, vocab.decoder(), 0
 
     def take(self, scores: list[Any]) -> dict[str, list[Any]]:
-        """The lists of some more characters."""
+        """Return the object for the next characters."""
         lists: dict[str, list[Any]] = {name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
         for i, logprob, top in scores:
             lists["tokens"].append(self._token(i))
@@ -48,13 +48,14 @@ class Logprobs:
 
 
 class Completion:
-    """One request on its way.
+    """One request being processed.
 
     Args:
-        request: What was asked.
+        request: The validated request.
         pool: The workers of its model.
-        timeout: Seconds until it fails.
-        began: When it arrived, by the event loop's clock.
+        request_id: For the response.
+        timeout: In seconds from `began`.
+        began: Time of arrival, by the event loop's clock.
     """
 
     def __init__(self, request: CompletionRequest, pool: Pool, request_id: str, timeout: float, began: float) -> None:
@@ -71,7 +72,7 @@ class Completion:
         self._logprobs = None if request.logprobs is None else [Logprobs(self._vocab) for _ in range(count)]
 
     def _ids(self, prompt: str | tuple[int, ...]) -> tuple[np.ndarray[Any, Any], int]:
-        """What is read, and how many of its first ids are not the prompt's own."""
+        """Return the ids to read, and how many of the first are not part of the prompt."""
         ids = encoded(self._vocab, prompt, self.request.unknown)
         if self.request.state is not None:
             return ids, 0
@@ -79,7 +80,7 @@ class Completion:
         return begun, len(begun) - len(ids)
 
     def _check_scores(self) -> None:
-        """Raises: ApiError when more characters would be scored than a response is kept in memory for."""
+        """Raises: ApiError if more characters would be scored than a response may hold."""
         request = self.request
         if request.logprobs is None and request.choices == request.n:
             return
@@ -90,7 +91,7 @@ class Completion:
             raise ApiError(400, message, "best_of" if request.logprobs is None else "logprobs")
 
     def submit(self) -> None:
-        """Give the jobs to the workers. Raises: ApiError when there is no room."""
+        """Submit the jobs to the workers. Raises: ApiError if the queue is full."""
         request = self.request
         messages = [self._message(ids, lead) for ids, lead in self._prompts]
         self._pool.check_room(len(messages) * request.choices, sum(map(size_of, messages)))
@@ -98,7 +99,7 @@ class Completion:
             self._tickets.append(self._pool.submit(message, request.choices, request.stream, self._ready))
 
     def _message(self, ids: np.ndarray[Any, Any], lead: int) -> dict[str, Any]:
-        """The job of one prompt, as a worker reads it."""
+        """Return the job of one prompt, as sent to a worker."""
         request = self.request
         seed = fresh_seed() if request.seed is None else request.seed
         own_stream = request.state is not None and request.seed is None and request.choices == 1
@@ -110,19 +111,19 @@ class Completion:
             "options": dataclasses.asdict(request.options),
             "seeds": [] if own_stream else [seed + i for i in range(request.choices)],
             "stop": request.stop,
-            # What best_of chooses by.
+            # best_of ranks by log probability.
             "logprobs": 0 if request.logprobs is None and request.choices > request.n else request.logprobs,
             "score_prompt": request.echo and request.logprobs is not None,
             "return_state": request.return_state,
         }
 
     def cancel(self) -> None:
-        """Free what the request still has."""
+        """Cancel the request's jobs, unless they are over."""
         for ticket in self._tickets:
             ticket.cancel()
 
     async def changes(self) -> AsyncIterator[Changes]:
-        """Yield what becomes known of each choice, by its index: all at once, or at every wake-up of a stream."""
+        """Yield new output of each choice by its index; if the request is not streamed, once, at the end."""
         while not all(ticket.done for ticket in self._tickets):
             try:
                 async with asyncio.timeout_at(self._deadline):
@@ -137,11 +138,11 @@ class Completion:
             taken = enumerate(ticket.take() for ticket in self._tickets)
             changes = {p * self.request.choices + i: change for p, found in taken for i, change in found.items()}
             self.chars += sum(change["chars"] for change in changes.values())
-            if changes:  # a wake-up may come for what was taken already
+            if changes:  # the event may have been set for output that was taken already
                 yield changes
 
     def choice(self, index: int, change: dict[str, Any], first: bool) -> dict[str, Any]:
-        """Return a choice in OpenAI's shape, with the prompt if it is to be echoed and nothing came before."""
+        """Return a choice in OpenAI's format; the first of each index includes the echoed prompt."""
         ids, lead = self._prompts[index // self.request.choices]
         echoed = self._vocab.decode(ids[lead:].tolist()) if first and self.request.echo else ""
         shown = {
@@ -153,7 +154,7 @@ class Completion:
         return shown | ({"state": change["state"]} if "state" in change else {})
 
     def usage(self) -> dict[str, int]:
-        """Characters read and generated."""
+        """Return the characters read and generated."""
         return {
             "prompt_tokens": self.prompt_chars,
             "completion_tokens": self.chars,
@@ -161,19 +162,19 @@ class Completion:
         }
 
     async def complete(self) -> dict[str, Any]:
-        """The response of a request that is not streamed."""
+        """Return the response of a request that is not streamed."""
         request, choices = self.request, []
-        (wholes,) = [changes async for changes in self.changes()]
+        (outputs,) = [changes async for changes in self.changes()]
         for p in range(len(self._prompts)):
             indices = [p * request.choices + i for i in range(request.choices)]
             if request.choices > request.n:
-                indices = sorted(indices, key=lambda index: _mean_logprob(wholes[index]), reverse=True)[: request.n]
-            choices += [self.choice(index, wholes[index], first=True) for index in indices]
+                indices = sorted(indices, key=lambda index: _mean_logprob(outputs[index]), reverse=True)[: request.n]
+            choices += [self.choice(index, outputs[index], first=True) for index in indices]
         choices = [choice | {"index": index} for index, choice in enumerate(choices)]
         return self.head | {"choices": choices, "usage": self.usage()}
 
     async def stream(self, changes: AsyncIterator[Changes], first: Changes) -> AsyncIterator[str]:
-        """Yield server-sent events, from the first changes on."""
+        """Yield server-sent events. first: the first of `changes`."""
         begun = set[int]()
         head = json.dumps(self.head)[:-1]
         tail = ', "usage": null}\n\n' if self.request.include_usage else "}\n\n"
@@ -192,7 +193,7 @@ class Completion:
 
 
 def encoded(vocab: Vocab, prompt: str | tuple[int, ...], unknown: Unknown) -> np.ndarray[Any, Any]:
-    """A prompt's ids, (N,). Raises: ApiError for characters or ids that the vocabulary lacks."""
+    """Return a prompt's ids, (N,). Raises: ApiError for characters or ids not in the vocabulary."""
     if isinstance(prompt, str):
         try:
             return vocab.encode(prompt, unknown)
@@ -204,7 +205,7 @@ def encoded(vocab: Vocab, prompt: str | tuple[int, ...], unknown: Unknown) -> np
     return np.array(prompt, vocab.dtype)
 
 
-def _mean_logprob(whole: dict[str, Any]) -> float:
-    """By which best_of ranks: the mean log probability of the generated characters; one without any is the last."""
-    scores = whole["scores"][len(whole["scores"]) - whole["chars"] :] if whole["chars"] else []
+def _mean_logprob(output: dict[str, Any]) -> float:
+    """Return the mean log probability of the generated characters, by which best_of ranks; -inf without any."""
+    scores = output["scores"][len(output["scores"]) - output["chars"] :] if output["chars"] else []
     return sum(score[1] for score in scores) / len(scores) if scores else -math.inf

@@ -6,14 +6,14 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 
 
 class ApiError(Exception):
-    """A request that is refused or fails.
+    """An HTTP error response.
 
     Args:
         status: HTTP status.
-        message: What is wrong, with the value, the limit and the remedy.
-        param: The field of the request at fault, if one is.
-        code: A word for programs to tell errors apart.
-        retry_after: Seconds after which to try again; None if that would not help.
+        message: The problem, with the value, the limit and the remedy.
+        param: The request field at fault, if any.
+        code: Machine-readable error code.
+        retry_after: Seconds for the Retry-After header; None omits it.
     """
 
     def __init__(
@@ -28,16 +28,16 @@ class ApiError(Exception):
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
     def body(self) -> dict[str, Any]:
-        """The response body: https://platform.openai.com/docs/guides/error-codes."""
+        """Return the response body: https://platform.openai.com/docs/guides/error-codes."""
         kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """Response headers besides those of every response."""
+        """Return the headers specific to this error."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def draining() -> ApiError:
-    """The server is about to exit."""
+    """Return the error for requests during shutdown."""
     return ApiError(503, "the server is shutting down; try another one", code="shutting_down", retry_after=1)

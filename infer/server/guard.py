@@ -1,4 +1,4 @@
-"""What every request passes: who may use the server, errors in one shape, a name, a count and a line in the log."""
+"""Middleware of every request: authentication, Host and Origin checks, request id, request count, access log."""
 
 import hmac
 import logging
@@ -19,23 +19,23 @@ from infer.server.pool import Pool
 
 log = logging.getLogger("charrnn.serve")
 
-# Without an API key: what orchestrators and scrapers ask for.
+# Served without an API key, for orchestrators and scrapers.
 _OPEN_PATHS = ("/", "/health", "/metrics")
 _PATHS = (*_OPEN_PATHS, "/v1/models", "/v1/completions", "/tokenize", "/detokenize", "/tokenizer_info")
 
 
 @dataclass
 class Service:
-    """What the routes need.
+    """State shared by the routes.
 
     Attributes:
-        pools: The models' workers by name; the first is the default.
-        max_tokens_limit: Most characters a choice may ask for.
-        timeout: Seconds until a request fails.
+        pools: Worker pools by model name; the first is the default.
+        max_tokens_limit: Upper limit of max_tokens.
+        timeout: Request timeout in seconds.
         api_key: Key that requests must send; None = no authentication.
-        origins: Other sites whose pages may use the API; "*" is all.
-        loopback: Whether the server is reachable from this machine alone.
-        draining: Whether it is about to exit.
+        origins: Allowed CORS origins; "*" is all.
+        loopback: Whether the server is bound to a loopback address.
+        draining: Whether it is shutting down.
     """
 
     pools: dict[str, Pool]
@@ -49,11 +49,11 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether every model takes requests."""
+        """Whether every model accepts requests."""
         return not self.draining and all(pool.ready for pool in self.pools.values())
 
     def pool(self, name: str | None) -> Pool:
-        """The workers of a model. Raises: ApiError 404."""
+        """Return the worker pool of a model. Raises: ApiError 404."""
         if name is None:
             return next(iter(self.pools.values()))
         if name not in self.pools:
@@ -63,17 +63,17 @@ class Service:
 
 
 class Guard:
-    """ASGI middleware: checks the origin and the key, answers errors, counts and logs each request."""
+    """ASGI middleware: checks Origin, Host and API key; counts and logs each request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 499  # as nginx has it: the client went away before the response
+        began, status = time.perf_counter(), 499  # nginx's status for a client that disconnects before the response
         scope["request_id"] = f"cmpl-{uuid.uuid4().hex[:24]}"
         facts: dict[str, Any] = {}
         scope["facts"] = facts
@@ -92,7 +92,7 @@ class Guard:
                 await error_response(error)(scope, receive, named)
                 return
             await self._app(scope, receive, named)
-        except Exception:  # the response comes from outside, after this
+        except Exception:  # Starlette's error middleware, outside of this one, sends the response
             status = 500 if status == 499 else status
             raise
         finally:
@@ -104,25 +104,25 @@ class Guard:
 
     def _check(self, request: Request) -> None:
         service = self._service
-        # A page of another site may not make the browser of someone who can reach this server use it.
+        # CSRF: pages of other sites must not use the server through a visitor's browser.
         origin, host = request.headers.get("origin"), request.headers.get("host")
         allowed = bool({"*", origin} & set(service.origins))
         if not allowed and origin is not None and netloc_of(origin) != host:
             raise ApiError(403, "the request comes from another site; see --cors-origin", code="origin")
-        # DNS rebinding: a page that reaches a server on loopback by a name of its own. It has no key.
+        # DNS rebinding: a page that reaches a server on loopback by a host name of its own. It has no key.
         if not (allowed or service.api_key) and service.loopback and host is not None and not self._is_own(host):
             raise ApiError(421, f"this server is not {host[:200]!r}; see --cors-origin, --api-key", code="host")
-        # Not request.url, which has what the Host header says in it.
+        # Not request.url, which contains the client's Host header.
         if service.api_key is not None and request.scope["path"] not in _OPEN_PATHS:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), service.api_key.encode()):
                 raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
 
     def _is_own(self, host: str) -> bool:
-        """Whether a Host header can mean this server, which is bound to loopback."""
+        """Whether a Host header names this server, which is bound to loopback."""
         return is_loopback(hostname_of(host)) or host in map(netloc_of, self._service.origins)
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The error as a response."""
+    """Return the error as a response."""
     return JSONResponse(error.body(), error.status, error.headers())

@@ -22,10 +22,10 @@ log = logging.getLogger("charrnn.serve")
 
 
 def named_models(models: Sequence[str]) -> dict[str, Path]:
-    """The models' files by name.
+    """Return the model files by name.
 
     Args:
-        models: FILE or NAME=FILE. A file's own name is its stem; that of a run's model.onnx is its folder's.
+        models: FILE or NAME=FILE. The default name is the file's stem, or the folder's name for model.onnx.
 
     Raises:
         ConfigError: if two have one name.
@@ -46,11 +46,11 @@ def named_models(models: Sequence[str]) -> dict[str, Path]:
 
 
 class Server(uvicorn.Server):
-    """Signals are ours: uvicorn would end by the signal, not with 0."""
+    """Leaves signals to `run`: uvicorn would exit by the signal, not with 0."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave them alone."""
+        """Do nothing."""
         yield
 
 
@@ -61,9 +61,9 @@ async def run(service: Service, listener: socket.socket, drain_timeout: float) -
         ModelFileError: if a model file is refused.
     """
     _raise_file_limit()
-    if hasattr(signal, "SIGPIPE"):  # the command line lets it end the process, and any client that leaves would send it
+    if hasattr(signal, "SIGPIPE"):  # the command line resets it, but here every client that disconnects causes one
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    # How long after the end of --drain-timeout clients have to read what they were told.
+    # 3 s after --drain-timeout for clients to read the last responses.
     config = uvicorn.Config(build_app(service), http=TimedProtocol, log_config=None, access_log=False, lifespan="off",
                             ws="none", timeout_graceful_shutdown=int(drain_timeout) + 3, backlog=2048,
                             server_header=False)  # fmt: skip
@@ -100,7 +100,7 @@ async def run(service: Service, listener: socket.socket, drain_timeout: float) -
 
 
 async def _announce(service: Service, listener: socket.socket, server: Server) -> None:
-    """Log once that all models are loaded; end the server when one cannot be."""
+    """Log the address once all models are loaded; stop the server if one is refused."""
     for pool in service.pools.values():
         await pool.settled.wait()
         if pool.failure:
@@ -112,7 +112,7 @@ async def _announce(service: Service, listener: socket.socket, server: Server) -
 
 
 def _raise_file_limit() -> None:
-    """Let the process have as many connections as the system lets it ask for."""
+    """Raise the soft limit of open files to the hard limit."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

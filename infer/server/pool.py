@@ -1,4 +1,4 @@
-"""The workers of one model: started, given jobs, listened to, restarted."""
+"""Worker processes of one model: start, submit jobs, dispatch events, restart."""
 
 import asyncio
 import itertools
@@ -16,17 +16,16 @@ from infer.server.ticket import Ticket
 
 log = logging.getLogger("charrnn.serve")
 
-# Text is sent at most so often, and at most so many events a second in all: what is faster than the eye only costs.
+# Minimum interval between events of a stream, and maximum rate of events of all streams.
 _SEND_EVERY_S, _EVENTS_PER_S = 0.02, 2000
-# Of prompts and states that are with the workers, bytes.
-_MOST_PROMPT_BYTES = 64 << 20
+_MOST_PROMPT_BYTES = 64 << 20  # of outstanding prompts and states
 _MOST_LINE_BYTES = 1 << 30
 _RESTART_S, _MOST_RESTART_S = 0.1, 5.0
 _ids = itertools.count()
 
 
 class Worker:
-    """One process, and the tickets of the jobs that it has."""
+    """One worker process and the tickets of its jobs."""
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
@@ -40,18 +39,18 @@ class Worker:
 
     @property
     def choices(self) -> int:
-        """Of all its jobs."""
+        """Outstanding choices."""
         return sum(ticket.choices for ticket in self.tickets.values())
 
     def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
-        """Give it a job."""
+        """Send a job."""
         ticket = Ticket(self.cancel, message, choices, stream, ready, self._pool.metrics)
         self.tickets[ticket.id] = ticket
         self._write(message)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Take a job back, if it has it still."""
+        """Cancel a job, unless it is over."""
         if self.tickets.pop(ticket.id, None):
             self._write({"cancel": ticket.id})
 
@@ -60,7 +59,7 @@ class Worker:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     async def run(self) -> None:
-        """Keep a process alive until `close`."""
+        """Start the process, and restart it whenever it exits, until `close`."""
         delay = _RESTART_S
         while not self.closing:
             try:
@@ -73,7 +72,7 @@ class Worker:
                 await asyncio.sleep(delay)
 
     async def _run_process(self) -> bool:
-        """Run one process to its end; return whether it ever was ready. Raises: OSError when it cannot be started."""
+        """Run one process until it exits; return whether it became ready. Raises: OSError if it cannot be started."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "infer.server.worker", *self._pool.arguments, limit=_MOST_LINE_BYTES,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=sandbox.environment(),
@@ -91,11 +90,11 @@ class Worker:
         return was_ready
 
     async def _listen(self, process: asyncio.subprocess.Process) -> bool:
-        """Take what the process says until it ends; return whether it ever was ready."""
+        """Dispatch the process's messages until it exits; return whether it became ready."""
         assert process.stdout is not None
         was_ready = False
         async for line in process.stdout:
-            if not line.endswith(b"\n"):  # it was killed in the middle of a line
+            if not line.endswith(b"\n"):  # killed while writing
                 break
             message = json.loads(line)
             if "events" in message:
@@ -130,7 +129,7 @@ class Worker:
             self._timer = loop.call_at(max(loop.time(), self._sent + interval), self._wake)
 
     def _count(self, counts: dict[str, Any]) -> None:
-        """Take over what a worker counted since its last report."""
+        """Add a worker's counts since its last report to the metrics."""
         self.counts = {name: counts[name] for name in self.counts}
         for name in ("generated", "read", "hits", "misses"):
             getattr(self._pool.metrics, name).inc(counts[name])
@@ -138,14 +137,14 @@ class Worker:
             self._pool.metrics.rows.observe(rows)
 
     def _wake(self) -> None:
-        """Let all readers have what came since the last time."""
+        """Wake the readers of all streams with new text."""
         self._sent, self._timer = asyncio.get_running_loop().time(), None
         for ticket in self._dirty:
             ticket.wake()
         self._dirty.clear()
 
     async def close(self) -> None:
-        """End the process, by force if it does not end by itself."""
+        """Close the process's stdin, and kill the process if it does not exit."""
         self.closing = True
         if self._process and self._process.stdin:
             self._process.stdin.close()
@@ -159,16 +158,17 @@ class Pool:
     """The workers of one model.
 
     Args:
-        name: The model's, in the API.
-        path: Its file.
-        workers: Processes.
-        threads: CPU threads of each.
-        max_streams: Choices that each generates at once.
-        max_queue: Choices that may wait besides.
+        name: Model name in the API.
+        path: Model file.
+        metrics: Of the server.
+        workers: Number of processes.
+        threads: CPU threads per process.
+        max_streams: Concurrent choices per process.
+        max_queue: Queued choices.
 
     Attributes:
-        facts: What a worker reports of the model; None until one is ready.
-        failure: Why the model file was refused when it was opened first, if it was.
+        facts: A worker's description of the model; None until one is ready.
+        failure: Why the model file was refused at startup, if it was.
     """
 
     def __init__(
@@ -180,19 +180,19 @@ class Pool:
         self.facts: dict[str, Any] | None = None
         self.failure: str | None = None
         self.workers = [Worker(self) for _ in range(workers)]
-        self.settled = asyncio.Event()  # the first time that a worker is ready, or the file is refused
+        self.settled = asyncio.Event()  # set once a worker is ready or the file is refused
         self.metrics.running.set_function(lambda: sum(w.counts["running"] for w in self.workers))
         self.metrics.waiting.set_function(lambda: sum(w.counts["waiting"] for w in self.workers))
         self.changed()
 
     @property
     def ready(self) -> bool:
-        """Whether a worker takes jobs."""
+        """Whether a worker accepts jobs."""
         return any(worker.ready for worker in self.workers)
 
     @property
     def vocab(self) -> Vocab:
-        """The model's. Raises: ApiError while no worker has loaded it."""
+        """The model's vocabulary. Raises: ApiError while no worker has loaded it."""
         if self.facts is None:
             raise ApiError(503, f"model {self.name} is loading", code="loading", retry_after=1)
         vocab = self.facts["vocab"]
@@ -201,20 +201,20 @@ class Pool:
         return vocab
 
     def changed(self) -> None:
-        """A worker has become ready, or ended."""
+        """Update after a worker became ready or exited."""
         self.metrics.ready.set(sum(worker.ready for worker in self.workers))
         if self.ready:
             self.settled.set()
 
     def failed(self, message: str) -> None:
-        """A worker could not open the model."""
+        """Record that a worker could not open the model."""
         log.error("model %s: %s", self.name, message)
         if self.facts is None:
             self.failure = message
             self.settled.set()
 
     def check_room(self, choices: int, size: int) -> None:
-        """Raises: ApiError when as many choices, with prompts and states of `size` bytes, find no room now or ever."""
+        """Raises: ApiError if so many choices, with prompts and states of `size` bytes, exceed the capacity."""
         if choices > self.capacity:
             raise ApiError(400, f"{choices} choices at once are more than the {self.capacity} of this server", "n")
         if size > _MOST_PROMPT_BYTES:
@@ -229,7 +229,7 @@ class Pool:
             raise ApiError(429, f"the queue is full: {limit}; try again later", code="queue_full", retry_after=1)
 
     def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
-        """Give a job to the worker with the fewest choices. Raises: ApiError when no worker is ready."""
+        """Send a job to the worker with the fewest choices. Raises: ApiError if no worker is ready."""
         workers = [worker for worker in self.workers if worker.ready]
         if not workers:
             raise ApiError(503, f"no worker of model {self.name} is ready", code="loading", retry_after=1)
@@ -237,12 +237,12 @@ class Pool:
         return min(workers, key=lambda worker: worker.choices).submit(message, choices, stream, ready)
 
     def fail_all(self, error: ApiError) -> None:
-        """End all jobs with an error."""
+        """Cancel all jobs with an error."""
         for worker in self.workers:
             for ticket in list(worker.tickets.values()):
                 ticket.cancel()
                 ticket.fail(error)
 
     async def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         await asyncio.gather(*(worker.close() for worker in self.workers))

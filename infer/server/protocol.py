@@ -1,4 +1,4 @@
-"""The fields of a completion request, checked one by one: OpenAI's, and a few of ours.
+"""Validation of completion requests: OpenAI's fields, and a few extensions.
 
 https://platform.openai.com/docs/api-reference/completions/create. A token is a character, or a byte for a byte
 vocabulary.
@@ -20,7 +20,7 @@ _MAX_STOPS = 4
 _MAX_STOP_CHARS = 1000
 _INTEGERS = {"max_tokens": (0, None), "n": (1, MAX_CHOICES), "best_of": (1, MAX_CHOICES), "logprobs": (0, 5),
              "seed": (0, 2**63 - 1), "top_k": (0, None)}  # fmt: skip
-# Fields of OpenAI's API that would change the text, and the values with which they do not.
+# Unsupported fields of OpenAI's API, and the values that have no effect.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "suffix": ("",), "logit_bias": ({},), "presence_penalty": (0,), "frequency_penalty": (0,),
 }  # fmt: skip
@@ -28,18 +28,18 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """One request's fields.
+    """A validated request.
 
     Attributes:
-        prompts: Texts, or ids of the vocabulary, to go on from; each gets `n` choices.
-        max_tokens: Characters to generate per choice; 0 only scores the prompt.
-        best_of: Choices to generate, of which the `n` likeliest are returned; None is n.
+        prompts: Texts, or ids of the vocabulary; each gets `n` choices.
+        include_usage: Whether a stream ends with the usage.
         stop: A choice ends before the first occurrence of any of these.
-        logprobs: Report each character's log probability, and those of this many likeliest; None is neither.
-        unknown: What to do with characters of the prompt that the vocabulary lacks.
-        state: Where an earlier choice ended (its `state`), to go on from there.
-        return_state: Whether each choice comes with its `state`.
-        include_usage: Whether a stream ends with the counts of characters.
+        max_tokens: Characters to generate per choice; 0 only scores the prompt.
+        best_of: Choices to generate, of which the `n` with the highest log probability are returned; None is n.
+        logprobs: Report each character's log probability, and this many top ones; None reports none.
+        return_state: Whether to return each choice's `state`.
+        unknown: How to handle characters of the prompt that are not in the vocabulary.
+        state: The `state` of an earlier choice, to continue it.
     """
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -71,10 +71,10 @@ _KNOWN = _OWN | _SAMPLING | {"prompt", "stream_options"}
 
 
 def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
-    """Read a request's body.
+    """Parse and validate a request's body.
 
     Raises:
-        ApiError: 400 that names the field, for anything that is not exactly what the API defines.
+        ApiError: 400 with the field's name, for anything the API does not define.
     """
     given = _json_object(body)
     for name, neutral in _UNSUPPORTED.items():
@@ -100,7 +100,7 @@ def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
 
 
 def parse_tokenize(body: bytes, name: str, kind: type) -> dict[str, Any]:
-    """Read a body that has one field, a text or ids, and may name a model; others are ignored, as vLLM does."""
+    """Parse a body with one field, a text or ids, and optionally a model; others are ignored, as in vLLM."""
     given = _json_object(body)
     value = given.get(name)
     if not isinstance(value, kind) or (kind is list and value and not _is_ids(value)):
@@ -127,7 +127,7 @@ def _integer(low: int, high: int | None) -> tuple[Callable[[Any], bool], str]:
     return lambda v: type(v) is int and low <= v <= (v if high is None else high), f"an integer, {limits}"
 
 
-# What a field's value must fulfil, and how to say so.
+# A predicate for each field's value, and its description.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: _integer(*limits) for name, limits in _INTEGERS.items()},
     **dict.fromkeys(
@@ -149,14 +149,14 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check(name: str, value: object) -> None:
-    """Raises: ApiError for a value that is not what its field takes."""
+    """Raises: ApiError for an invalid value."""
     holds, what = _RULES.get(name, (lambda _: True, ""))
     if not holds(value):
         raise ApiError(400, f"{name} must be {what}, not {json.dumps(value)[:80]}", name)
 
 
 def _check_together(given: dict[str, Any], max_tokens_limit: int) -> None:
-    """Rules between fields."""
+    """Raises: ApiError for fields that conflict, or exceed the server's limit."""
     if given.get("max_tokens", 0) > max_tokens_limit:
         limit = f"this server's limit of {max_tokens_limit:,} (--max-tokens-limit)"
         raise ApiError(400, f"max_tokens is {given['max_tokens']:,}, above {limit}", "max_tokens")
@@ -170,7 +170,7 @@ def _check_together(given: dict[str, Any], max_tokens_limit: int) -> None:
 
 
 def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
-    """A string, ids, or a list of either."""
+    """Normalize a string, ids, or a list of either."""
     one = [value] if isinstance(value, str) or _is_ids(value) else value
     if not isinstance(one, list) or not one or not all(isinstance(p, str) or _is_ids(p) for p in one):
         raise ApiError(400, "prompt must be a string, a list of strings, a list of ids, or a list of such", "prompt")

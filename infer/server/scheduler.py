@@ -1,4 +1,4 @@
-"""Continuous batching, character by character: rows join and leave a batch between two runs of the graph's loop.
+"""Continuous batching at character granularity: rows join and leave a batch between two runs of the graph's loop.
 
 After "cellular batching", Gao et al., "Low Latency RNN Inference with Cellular Batching", EuroSys 2018,
 doi:10.1145/3190508.3190541. Letters: B batch rows, T characters read, V vocabulary size.
@@ -18,26 +18,25 @@ from infer.engine import Engine
 from infer.server.batch import GROUP_ROWS, Job, Row, run_rows, scored
 from infer.server.states import BLOCK, PrefixCache, digests
 
-# Seconds of a tick: while someone waits for a first character, and else. docs/serving.md has what was measured.
+# Target seconds of a tick while a choice waits for its first character, and otherwise; see docs/serving.md.
 _SHORT_S, _LONG_S = 0.005, 0.03
-# Characters of a tick, however long it takes: below the least of either, what surrounds a run of the graph shows.
+# Limits of a tick's characters: below the minima, the overhead per run of the graph dominates.
 _LEAST_SHORT, _LEAST_LONG, _MOST_CHARS = 4, 16, 128
-# Seconds of reading prompts between two ticks, and the most logits of one reading (of prompts, or of what was drawn
-# once more for its log probabilities), 8 MiB.
+# Seconds of prefill between two ticks, and the most logits of one call (prefill, or log probabilities): 8 MiB.
 _READ_S, _MOST_LOGITS = 0.01, 1 << 21
 
 
 class Scheduler:
-    """Turn jobs into events, on the thread that calls `run`.
+    """Runs jobs and reports events, on the thread that calls `run`.
 
     Args:
         engine: The model.
-        inbox: Where jobs arrive, the ids of those that are cancelled, and at last None.
-        send: Takes a list of events and the counts since the last call; must be quick.
-        max_streams: Most rows at once; more choices wait.
+        inbox: Queue of jobs, ids of jobs to cancel, and None to stop.
+        send: Called with events and the counts since the last call; must not block.
+        max_streams: Maximum number of rows; more choices wait.
 
-    Every event has `id` (the job's). A choice's have `i` (its index), `text`, `chars` (in ids), and maybe `scores`,
-    `finish` and `state`; a job's own have `prompt_scores` or, as the last one, `error`.
+    Every event has the job's `id`. A choice's events have `i` (its index), `text`, `chars` (in ids), and optionally
+    `scores`, `finish` and `state`; a job's own have `prompt_scores` or, as the last one, `error`.
     """
 
     def __init__(
@@ -52,11 +51,11 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._reading: list[Job] = []
         self._ready: deque[Job] = deque()
-        # Rows with a repetition penalty are drawn in numpy, apart from the others, which they would slow down.
-        # Whose turn it is comes first; a row that has run goes to the end.
+        # By whether they have a repetition penalty: such rows are sampled in numpy and would slow down the others.
+        # Round robin: the next group is taken from the left, rows that have run are appended.
         self._rows: dict[bool, deque[Row]] = {False: deque(), True: deque()}
-        self._char_s = {False: (0.0, 1), True: (0.0, 1)}  # seconds of a character of a group, and its rows
-        self._read_char_s = 1e-5  # seconds of a character read; a guess until some were
+        self._char_s = {False: (0.0, 1), True: (0.0, 1)}  # seconds per step of the last group, and its size
+        self._read_char_s = 1e-5  # seconds per character of prefill; an initial guess
         self._cache = PrefixCache()
         self._events: list[dict[str, Any]] = []
         self._groups: list[int] = []  # rows of each tick since the last report
@@ -64,16 +63,16 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Rows that generate."""
+        """Number of rows that generate."""
         return sum(map(len, self._rows.values()))
 
     @property
     def waiting(self) -> int:
-        """Choices that do not generate yet."""
+        """Number of choices that do not generate yet."""
         return sum(len(job.streams) - job.started for job in (*self._waiting, *self._reading, *self._ready))
 
     def run(self) -> None:
-        """Work until None arrives."""
+        """Run until None arrives."""
         while self._receive():
             self._start_reading()
             self._read()
@@ -83,7 +82,7 @@ class Scheduler:
             self._report()
 
     def _receive(self) -> bool:
-        """Take in what has arrived; waits for something when there is nothing to do."""
+        """Empty the inbox, waiting for an item if there are no jobs; return False to stop."""
         running, block, cancelled = True, not self._jobs, list[Job]()
         with contextlib.suppress(Empty):
             while running:
@@ -98,7 +97,7 @@ class Scheduler:
         return running
 
     def _remove(self, jobs: list[Job]) -> None:
-        """Forget jobs wherever they are."""
+        """Remove jobs in any stage."""
         if not jobs:
             return
         for job in jobs:
@@ -115,7 +114,7 @@ class Scheduler:
         self._remove(jobs)
 
     def _start_reading(self) -> None:
-        """Take up as many waiting jobs as there will be free rows for."""
+        """Start prefill of as many waiting jobs as there will be free rows for."""
         taken = self.running + sum(len(job.streams) - job.started for job in (*self._reading, *self._ready))
         while self._waiting and taken < self._max_streams:
             job = self._waiting.popleft()
@@ -129,7 +128,7 @@ class Scheduler:
             self._reading.append(job)
 
     def _read(self) -> None:
-        """Read prompts, up to a group together as far as the shortest goes, for some milliseconds."""
+        """Prefill for about _READ_S: up to GROUP_ROWS prompts in a call, as far as the shortest."""
         end = perf_counter() + _READ_S
         self._finish_reading()
         while self._reading:
@@ -142,7 +141,7 @@ class Scheduler:
                 return
 
     def _finish_reading(self) -> None:
-        """Let jobs whose prompt is read wait for their rows."""
+        """Move jobs whose prompt is read to the queue for rows."""
         for job in [job for job in self._reading if job.position == len(job.ids) - 1]:
             self._reading.remove(job)
             self._ready.append(job)
@@ -169,9 +168,9 @@ class Scheduler:
                 self._cache.put(job.ids[: job.position], job.blocks, job.state)
 
     def _admit(self) -> None:
-        """Give free rows to choices whose prompt is read, first come, first served; they run next.
+        """Give free rows to choices whose prompt is read, in order of arrival; they run next.
 
-        Half a group at most, so that rows that run already have their turn beside any number of newcomers.
+        At most half a group per tick, so that a burst of new rows does not starve the others.
         """
         new: list[Row] = []
         free = min(self._max_streams - self.running, GROUP_ROWS // 2)
@@ -189,7 +188,7 @@ class Scheduler:
             self._rows[row.penalised].appendleft(row)
 
     def _tick(self, penalised: bool) -> None:
-        """Generate some characters for the group of rows whose turn it is."""
+        """Generate some characters for the next group of rows."""
         queue = self._rows[penalised]
         rows = [queue.popleft() for _ in range(min(GROUP_ROWS, len(queue)))]
         if not rows:
@@ -207,15 +206,15 @@ class Scheduler:
         self._deliver(events)
 
     def _length(self, rows: list[Row], char_s: float, rows_before: int) -> int:
-        """Characters of the next tick: as many as take the time it should."""
-        someone_is_new = self._reading or self._ready or any(row.fresh for row in rows)
+        """Return the characters of the next tick, estimated from the target time."""
+        waiting = self._reading or self._ready or any(row.fresh for row in rows)
         char_s *= max(1.0, len(rows) / rows_before)
-        seconds, least = (_SHORT_S, _LEAST_SHORT) if someone_is_new else (_LONG_S, _LEAST_LONG)
+        seconds, least = (_SHORT_S, _LEAST_SHORT) if waiting else (_LONG_S, _LEAST_LONG)
         length = int(seconds / char_s) if char_s else least
         return min(max(length, least), _MOST_CHARS, self._most_scored(rows), max(row.left for row in rows))
 
     def _most_scored(self, rows: list[Row]) -> int:
-        """Most characters of a tick by the logits of rows that report log probabilities."""
+        """Return the most characters of a tick, limited by the logits of rows that report log probabilities."""
         scored_rows = sum(row.job.logprobs is not None for row in rows)
         return max(1, _MOST_LOGITS // (scored_rows * len(self._engine.vocab))) if scored_rows else _MOST_CHARS
 

@@ -1,4 +1,4 @@
-"""Recurrent states that outlive a request: as text for the client, and in a cache by what was read.
+"""Recurrent states beyond a request: serialized for the client, and in a prefix cache.
 
 Letters: L num_layers, H hidden_dim.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infer.engine import Engine
 from infer.network import State
 
-# A state is cached after every so many characters of a prompt, and at its end.
+# A prompt's state is cached after every BLOCK characters and at its end.
 BLOCK = 256
 _CACHE_BYTES = 32 << 20
 _MAGIC = b"crn\x01"  # the last byte is the version
@@ -29,18 +29,18 @@ _MOST_DRAWN = 1 << 63
 
 
 class StateError(ValueError):
-    """A `state` that this model cannot go on from."""
+    """An invalid `state`, or one of another model."""
 
 
 @dataclass(frozen=True)
 class TextState:
-    """Where a text ended.
+    """The end of a text.
 
     Attributes:
         state: (h,) or (h, c), each (L, 1, H), after all ids but the last.
         recent: The last ids, of which the last is not in `state` yet and the others are for the repetition penalty.
-        seed: Of the random stream.
-        drawn: Numbers taken from it.
+        seed: Seed of the random stream.
+        drawn: How many of its numbers were used.
     """
 
     state: State
@@ -49,17 +49,17 @@ class TextState:
     drawn: int
 
     def encode(self, model: bytes) -> str:
-        """As base64. model: the model file's SHA-256, 32 bytes."""
+        """Serialize to base64. model: the model file's SHA-256, 32 bytes."""
         header = _HEADER.pack(_MAGIC, model, self.seed, self.drawn, len(self.recent))
         parts = [header, np.array(self.recent, "<u4").tobytes(), *(part.astype("<f4").tobytes() for part in self.state)]
         return base64.b64encode(b"".join(parts)).decode()
 
     @classmethod
     def decode(cls, text: str, model: bytes, engine: Engine) -> "TextState":
-        """Read what `encode` wrote.
+        """Deserialize.
 
         Raises:
-            StateError: for anything else, another model's state, or values that no text leads to.
+            StateError: for anything `encode` did not write, another model's state, or impossible values.
         """
         try:
             raw = base64.b64decode(text, validate=True)
@@ -77,7 +77,7 @@ class TextState:
         recent = np.frombuffer(raw, "<u4", count, _HEADER.size)
         numbers = np.frombuffer(raw, "<f4", offset=_HEADER.size + sizes[0]).astype(np.float32)
         state = tuple(part.reshape(shapes[0]) for part in np.split(numbers, len(shapes)))
-        # Written so that NaN does not pass.
+        # Comparisons with NaN are false.
         in_bounds = all((np.abs(part) <= bound).all() for part, bound in zip(state, _BOUNDS, strict=False))
         if not in_bounds or drawn >= _MOST_DRAWN:
             raise StateError("state is damaged: it has values that no text leads to")
@@ -87,13 +87,13 @@ class TextState:
 
 
 class PrefixCache:
-    """States by the ids that led to them, the least recently used dropped first.
+    """LRU cache of states by the ids that led to them.
 
-    A key is the hash of all full blocks of BLOCK ids and, as bytes, the ids after them: the longest cached prefix of a
-    prompt is found by one look-up per block and per length of what is cached after that block.
+    A key is the hash of all full blocks of BLOCK ids, and the ids after them as bytes. The longest cached prefix of a
+    prompt is found by one lookup per block and per length of the cached tails after it.
 
     Attributes:
-        hits, misses: Look-ups so far that found a prefix, and that did not.
+        hits, misses: Lookups so far with and without a cached prefix.
     """
 
     def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
@@ -106,7 +106,7 @@ class PrefixCache:
         return len(self._states)
 
     def put(self, ids: NDArray[np.int64], blocks: Sequence[bytes], state: State) -> None:
-        """Keep the state, each (L, 1, H), after these ids, (N,). blocks: their `digests`, or of a longer text."""
+        """Cache the state, each (L, 1, H), after ids, (N,). blocks: `digests` of the ids or of a continuation."""
         full = len(ids) // BLOCK
         key = blocks[full], ids[full * BLOCK :].tobytes()
         if key in self._states:
@@ -119,7 +119,7 @@ class PrefixCache:
             (digest, tail), dropped = self._states.popitem(last=False)
             self._left += _size((digest, tail), dropped)
             self._lengths[digest][len(tail)] -= 1
-            self._lengths[digest] += Counter()  # drops lengths that none has
+            self._lengths[digest] += Counter()  # removes zero counts
             if not self._lengths[digest]:
                 del self._lengths[digest]
 

@@ -1,4 +1,4 @@
-"""A job at a worker, as the request that waits for it sees it."""
+"""A submitted job, as seen by the request that waits for it."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 from infer.server.errors import ApiError
 
-# Of what waits for a client that does not read: 256 Ki characters are minutes of one stream.
+# Bound of text buffered for a client that does not read: minutes of one stream.
 _MOST_UNREAD_CHARS = 1 << 18
-# A character with its log probabilities takes the memory of so many without.
+# Memory of a character with log probabilities, in characters without.
 _SCORED_CHARS = 64
-# What became known of each choice, by its index: `text`, `chars`, and maybe `scores`, `finish` and `state`.
+# New output of each choice by its index: `text`, `chars`, and optionally `scores`, `finish` and `state`.
 Changes = dict[int, dict[str, Any]]
 
 
@@ -20,15 +20,15 @@ def size_of(message: dict[str, Any]) -> int:
 
 
 class Ticket:
-    """A job at a worker, as the request that waits for it sees it.
+    """A submitted job, as seen by the request that waits for it.
 
     Args:
-        cancel: Takes the job back from its worker.
-        message: What the worker was given.
-        choices: Texts that the job generates.
-        stream: Whether text is wanted as it comes; else all at the end.
-        ready: Is set when there is something to take; the jobs of a request share one.
-        metrics: The model's.
+        cancel: Cancels the job at its worker.
+        message: The job as sent to the worker.
+        choices: Texts the job generates.
+        stream: Whether to wake the reader for partial output.
+        ready: Event set when there is output to take; shared by the jobs of a request.
+        metrics: Metrics of the model.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Ticket:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether there will be no more output."""
         return not self._unfinished or self.error is not None
 
     @property
     def done(self) -> bool:
-        """Whether the job has succeeded, and all has been taken; one that failed never is, as `take` has to raise."""
+        """Whether all output has been taken; never true for a failed job, as `take` has to raise its error."""
         return self.error is None and not self._unfinished and not self._changes
 
     def push(self, event: dict[str, Any]) -> None:
-        """Take an event. What comes first and last wakes the reader at once, the rest when `wake` is called."""
+        """Add an event. The first and the last wake the reader at once, the others when `wake` is called."""
         first = not self._timings
         if "prompt_scores" in event:
             for i in range(self.choices):
@@ -84,7 +84,7 @@ class Ticket:
         return self._changes.setdefault(index, {"text": "", "chars": 0})
 
     def _observe(self, index: int, chars: int, ends: bool) -> None:
-        """Time a choice's first text, and at its end the characters after it."""
+        """Record time to first text, and at the end of the choice time per character after it."""
         now = asyncio.get_running_loop().time()
         if index in self._timings:
             self._timings[index][1] += chars
@@ -101,12 +101,12 @@ class Ticket:
             self._ready.set()
 
     def fail(self, error: ApiError) -> None:
-        """End the job with an error, in place of what was not taken yet."""
+        """End the job with an error; output not taken yet is discarded."""
         self.error, self._changes = error, {}
         self._ready.set()
 
     def take(self) -> Changes:
-        """Return what has come since the last call. Raises: ApiError when the job has failed."""
+        """Return the output since the last call. Raises: ApiError if the job failed."""
         if self.error:
             raise self.error
         changes, self._changes, self._unread = self._changes, {}, 0

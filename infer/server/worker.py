@@ -1,7 +1,7 @@
-"""A worker: one process with one model, which reads jobs from standard input and writes events to standard output.
+"""Worker process: reads jobs from stdin and writes events to stdout, both as JSON lines.
 
-Both are JSON, an object a line. `python -m infer.server.worker FILE THREADS MAX_STREAMS`, started by infer.server.pool.
-It ends when its input does, so that it never outlives the server.
+`python -m infer.server.worker FILE THREADS MAX_STREAMS`, started by infer.server.pool. It exits at the end of its
+input, so it never outlives the server.
 """
 
 import base64
@@ -29,20 +29,20 @@ from infer.server.states import StateError, TextState
 
 
 class Pipe:
-    """Send objects to the server."""
+    """Thread-safe JSON lines to the server. model: SHA-256 of the model file."""
 
     def __init__(self, file: BinaryIO, model: bytes = b"") -> None:
         self._file, self.model, self._lock = file, model, Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Write one line at once."""
+        """Write one line and flush it."""
         line = json.dumps(message).encode() + b"\n"
         with self._lock:
             self._file.write(line)
             self._file.flush()
 
     def send_events(self, events: list[dict[str, Any]], counts: dict[str, Any]) -> None:
-        """What a scheduler calls."""
+        """Send a scheduler's report."""
         for event in events:
             if "state" in event:
                 event["state"] = event["state"].encode(self.model)
@@ -50,7 +50,7 @@ class Pipe:
 
 
 def job_of(message: dict[str, Any], engine: Engine, model: bytes) -> Job:
-    """The job that a message describes. Raises: StateError for its state."""
+    """Build the job that a message describes. Raises: StateError for an invalid state."""
     ids = np.frombuffer(base64.b64decode(message["ids"]), "<u4").astype(np.int64)  # (N,)
     streams, state = [(seed, 0) for seed in message["seeds"]], engine.zero_state(1)
     recent: tuple[int, ...] = ()
@@ -66,7 +66,7 @@ def job_of(message: dict[str, Any], engine: Engine, model: bytes) -> Job:
 
 
 def _receive(file: BinaryIO, engine: Engine, pipe: Pipe, inbox: "SimpleQueue[Job | int | None]") -> None:
-    """Put what arrives into the inbox, to the end of the file."""
+    """Put incoming jobs and cancellations into the inbox until the end of the file."""
     try:
         for line in file:
             message = json.loads(line)
@@ -78,16 +78,16 @@ def _receive(file: BinaryIO, engine: Engine, pipe: Pipe, inbox: "SimpleQueue[Job
             except StateError as error:
                 refusal = {"id": message["id"], "error": str(error), "status": 422, "param": "state"}
                 pipe.send({"events": [refusal], "counts": {}})
-    finally:  # whatever ends this thread ends the worker, which the server notices
+    finally:  # whatever ends this thread ends the worker, which the server restarts
         inbox.put(None)
 
 
 def facts(engine: Engine, model: bytes) -> dict[str, Any]:
-    """What the server needs to know of a model."""
+    """Return what the server needs to know about a model."""
     return {
         "sha256": model.hex(),
         "vocab": engine.vocab.to_json(),
-        # The fields that were validated when the file was opened; what else its config has may be no JSON.
+        # The fields validated by the loader; others of an untrusted config may not be JSON.
         "shape": {name: engine.config["model"][name] for name in ("rnn", "num_layers", "hidden_dim")},
         "precision": engine.metadata.get("charrnn.precision", "fp32"),
         "created": int(engine.path.stat().st_mtime),
@@ -95,12 +95,12 @@ def facts(engine: Engine, model: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run until standard input ends."""
+    """Run until the end of stdin."""
     # The server decides when to stop; a terminal and systemd signal its workers too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     path, threads, max_streams = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    # What libraries print must not come between the events.
+    # Keep what libraries print out of the events.
     pipe = Pipe(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     try:
@@ -114,7 +114,7 @@ def main() -> None:
     inbox: SimpleQueue[Job | int | None] = SimpleQueue()
     Thread(target=_receive, args=(sys.stdin.buffer, engine, pipe, inbox), daemon=True).start()
     pipe.send({"ready": facts(engine, pipe.model)})
-    with contextlib.suppress(BrokenPipeError):  # the server is gone, and with it who would read
+    with contextlib.suppress(BrokenPipeError):  # the server has exited
         Scheduler(engine, inbox, pipe.send_events, max_streams).run()
 
 
