@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -324,6 +325,37 @@ def test_a_stop_signal_ends_the_computation_and_leaves_nothing(tmp_path):
     with pytest.raises(PreemptedError, match=r"stopped by SIGTERM before .* rerun the same command"):
         make_trainer(config, signals=Stopped())
     assert not list((tmp_path / "data" / "targets").glob("**/targets.bin"))
+
+
+class Releasing:
+    """Stop signals of which none comes; when it is asked for one, the other process is done."""
+
+    def __init__(self, held):
+        self.held = held
+
+    @property
+    def received(self):
+        self.held.release()
+        return 0
+
+
+def test_a_run_waits_for_another_that_computes_the_same(taught):
+    expected = student(taught, "waits").data.targets.windows(np.array([100]), 50)
+    folder = stored(taught).parent
+    held = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    held.acquire()
+    with logged() as messages:
+        found = student(taught, "waits", signals=Releasing(held)).data.targets
+    assert len([m for m in messages if "waiting for another process" in m]) == 1
+    assert len([m for m in messages if "probabilities from" in m]) == 1
+    assert torch.equal(found.windows(np.array([100]), 50), expected)
+
+
+def test_a_teacher_that_has_read_the_validation_text_is_warned_of(taught):
+    for split, warned in (([0.8, 0.2, 0.0], True), ([0.9, 0.05, 0.05], False), ([0.95, 0.05, 0.0], False)):
+        with logged(logging.WARNING) as messages:
+            student(taught, f"split-{split[0]}", f"data.split={split}")
+        assert len([m for m in messages if "trained on 90.0% of this text" in m]) == len(TEACHERS) * warned
 
 
 def test_the_watchdog_hears_of_the_computation(tmp_path):

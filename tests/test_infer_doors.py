@@ -12,8 +12,8 @@ import pytest
 from doors import NASTY, bounded, check_command, generator
 from tiny_models import write_model
 
+import infer.addresses
 import infer.bench
-import infer.server.main
 import infer.ui.app
 from charrnn.errors import ConfigError
 from charrnn.vocab import Vocab
@@ -64,7 +64,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(infer.bench, "_LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(infer.bench, "start_up", lambda path: dict.fromkeys(("imports", "load", "first", "whole"), 0.1))
     monkeypatch.setattr(infer.ui.app, "build_page", unserved)
-    monkeypatch.setattr(infer.server.main, "listen", unserved)
+    monkeypatch.setattr(infer.addresses, "listen", unserved)
 
 
 def unserved(*_):

@@ -41,7 +41,7 @@ def options(monkeypatch):
             found["drain_timeout"] = drain_timeout
 
         monkeypatch.setattr(main, "run", run)
-        monkeypatch.setattr("infer.server.command.listen", lambda host, port: found.update(port=port))
+        monkeypatch.setattr("infer.addresses.listen", lambda host, port: found.update(port=port))
         monkeypatch.setattr("infer.server.logs.configure", lambda as_json: found.update(log_json=as_json))
         monkeypatch.setattr(main, "named_models", lambda _: {})
         assert command[0] == "infer"

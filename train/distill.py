@@ -107,6 +107,12 @@ def _find(
     teachers = [load_for_inference(origin_folder(name)) for name in config.distill.teachers]
     for name, teacher in zip(config.distill.teachers, teachers, strict=True):
         check_same_vocab(teacher.vocab, data.vocab, f"the teacher {name}", "the run")
+        theirs, ours = teacher.config.data.split[0], config.data.split[0]
+        if teacher.trainer["corpus"]["sha256"] == data.corpus.sha256 and theirs > ours:
+            logger.warning(
+                f"the teacher {name} was trained on {theirs:.1%} of this text, and the run evaluates on all after "
+                f"{ours:.1%}: its losses will be too low; train both with the same data.split"
+            )
     digests = [weights_digest(teacher) for teacher in teachers]
     if resumed and resumed.trainer.get("teachers") != digests:
         raise CheckpointError(

@@ -1,14 +1,11 @@
 """The `infer serve` command; what serves is imported when it runs."""
 
-import asyncio
-import importlib.util
 import os
 from typing import Annotated, Literal
 
 import typer
 
 from charrnn.errors import ConfigError
-from infer.addresses import is_loopback, listen
 
 
 def serve(
@@ -51,9 +48,13 @@ def serve(
     POST /v1/completions, GET /v1/models, /health, /metrics. Requests run in one batch, which they join and leave at
     every character. Ctrl-C or SIGTERM lets those that run finish.
     """
+    import asyncio  # takes half as long as all of `infer --help`
+    import importlib.util
+
     for package in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"the server needs {package}, which is not installed: pip install 'charrnn[serve]'")
+    from infer.addresses import is_loopback, listen
     from infer.server import main
     from infer.server.guard import Service
     from infer.server.logs import configure
