@@ -100,6 +100,7 @@ def test_other_paths_and_methods_have_errors_of_the_same_shape(connect):
     client = connect()
     assert [client.get("/v1/chat/completions").status_code, client.get("/v1/completions").status_code] == [404, 405]
     assert "/nothing" in error(client.get("/nothing"))["message"]
+    assert client.get("/v1/completions").headers["allow"] == "POST"
 
 
 def test_a_defect_is_a_500_without_its_traceback(connect, monkeypatch, caplog):

@@ -173,7 +173,9 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
-    return error_response(ApiError(error.status_code, f"{request.method} {path}: {error.detail}"))
+    response = error_response(ApiError(error.status_code, f"{request.method} {path}: {error.detail}"))
+    response.headers.update(error.headers or {})  # Allow, with 405
+    return response
 
 
 async def _gone(request: Request, error: Exception) -> Response:

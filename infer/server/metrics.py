@@ -31,7 +31,8 @@ class Metrics:
         GCCollector(registry=registry)
         self.requests = Counter("charrnn_requests", "Requests answered.", ["path", "status"], registry=registry)
 
-        def by_model(kind: Any, name: str, text: str, **options: Any) -> Any:
+        def by_model(kind: Any, name: str, text: str, buckets: tuple[float, ...] = ()) -> Any:
+            options = {"buckets": buckets} if buckets else {}
             return kind(f"charrnn_{name}", text, ["model"], registry=registry, **options)
 
         self._by_model = {
@@ -44,13 +45,9 @@ class Metrics:
             "misses": by_model(Counter, "prefix_cache_misses", "Prompts without one."),
             "restarts": by_model(Counter, "worker_restarts", "Workers that ended unasked."),
             "ready": by_model(Gauge, "workers_ready", "Workers that take requests."),
-            "first": by_model(
-                Histogram, "time_to_first_char_seconds", "From a choice's job to its first text.", buckets=_SECONDS
-            ),
-            "per_char": by_model(
-                Histogram, "time_per_char_seconds", "Of one choice, after its first text.", buckets=_CHAR_SECONDS
-            ),
-            "rows": by_model(Histogram, "batch_rows", "Rows of a tick.", buckets=_ROWS),
+            "first": by_model(Histogram, "time_to_first_char_seconds", "Of a choice.", _SECONDS),
+            "per_char": by_model(Histogram, "time_per_char_seconds", "Of a choice, after its first.", _CHAR_SECONDS),
+            "rows": by_model(Histogram, "batch_rows", "Rows of a tick.", _ROWS),
         }
 
     def of(self, model: str) -> SimpleNamespace:
