@@ -270,6 +270,21 @@ def test_an_error_of_the_engine_ends_its_jobs_alone(gru, monkeypatch):
     assert run.texts[1, 0] == alone(gru, PROMPT, 50, 1)
 
 
+def test_an_error_of_prefill_ends_the_jobs_that_are_read_alone(gru, monkeypatch):
+    step, failing = gru.step, [MemoryError("(3, 50) ids")]
+
+    def fails_once(ids, state):
+        if failing:
+            raise failing.pop()
+        return step(ids, state)
+
+    monkeypatch.setattr(gru, "step", fails_once)
+    run = Run(gru, [job(gru, i) for i in range(3)], then=[job(gru, 3)])
+    assert run.errors == dict.fromkeys(range(3), "out of memory: (3, 50) ids")
+    assert run.texts[3, 0] == alone(gru, PROMPT, 50, 1)
+    assert run.scheduler.running == run.scheduler.waiting == 0
+
+
 def test_bytes_come_out_as_whole_characters(byte_engine):
     run = Run(byte_engine, [job(byte_engine, length=80, seeds=[2], logprobs=0)])
     assert run.texts[0, 0] == alone(byte_engine, PROMPT, 80, 2)
