@@ -176,9 +176,10 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
         raise ApiError(400, "prompt must be a string, a list of strings, a list of ids, or a list of such", "prompt")
     if len(one) > MAX_CHOICES:
         raise ApiError(400, f"prompt has {len(one)} entries; at most {MAX_CHOICES} per request", "prompt")
-    for text in one:
-        if isinstance(text, str) and any(0xD800 <= ord(char) < 0xE000 for char in text):
-            raise ApiError(400, "prompt is not valid Unicode: it has half of a surrogate pair", "prompt")
+    try:
+        "".join(p for p in one if isinstance(p, str)).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "prompt is not valid Unicode: it has half of a surrogate pair", "prompt") from None
     return tuple(p if isinstance(p, str) else tuple(p) for p in one)
 
 
