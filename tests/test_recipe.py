@@ -27,6 +27,7 @@ FACTS = st.builds(
     epochs=st.one_of(st.just(0.0), st.floats(0.1, 100)),
     origin=st.sampled_from([None, BASE]),
     origin_loss=st.floats(0.5, 12),
+    ngram_loss=st.one_of(st.none(), st.floats(0.05, 12)),
     on_gpu=st.booleans(),
     share=st.integers(1, 8),
 )
@@ -98,6 +99,16 @@ def test_more_passes_never_mean_less_dropout(facts, times):
     fixed = _with(facts, origin=BASE, epochs=0.0)
     few, many = (choose(_with(fixed, budget_s=b)) for b in (budget_s, budget_s * times))
     assert many.fields["model.dropout"] >= few.fields["model.dropout"]
+
+
+@given(FACTS, st.floats(0.1, 1))
+def test_the_more_a_text_tells_of_itself_the_faster_the_given_weights_change(facts, less):
+    fixed = _with(facts, origin=BASE, init_from="base", ngram_loss=facts.ngram_loss or 1.5)
+    lr, faster = (choose(_with(fixed, ngram_loss=fixed.ngram_loss * by)).fields["optim.lr"] for by in (1, less))
+    unknown = choose(_with(fixed, ngram_loss=None)).fields["optim.lr"]
+    assert unknown <= lr <= faster <= min(0.006, 2.05 * unknown)
+    if fixed.ngram_loss >= fixed.origin_loss:
+        assert lr == unknown
 
 
 def test_beyond_the_bases_scale_a_larger_model_is_trained():

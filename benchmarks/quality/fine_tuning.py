@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.common import machine_line, markdown, markdown_head, run
 from benchmarks.quality.any_text import cut
 from charrnn.config import BASE, ModelConfig, OptimConfig
+from charrnn.data.stats import ngram_loss
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
 from charrnn.vocab import Vocab
 from charrnn.windows import WindowPlan, stream_batch
@@ -96,6 +97,10 @@ class Run:
         self.model.train()
         return nll / count
 
+    def ngram_loss(self) -> float:
+        """As the recipe is told it, nats/char."""
+        return ngram_loss(self.ids[: self.split], self.ids[self.split :], len(self.start["head.bias"]))
+
 
 def started(text: str, dropout: float) -> Run:
     """The base on the vocabulary of `text`."""
@@ -137,8 +142,9 @@ def fine_tune(text: str, variant: Variant, seed: int) -> tuple[float, float]:
     torch.manual_seed(seed)
     before = started(text, 0.0)
     base = load_for_inference(base_folder()).config.model
-    origin_loss = before.evaluate(0.0)
-    facts = Facts(len(text), len(set(text)), 1e15, 3600.0, origin=base, init_from=BASE, origin_loss=origin_loss)
+    known, told = before.evaluate(0.0), before.ngram_loss()
+    facts = Facts(len(text), len(set(text)), 1e15, 3600.0, origin=base, init_from=BASE)
+    facts = replace(facts, origin_loss=known, ngram_loss=told)
     recipe = choose(facts).fields
     dropout = min(0.9, max(0.0, recipe["model.dropout"] + variant.dropout))
     tuned = replace(before, model=CharRNN(replace_dropout(base, dropout), len(before.start["head.bias"])))

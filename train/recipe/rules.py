@@ -44,6 +44,7 @@ class Facts:
         origin: Shape of the weights to start from, None from scratch.
         init_from: Name of those weights.
         origin_loss: Their loss on the text before training, nats/char.
+        ngram_loss: Held-out loss of an n-gram model counted on the text, nats/char; None = unknown.
         on_gpu: Whether the processes train on GPUs.
         share: Divisor of the batch size: processes x accumulation steps.
     """
@@ -56,6 +57,7 @@ class Facts:
     origin: ModelConfig | None = None
     init_from: str = SCRATCH
     origin_loss: float = 0.0
+    ngram_loss: float | None = None
     on_gpu: bool = False
     share: int = 1
 
@@ -142,6 +144,16 @@ def _distance(facts: Facts) -> float:
     return min(4.5, max(1.0, facts.origin_loss / _LIKE_THEIRS))
 
 
+def _novelty(facts: Facts) -> float:
+    """How much the text tells of itself that the given weights do not know: 1 little, 2 much.
+
+    An n-gram model counted on the text is as good as they are for 1, a quarter better for 2.
+    """
+    if not facts.ngram_loss:
+        return 1.0
+    return min(2.0, max(1.0, 4.0 * facts.origin_loss / facts.ngram_loss - 3.0))
+
+
 def _useful_epochs(facts: Facts, length: int) -> int:
     """Passes over N characters after which more hardly help: fewer for a long text, and for a similar one."""
     if not facts.origin:
@@ -172,13 +184,15 @@ def _dropout(epochs: float, *, fine_tuning: bool) -> float:
 
 
 def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
-    """Peak learning rate: for fine-tuning by N and the text's distance, else by the depth of the model."""
+    """Peak learning rate: for fine-tuning by N, the text's distance and novelty, else by the depth of the model."""
     if not facts.origin:
         if model.num_layers > 1:
             return 0.003
         return 0.01 if facts.on_gpu else 0.006  # with more rows, as in configs/gpu-quick.yaml
     by_length = min(3.0, max(1.0, (length / 100_000) ** 0.4))
-    return float(f"{min(0.006, 0.0008 * by_length * _distance(facts)):.2g}")
+    by_distance = min(0.006, 0.0008 * by_length * _distance(facts))
+    by_novelty = min(0.003, 0.0008 * _novelty(facts) * _distance(facts))
+    return float(f"{max(by_distance, by_novelty):.2g}")
 
 
 def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:

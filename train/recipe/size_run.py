@@ -101,6 +101,7 @@ def size_run(
         origin=origin.config.model if origin else None,
         init_from=init_from,
         origin_loss=collectives.run_on_all(lambda: _loss(origin, init_from, config, corpus)) if origin else 0.0,
+        ngram_loss=corpus.ngram_loss if origin else None,
         on_gpu=on_gpu,
         share=collectives.world_size * config.train.accumulation_steps,
     )
