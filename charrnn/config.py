@@ -305,6 +305,13 @@ class DistillConfig(Section):
     teachers: tuple[str, ...] = Field((), description="runs or checkpoints with the same vocabulary; none = off")
     weight: Fraction = Field(0.9, description="weight of the teachers in the loss; the text has the rest")
     temperature: float = Field(1.0, gt=0, le=1e6, description="divides logits before the softmax, the teachers' too")
+    generated: int = Field(0, ge=0, le=1 << 40, description="characters of the teachers' own text to train on as well")
+
+    @model_validator(mode="after")
+    def _generated_by_teachers(self) -> "DistillConfig":
+        if self.generated and (not self.teachers or self.temperature != 1):
+            raise ValueError("generated needs teachers, which generate at temperature 1: set both, or generated to 0")
+        return self
 
 
 class EvalConfig(Section):

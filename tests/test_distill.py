@@ -153,15 +153,15 @@ def test_a_large_vocabulary_keeps_the_largest_and_their_ids():
     dtype = target_dtype(symbols)
     rows = np.zeros(9, dtype)
     rng = np.random.default_rng(0)
-    kept = rows["ids"].shape[1]
-    rows["ids"] = [rng.permutation(symbols)[:kept] for _ in rows]
+    kept = rows["kept"].shape[1]
+    rows["kept"] = [rng.permutation(symbols)[:kept] for _ in rows]
     rows["probabilities"] = rng.dirichlet(np.ones(kept), len(rows))
     windows = TargetSource(rows, symbols, torch.device("cpu"), ()).windows(np.array([2, 5]), 3)
     assert windows.shape == (2, 3, symbols)
     for i, start in enumerate((2, 5)):
         for t in range(3):
             row = rows[start + t]
-            assert torch.equal(windows[i, t][row["ids"].astype(int)], torch.from_numpy(row["probabilities"]))
+            assert torch.equal(windows[i, t][row["kept"].astype(int)], torch.from_numpy(row["probabilities"]))
             assert int((windows[i, t] > 0).sum()) <= kept
 
 

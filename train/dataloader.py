@@ -116,7 +116,7 @@ class TargetSource:
     def __init__(
         self, rows: NDArray[np.void], num_symbols: int, device: torch.device, teachers: tuple[str, ...]
     ) -> None:
-        """rows: (N - 1,) of `target_dtype`. num_symbols: V. device: where `windows` returns tensors."""
+        """rows: (N,) of `target_dtype`. num_symbols: V. device: where `windows` returns tensors."""
         self.teachers = teachers
         self._rows, self._num_symbols, self._device = rows, num_symbols, device
         self._touched = 0
@@ -129,18 +129,33 @@ class TargetSource:
             release_pages(self._rows)
             self._touched = 0
         kept = to_device(np.ascontiguousarray(rows["probabilities"]), self._device)  # (R, length, K)
-        if "ids" not in (rows.dtype.names or ()):
+        if "kept" not in (rows.dtype.names or ()):
             return kept
-        ids = to_device(rows["ids"].astype(np.int64), self._device)  # (R, length, K)
+        ids = to_device(rows["kept"].astype(np.int64), self._device)  # (R, length, K)
         return kept.new_zeros(*ids.shape[:2], self._num_symbols).scatter_(2, ids, kept)
 
 
 def target_dtype(num_symbols: int) -> np.dtype:
-    """A position's row of targets: all V probabilities, or with a large vocabulary the K largest and their ids."""
-    if num_symbols <= MOST_DENSE:
-        return np.dtype([("probabilities", "<f2", (num_symbols,))])
+    """A position's row of targets: its id, and the next character's probabilities.
+
+    These are all V, or with a large vocabulary the K largest, with their ids in `kept`.
+    """
     narrow = np.min_scalar_type(num_symbols - 1).newbyteorder("<")
-    return np.dtype([("probabilities", "<f2", (MOST_KEPT,)), ("ids", narrow, (MOST_KEPT,))])
+    if num_symbols <= MOST_DENSE:
+        return np.dtype([("id", narrow), ("probabilities", "<f2", (num_symbols,))])
+    return np.dtype([("id", narrow), ("probabilities", "<f2", (MOST_KEPT,)), ("kept", narrow, (MOST_KEPT,))])
+
+
+def generated_shape(config: RunConfig) -> tuple[int, int]:
+    """Rows, and characters of each, of the text that the teachers generate: distill.generated characters or less."""
+    rows = max(1, min(512, config.distill.generated // 1024))
+    return rows, config.distill.generated // rows
+
+
+def num_trained(config: RunConfig, corpus: Corpus) -> int:
+    """Characters of a pass: those of the training split, and the teachers'."""
+    rows, length = generated_shape(config)
+    return len(corpus.train) + rows * length
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -166,11 +181,11 @@ class TrainingData:
     Attributes:
         corpus: Where the splits come from.
         vocab: The model's, which the corpus's may differ from.
-        train: Training split.
+        train: Training split, followed by what the teachers generated.
         val: Validation split.
-        plan: Batches of the training split.
+        plan: Batches of `train`.
         rows: This rank's rows of a batch.
-        targets: The teachers' probabilities on the training split; None without teachers.
+        targets: The teachers' probabilities on `train`; None without teachers.
     """
 
     corpus: Corpus

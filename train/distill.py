@@ -1,6 +1,8 @@
 """Distillation: the teachers' mean probabilities after every position of the training split, computed once and stored.
 
 They depend on the position alone, so that a run resumes bit for bit, and any number of processes trains the same run.
+Where the teachers know the training split by heart, what they say of it is not what they say of new text. So they can
+generate more: Kim et al., "Pre-training under infinite compute", arXiv 2509.14786.
 
     targets/KEY/   targets.bin and meta.json; KEY: of the teachers, the ids, vocabularies, temperature and precision
 """
@@ -8,15 +10,19 @@ They depend on the position alone, so that a run resumes bit for bit, and any nu
 import hashlib
 import json
 import logging
+import math
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
 
 from charrnn.config import RunConfig
 from charrnn.data import cache
@@ -28,16 +34,25 @@ from train.checkpoint.format import Checkpoint, load_for_inference, model_of, we
 from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import check_same_vocab
 from train.control import Control
-from train.dataloader import TargetSource, TrainingData, target_dtype
+from train.dataloader import (
+    IdSource,
+    TargetSource,
+    TrainingData,
+    generated_shape,
+    num_trained,
+    target_dtype,
+    window_plan,
+)
 from train.distributed.signals import stop_error
 from train.errors import memory_explained
 from train.evaluate import read
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 # The split is read in parallel rows, each after a warm-up of its state, as by the `stream` protocol.
 LANES, WARMUP = 64, 512
+_CHUNK = 256  # generated characters of each row that are written at once
 
 
 @dataclass
@@ -75,10 +90,10 @@ class _Targets:
             return False
 
 
-def find_targets(
+def with_targets(
     config: RunConfig, data: TrainingData, resumed: Checkpoint | None, accelerator: Accelerator, control: Control
-) -> TargetSource:
-    """The targets of the run's teachers; one process of each machine computes those that are not stored yet.
+) -> TrainingData:
+    """Add the teachers' targets and text to the run's; one process of each machine makes those not stored yet.
 
     Args:
         config: The run's.
@@ -94,16 +109,16 @@ def find_targets(
         CharRNNError: A stop signal was received.
     """
 
-    def find() -> TargetSource:
+    def find() -> TrainingData:
         with memory_explained(config):
-            return _find(config, data, resumed, accelerator, control)
+            return _with_targets(config, data, resumed, accelerator, control)
 
     return control.collectives.local_main_first(find)
 
 
-def _find(
+def _with_targets(
     config: RunConfig, data: TrainingData, resumed: Checkpoint | None, accelerator: Accelerator, control: Control
-) -> TargetSource:
+) -> TrainingData:
     teachers = [load_for_inference(origin_folder(name)) for name in config.distill.teachers]
     for name, teacher in zip(config.distill.teachers, teachers, strict=True):
         check_same_vocab(teacher.vocab, data.vocab, f"the teacher {name}", "the run")
@@ -120,7 +135,8 @@ def _find(
             "--run-dir"
         )
     dtype = target_dtype(len(data.vocab))
-    targets = _Targets(_identity(digests, data, config, accelerator), (len(data.train) - 1) * dtype.itemsize)
+    num_rows = num_trained(config, data.corpus)
+    targets = _Targets(_identity(digests, data, config, accelerator), num_rows * dtype.itemsize)
     folder = expand_user(config.data.cache_dir) / "targets" / targets.key
 
     def proceed() -> None:
@@ -136,7 +152,7 @@ def _find(
     def make(path: Path) -> None:
         model = Ensemble([model_of(teacher) for teacher in teachers], config.distill.temperature)
         with accelerator.autocast():
-            _write(path, model.to(accelerator.device).eval(), data, proceed, progress=is_main)
+            _write(path, model.to(accelerator.device).eval(), data, generated_shape(config), proceed, progress=is_main)
         with path.open("rb") as file:
             targets.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -148,8 +164,12 @@ def _find(
             logger.info(f"teachers  {len(teachers)}, read {len(data.train):,} characters once, for {folder}")
             cache.write(folder, targets, make, config.distill.teachers, is_main)
             logger.info(f"teachers  done in {time.monotonic() - began:.0f} s")
-    rows = np.memmap(folder / targets.file, dtype, mode="r")  # (N - 1,)
-    return TargetSource(rows, len(data.vocab), accelerator.device, tuple(digests))
+    rows = np.memmap(folder / targets.file, dtype, mode="r")
+    source = TargetSource(rows, len(data.vocab), accelerator.device, tuple(digests))
+    if not config.distill.generated:
+        return replace(data, targets=source)
+    train = IdSource(rows["id"], accelerator.device, num_symbols=len(data.vocab))
+    return replace(data, train=train, plan=window_plan(config, len(train)), targets=source)
 
 
 def _identity(digests: list[str], data: TrainingData, config: RunConfig, accelerator: Accelerator) -> dict[str, Any]:
@@ -162,23 +182,78 @@ def _identity(digests: list[str], data: TrainingData, config: RunConfig, acceler
         "vocabularies": [data.corpus.vocab.to_json(), data.vocab.to_json()],
         "temperature": config.distill.temperature,
         "precision": accelerator.mixed_precision,
+        "generated": config.distill.generated,
     }
 
 
-def _write(path: Path, model: Ensemble, data: TrainingData, beat: Callable[[], object], *, progress: bool) -> None:
-    """Write the rows of `target_dtype`, (N - 1,), reading the split as the `stream` protocol does."""
+def _write(
+    path: Path,
+    model: Ensemble,
+    data: TrainingData,
+    generated: tuple[int, int],
+    beat: Callable[[], object],
+    *,
+    progress: bool,
+) -> None:
+    """Write the rows of `target_dtype`: the split's, read as the `stream` protocol does, and those of generated text.
+
+    The last of the split has no target, which adds nothing to the loss.
+    """
     ids, dtype = data.train, target_dtype(len(data.vocab))
-    batch = stream_batch(len(ids), LANES, WARMUP)
-    size = (len(ids) - 1) * dtype.itemsize
+    size = (len(ids) + math.prod(generated)) * dtype.itemsize
     with path.open("wb") as file, progress_bar("teachers", size, progress) as advance:
-        for chunk, _, log_probs in read(model, ids, [batch], beat):
-            rows = np.zeros(chunk.counted.shape, dtype)  # (R, T)
-            probabilities = log_probs.exp()  # (R, T, V)
-            if "ids" in (dtype.names or ()):
-                probabilities, kept = probabilities.topk(rows["ids"].shape[2])  # (R, T, K)
-                probabilities /= probabilities.sum(-1, keepdim=True)
-                rows["ids"] = kept.cpu().numpy()
-            rows["probabilities"] = probabilities.half().cpu().numpy()
+
+        def write(start: int, rows: NDArray[np.void]) -> None:
+            file.seek(start * dtype.itemsize)
+            advance(file.write(rows.tobytes()))
+
+        for chunk, window, log_probs in read(model, ids, [stream_batch(len(ids), LANES, WARMUP)], beat):
+            rows = _rows(window[:, :-1], log_probs, dtype)  # (R, T)
             for start, counted, row in zip(chunk.starts, chunk.counted, rows, strict=True):
-                file.seek((int(start) + int(counted.argmax())) * dtype.itemsize)
-                advance(file.write(row[counted].tobytes()))
+                write(int(start) + int(counted.argmax()), row[counted])
+        last = np.zeros(1, dtype)
+        last["id"] = ids.windows(np.array([len(ids) - 1]), 1).item()
+        write(len(ids) - 1, last)
+        for begin, window, log_probs in _generate(model, ids, generated, beat):
+            for r, row in enumerate(_rows(window, log_probs, dtype)):
+                write(len(ids) + r * generated[1] + begin, row)
+
+
+def _rows(ids: Tensor, log_probs: Tensor, dtype: np.dtype) -> NDArray[np.void]:
+    """Rows of `target_dtype`, (R, T), of ids (R, T) and the logarithms of the next ones' probabilities (R, T, V)."""
+    rows, probabilities = np.zeros(ids.shape, dtype), log_probs.exp()
+    if "kept" in (dtype.names or ()):
+        probabilities, kept = probabilities.topk(rows["kept"].shape[2])  # (R, T, K)
+        probabilities /= probabilities.sum(-1, keepdim=True)
+        rows["kept"] = kept.cpu().numpy()
+    rows["id"], rows["probabilities"] = ids.cpu().numpy(), probabilities.half().cpu().numpy()
+    return rows
+
+
+@torch.no_grad()
+def _generate(
+    model: Ensemble, ids: IdSource, shape: tuple[int, int], beat: Callable[[], object]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Continue the split from R places at equal distances, by T characters, drawn as the model predicts them.
+
+    Args:
+        model: In eval mode.
+        ids: The split.
+        shape: (R, T).
+        beat: Called before each forward call.
+
+    Yields:
+        The first character's number in its row, ids (R, _CHUNK), and the logarithms of the probabilities of each next
+        character, (R, _CHUNK, V); the last chunk may be shorter.
+    """
+    starts = np.linspace(0, max(0, len(ids) - WARMUP), shape[0]).astype(np.int64)
+    random = torch.Generator(ids.device).manual_seed(0)  # equal for all students, who share the text
+    log_probs, state = model(ids.windows(starts, min(WARMUP, len(ids))), model.zero_state(shape[0], ids.device))
+    for begin in range(0, shape[1], _CHUNK):
+        drawn, predicted = [], []
+        for _ in range(min(_CHUNK, shape[1] - begin)):
+            beat()
+            drawn.append(torch.multinomial(log_probs[:, -1].float().exp(), 1, generator=random))  # (R, 1)
+            log_probs, state = model(drawn[-1], state)  # (R, 1, V)
+            predicted.append(log_probs)
+        yield begin, torch.cat(drawn, dim=1), torch.cat(predicted, dim=1)

@@ -21,7 +21,7 @@ from train.checkpoint.format import load_for_inference
 from train.checkpoint.resume import check_same_start, identity_fields, starting_point
 from train.checkpoint.run_lock import exclusive
 from train.checkpoint.vocab_transfer import StartingPoint
-from train.dataloader import total_steps, window_plan
+from train.dataloader import num_trained, total_steps, window_plan
 from train.distributed.collectives import Collectives
 from train.distributed.setup import check_processes, check_same_config, make_accelerator, set_threads, shared_fields
 from train.distributed.signals import StopSignals, stop_error
@@ -259,5 +259,5 @@ def is_finished(config: RunConfig, corpus: Corpus, start: StartingPoint) -> bool
     if not start.resumed:
         return False
     progress = progress_of(start.resumed)
-    steps = total_steps(config, window_plan(config, len(corpus.train)).steps_per_epoch)
+    steps = total_steps(config, window_plan(config, num_trained(config, corpus)).steps_per_epoch)
     return progress.evaluated_step == progress.step and progress.done(config, steps, decayed=True)

@@ -25,7 +25,7 @@ from train.checkpoint.vocab_transfer import StartingPoint
 from train.control import Control
 from train.cuda_graph import graph_update, on_stream, side_stream
 from train.dataloader import IdSource, TrainingData, window_plan
-from train.distill import find_targets
+from train.distill import with_targets
 from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients
 from train.distributed.signals import StopSignals
@@ -93,8 +93,7 @@ class Trainer:
         # What doesn't fit one rank's device ends all of them, before DDP waits for it.
         self.data, self.model = self.control.collectives.run_on_all(lambda: _placed(config, corpus, start, accelerator))
         if config.distill.teachers:
-            targets = find_targets(config, self.data, start.resumed, accelerator, self.control)
-            self.data = replace(self.data, targets=targets)
+            self.data = with_targets(config, self.data, start.resumed, accelerator, self.control)
         optimizer = make_optimizer(self.model, config.optim)
         stream = side_stream(accelerator.device)
         with on_stream(stream):

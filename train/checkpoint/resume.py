@@ -27,7 +27,7 @@ _FIXED = {
     "data": tuple(name for name in DataConfig.model_fields if name not in _SOURCE_FIELDS),
     "model": (*_SHAPE, "dropout", "dropout_mask"),
     "train": ("seed",),
-    "distill": ("teachers",),
+    "distill": ("teachers", "generated"),
     # These decide what is best: losses measured otherwise cannot be compared with the best so far.
     "eval": ("best_by", "window", "stream_lanes", "stream_warmup", "sample"),
 }

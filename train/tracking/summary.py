@@ -64,6 +64,7 @@ def opening_lines(
         f"vocabulary of {len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}",
         *new_lines(start),
         *placement_lines(data.train),
+        *generated_lines(data),
         *entropy_lines(corpus),
         f"training  {_length(total_steps, config.train.time_limit)}; {windows.windows} windows of {windows.seq_len} "
         f"characters, {windows.batch_size} a step, {data.plan.steps_per_epoch:,} steps an epoch",
@@ -87,6 +88,12 @@ def new_lines(start: StartingPoint) -> list[str]:
     names = listing([repr(c) for c in start.new], 20)
     what = f"{len(start.new)} character(s) that the given weights lack start from their plain forms or the mean"
     return [f"new       {what}: {names}"]
+
+
+def generated_lines(data: TrainingData) -> list[str]:
+    """A line if the teachers' own text is trained on."""
+    generated = len(data.train) - len(data.corpus.train)
+    return [f"generated {generated:,} characters by the teachers, trained on as well"] if generated else []
 
 
 def placement_lines(ids: IdSource) -> list[str]:
