@@ -16,7 +16,7 @@ from launches import logged as logged_metrics
 from training import ListRecorder, largest_difference, logged, make_trainer, some_text, tiny_config
 
 from charrnn.config import ModelConfig
-from charrnn.errors import CheckpointError, PreemptedError
+from charrnn.errors import CheckpointError, ConfigError, PreemptedError
 from charrnn.model.ensemble import Ensemble
 from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import stream_batch
@@ -180,12 +180,57 @@ def test_large_vocabularies_are_distilled(tmp_path):
     assert trainer.recorder.losses()[12] < trainer.recorder.losses()[1]
 
 
+# --- generated text
+
+GENERATED = 5 * 1024 + 300  # five rows
+
+
+def test_generated_text_continues_the_split_by_what_the_teachers_predict(taught, monkeypatch):
+    monkeypatch.setattr("train.distill.WARMUP", 64)
+    monkeypatch.setattr("train.distill._CHUNK", 100)
+    trainer = student(taught, "generating", f"distill.generated={GENERATED}")
+    data, models = trainer.data, [model_of(load_for_inference(taught[0] / name)) for name in TEACHERS]
+    split, length = len(data.corpus.train), GENERATED // 5
+    assert len(data.train) == split + 5 * length == data.plan.num_chars
+    ids = data.train.windows(np.array([0]), len(data.train))[0].numpy()
+    assert (ids[:split] == data.corpus.train).all()
+    for row, start in enumerate(np.linspace(0, split - 64, 5).astype(int)):
+        begin = split + row * length
+        generated = ids[begin : begin + length]
+        expected = mean_probabilities(models, [*ids[start : start + 64], *generated])[63:]  # of each generated one
+        found = data.targets.windows(np.array([begin]), length - 1)[0].double()
+        torch.testing.assert_close(found, expected[1:], rtol=2e-3, atol=1e-5)
+        drawn = expected[torch.arange(length), torch.from_numpy(generated)]
+        entropy = -(expected * expected.log()).sum(-1)
+        assert -drawn.log().mean().item() == pytest.approx(entropy.mean().item(), abs=0.15)
+    assert len({ids[split + r * length :][:length].tobytes() for r in range(5)}) == 5
+    assert not data.targets.windows(np.array([split - 1]), 1).any()
+    assert data.targets.windows(np.array([len(ids) - 1]), 1).any()
+
+
+def test_generated_text_is_trained_on_and_only_on(taught):
+    plain, more = student(taught, "without"), student(taught, "with", f"distill.generated={GENERATED}")
+    assert more.data.plan.steps_per_epoch > plain.data.plan.steps_per_epoch
+    assert len(more.data.val) == len(plain.data.val)
+    more.fit()
+    with pytest.raises(CheckpointError, match=r"distill\.generated is 5420 there and 0 here"):
+        student(taught, "with")
+    assert more.progress.step == student(taught, "with", f"distill.generated={GENERATED}").progress.step == 12
+
+
+@pytest.mark.parametrize("assigned", [["distill.teachers=[]"], ["distill.temperature=2"]])
+def test_text_is_generated_by_teachers_at_temperature_1(taught, assigned):
+    with pytest.raises(ConfigError, match=r"generated needs teachers, which generate at temperature 1"):
+        student(taught, "refused", "distill.generated=10", *assigned)
+
+
 # --- runs
 
 
-@pytest.mark.parametrize("windows", ["sliding", "carry"])
-def test_resume_with_teachers_is_bit_exact(tmp_path, windows):
+@pytest.mark.parametrize(("windows", "generated"), [("sliding", 0), ("carry", 0), ("carry", 700)])
+def test_resume_with_teachers_is_bit_exact(tmp_path, windows, generated):
     settings = [*teach(tmp_path), f"data.windows={windows}", "model.dropout=0.3", "data.seq_len=8"]
+    settings += [f"distill.generated={generated}"]
     complete = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / 'complete'}"]))
     complete.fit()
     config = tiny_config(tmp_path, settings)
@@ -282,7 +327,7 @@ def test_a_student_of_a_good_teacher_beats_the_same_model_without(tmp_path):
 
 def stored(taught):
     folder, _ = taught
-    return next((folder / "data" / "targets").glob("*/targets.bin"))
+    return min((folder / "data" / "targets").glob("*/targets.bin"), key=lambda path: path.stat().st_size)
 
 
 def test_targets_are_computed_once(taught):

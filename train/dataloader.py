@@ -128,7 +128,7 @@ class TargetSource:
         if self._touched > _MOST_RESIDENT:
             release_pages(self._rows)
             self._touched = 0
-        kept = to_device(np.ascontiguousarray(rows["probabilities"]), self._device)  # (R, length, K)
+        kept = to_device(rows["probabilities"].copy(), self._device)  # (R, length, K)
         if "kept" not in (rows.dtype.names or ()):
             return kept
         ids = to_device(rows["kept"].astype(np.int64), self._device)  # (R, length, K)
