@@ -135,8 +135,9 @@ def _with_targets(
             "--run-dir"
         )
     dtype = target_dtype(len(data.vocab))
-    num_rows = num_trained(config, data.corpus)
-    targets = _Targets(_identity(digests, data, config, accelerator), num_rows * dtype.itemsize)
+    more = num_trained(config, data.corpus) - len(data.train)
+    size = (len(data.train) + more) * dtype.itemsize
+    targets = _Targets(_identity(digests, data, config, accelerator), size)
     folder = expand_user(config.data.cache_dir) / "targets" / targets.key
 
     def proceed() -> None:
@@ -161,7 +162,8 @@ def _with_targets(
         if targets.is_complete(folder):
             logger.info(f"teachers  {len(teachers)}, probabilities from {folder}")
         else:
-            logger.info(f"teachers  {len(teachers)}, read {len(data.train):,} characters once, for {folder}")
+            what = f"read {len(data.train):,} characters" + (f" and generate {more:,}" if more else "")
+            logger.info(f"teachers  {len(teachers)}, {what} once, for {folder}")
             cache.write(folder, targets, make, config.distill.teachers, is_main)
             logger.info(f"teachers  done in {time.monotonic() - began:.0f} s")
     rows = np.memmap(folder / targets.file, dtype, mode="r")
