@@ -238,6 +238,8 @@ def _generate(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Continue the split from R places at equal distances, by T characters, drawn as the model predicts them.
 
+    Equal for all students on a machine; another processor's rounding can make it another text.
+
     Args:
         model: In eval mode.
         ids: The split.
@@ -249,7 +251,7 @@ def _generate(
         character, (R, _CHUNK, V); the last chunk may be shorter.
     """
     starts = np.linspace(0, max(0, len(ids) - WARMUP), shape[0]).astype(np.int64)
-    random = torch.Generator(ids.device).manual_seed(0)  # equal for all students, who share the text
+    random = torch.Generator(ids.device).manual_seed(0)
     log_probs, state = model(ids.windows(starts, min(WARMUP, len(ids))), model.zero_state(shape[0], ids.device))
     for begin in range(0, shape[1], _CHUNK):
         drawn, predicted = [], []
