@@ -116,7 +116,8 @@ class Row:
         self.ended = finish is not None
         nothing_held = self.writer.count - self._anchor_count == len(self._since)
         if self.job.return_state and nothing_held and not self.ended:
-            self._anchor = self.state, self._recent_after(len(self._since))
+            # A copy: the state is a view into that of the whole group, which an anchor would keep.
+            self._anchor = tuple(part.copy() for part in self.state), self._recent_after(len(self._since))
             self._anchor_count, self._since = self.writer.count, []
         return self._event(text, self.writer.count - before, finish) if text or finish else None
 
