@@ -13,7 +13,7 @@ import pytest
 import torch
 from launches import ROOT, prepare_small_run, train_small
 from launches import logged as logged_metrics
-from training import ListRecorder, largest_difference, logged, make_trainer, some_text, tiny_config
+from training import interrupted_and_resumed, largest_difference, logged, make_trainer, some_text, tiny_config
 
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError, ConfigError, PreemptedError
@@ -233,12 +233,7 @@ def test_resume_with_teachers_is_bit_exact(tmp_path, windows, generated):
     settings += [f"distill.generated={generated}"]
     complete = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / 'complete'}"]))
     complete.fit()
-    config = tiny_config(tmp_path, settings)
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(config, ListRecorder(stop_at=8)).fit()
-    resumed = make_trainer(config)
-    assert resumed.progress.step == 5
-    resumed.fit()
+    resumed = interrupted_and_resumed(tiny_config(tmp_path, settings), stop_at=8, resumes_at=5)
     assert torch.equal(weights(complete), weights(resumed))
     assert resumed.recorder.losses() == {s: v for s, v in complete.recorder.losses().items() if s > 5}
 

@@ -48,18 +48,18 @@ def test_a_worker_does_not_run_files_of_the_current_folder(tmp_path, monkeypatch
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
 
-    async def settle():
+    async def start_and_close():
         pool = Pool("m", default_model(), Metrics(), 1, 1, 1, 1)
         keeper = asyncio.create_task(pool.workers[0].run())
         with suppress(TimeoutError):
-            await asyncio.wait_for(pool.settled.wait(), 20)
+            await asyncio.wait_for(pool.startup_finished.wait(), 20)
         await pool.close()
         await keeper
         return pool.facts
 
     for path in ("", ":"):
         monkeypatch.setenv("PYTHONPATH", path)
-        assert run(settle()) is not None
+        assert run(start_and_close()) is not None
         assert not (tmp_path / "ran").exists()
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from training import ListRecorder, make_trainer, tiny_config
+from training import ListRecorder, interrupted_and_resumed, make_trainer, tiny_config
 
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError, TrainingError
@@ -33,12 +33,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, rnn, windows):
     whole = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / 'whole'}"]))
     whole.fit()
 
-    config = tiny_config(tmp_path, settings)
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(config, ListRecorder(stop_at=8)).fit()
-    resumed = make_trainer(config)
-    assert resumed.progress.step == 5
-    resumed.fit()
+    resumed = interrupted_and_resumed(tiny_config(tmp_path, settings), stop_at=8, resumes_at=5)
 
     assert same_weights(whole.model, resumed.model)
     tail = {s: loss for s, loss in whole.recorder.losses().items() if s > 5}

@@ -121,6 +121,16 @@ def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options:
     return Trainer(config, corpus, start, accelerator, run_dir, recorder or ListRecorder(), **options)
 
 
+def interrupted_and_resumed(config: RunConfig, *, stop_at: int, resumes_at: int) -> Trainer:
+    """The trainer of a run that was interrupted at a step, and that another trainer then completed."""
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(config, ListRecorder(stop_at=stop_at)).fit()
+    resumed = make_trainer(config)
+    assert resumed.progress.step == resumes_at
+    resumed.fit()
+    return resumed
+
+
 def make_rank(config: RunConfig, recorder: Recorder | None = None, **options: Any) -> Trainer:
     """A trainer on the accelerator that a real run gets, with its settings of DDP."""
     return make_trainer(config, recorder, accelerator=make_accelerator(config.train), **options)

@@ -102,7 +102,7 @@ async def run(service: Service, listener: socket.socket, drain_timeout: float) -
 async def _announce(service: Service, listener: socket.socket, server: Server) -> None:
     """Log the address once all models are loaded; stop the server if one is refused."""
     for pool in service.pools.values():
-        await pool.settled.wait()
+        await pool.startup_finished.wait()
         if pool.failure:
             server.should_exit = True
             return

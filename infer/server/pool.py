@@ -180,7 +180,7 @@ class Pool:
         self.facts: dict[str, Any] | None = None
         self.failure: str | None = None
         self.workers = [Worker(self) for _ in range(workers)]
-        self.settled = asyncio.Event()  # set once a worker is ready or the file is refused
+        self.startup_finished = asyncio.Event()  # set once a worker is ready or the file is refused
         self.metrics.running.set_function(lambda: sum(w.counts["running"] for w in self.workers))
         self.metrics.waiting.set_function(lambda: sum(w.counts["waiting"] for w in self.workers))
         self.changed()
@@ -204,14 +204,14 @@ class Pool:
         """Update after a worker became ready or exited."""
         self.metrics.ready.set(sum(worker.ready for worker in self.workers))
         if self.ready:
-            self.settled.set()
+            self.startup_finished.set()
 
     def failed(self, message: str) -> None:
         """Record that a worker could not open the model."""
         log.error("model %s: %s", self.name, message)
         if self.facts is None:
             self.failure = message
-            self.settled.set()
+            self.startup_finished.set()
 
     def check_room(self, choices: int, size: int) -> None:
         """Raises: ApiError if so many choices, with prompts and states of `size` bytes, exceed the capacity."""
