@@ -28,7 +28,6 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("chromium or chromedriver is not on the path", allow_module_level=True)
 
-from selenium.common.exceptions import TimeoutException  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -190,27 +189,11 @@ class Page:
         field.send_keys(text or Keys.DELETE, Keys.TAB)
 
     def choose(self, model: str) -> None:
-        """On a newly loaded page if the choice is lost: one that meets the list's renewal after a load can be."""
-        before, offered = self.text("#about"), []
-        for _ in range(3):
-            self.click("#model input")
-            options = self.until(lambda: self.all("[role=option]"))
-            offered = [option.text for option in options]
-            wanted = [option for option, text in zip(options, offered, strict=True) if text.endswith(model)]
-            if wanted:
-                wanted[0].click()
-                if self.holds_within(PATIENCE_S, lambda: self.text("#about") != before):
-                    return
-            self.browser.refresh()
-            self.until(lambda: all(self.all(css) for css in PARTS))
-        raise AssertionError(f"{model} could not be chosen; offered at last: {offered}")
-
-    def holds_within(self, seconds: float, holds: Callable[[], Any]) -> bool:
-        try:
-            WebDriverWait(self.browser, seconds, poll_frequency=0.05).until(lambda _: holds())
-        except TimeoutException:
-            return False
-        return True
+        """By the option's label: WebDriver finds no text in an option while the list fades in."""
+        before = self.text("#about")
+        self.click("#model input")
+        self.until(lambda: self.all(f"[role=option][aria-label='{model}']"))[0].click()
+        self.until(lambda: self.text("#about") != before)
 
     def write(self, length: int, seed: str = "1") -> None:
         self.put("#length input[type=number]", str(length))
