@@ -320,7 +320,7 @@ def open_split(source: Path, text: GivenText, split: str, shares: str, device: t
     """Load a checkpoint and a split of a text, with the arguments and errors of `evaluate_checkpoints`."""
     checkpoint = load_for_inference(source)
     data = text.config(checkpoint.config.data.model_dump(), **({"split": shares.split(",")} if shares else {}))
-    corpus = prepare(data, progress=True)
+    corpus = prepare(data)
     table = table_between(checkpoint.vocab, corpus, source)
     ids = IdSource(getattr(corpus, split), device, table, len(corpus.vocab))
     if len(ids) < LEAST_EVALUATED:

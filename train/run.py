@@ -61,7 +61,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
     collectives = Collectives(accelerator)
     check_config(config, collectives, accelerator, sized=settings is None)
     with watch_peers(config, collectives) as watchdog, contextlib.ExitStack() as stack:
-        corpus = collectives.local_main_first(lambda: prepare(config.data, progress=collectives.is_local_main))
+        corpus = collectives.local_main_first(lambda: prepare(config.data))
         run_dir = run_folder(config, config_name, corpus)
         explanation: list[str] = []
         if settings is not None:
