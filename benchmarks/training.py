@@ -42,10 +42,10 @@ def options_of(folder: Path, **size: Any) -> dict[str, Any]:
     }
 
 
-def write_random_text(options: dict[str, Any], processes: int = 1) -> RunConfig:
-    """Writes and prepares random printable ASCII, enough for many batches of all processes; returns the config."""
+def write_random_text(options: dict[str, Any]) -> RunConfig:
+    """Writes and prepares random printable ASCII, enough for many batches; returns the config."""
     config = load_config(None, options)
-    chars = _BATCHES_OF_TEXT * (processes * config.data.batch_size + 1) * config.data.seq_len
+    chars = _BATCHES_OF_TEXT * (config.data.batch_size + 1) * config.data.seq_len
     text = np.random.default_rng(0).integers(ord(" "), ord("~") + 1, chars, np.uint8)
     Path(config.data.source).write_bytes(text.tobytes())
     prepare(config.data)
