@@ -29,9 +29,9 @@ from charrnn.windows import WindowPlan, stream_batch
 from train.checkpoint.folders import base_folder
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.vocab_transfer import transfer_weights
-from train.dataloader import IdSource
-from train.evaluate import nll_sum
-from train.optimizer import lr_at
+from train.loop.dataloader import IdSource
+from train.loop.evaluation import nll_sum
+from train.loop.optimizer import lr_at
 from train.recipe.rules import Facts, choose
 
 _COLUMNS = ("text", "characters", "variant", "`stream`, mean", "range", "against the recipe")
