@@ -41,7 +41,7 @@ import typer
 from benchmarks.common import Cell, columns, free_port, machine_line, quartiles, ratios, run, seconds_of
 from benchmarks.training import make_trainer, options_of, synchronize, write_random_text
 from charrnn.config import load_config
-from train.trainer import Trainer
+from train.loop.trainer import Trainer
 
 CASES = ("one", "apart", "together", "allreduce")
 _PROJECTED = (2, 4, 8, 16, 64)

@@ -16,8 +16,8 @@ from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.vocab_transfer import StartingPoint
 from train.distributed.setup import make_accelerator, set_threads
+from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
-from train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 _BATCHES_OF_TEXT = 64

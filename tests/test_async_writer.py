@@ -15,9 +15,9 @@ from train import main as command
 from train.checkpoint import format as checkpoints
 from train.checkpoint.async_writer import AsyncWriter
 from train.checkpoint.format import load, load_for_inference, load_newest, step_folders
+from train.loop.trainer import Trainer
 from train.run import run
 from train.tracking.recorder import Recorder
-from train.trainer import Trainer
 
 ENDLESS = 30  # seconds; a wait that lasts so long has failed
 

@@ -8,8 +8,8 @@ from training import ListRecorder, make_trainer, tiny_config
 from charrnn.config import ModelConfig, OptimConfig
 from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
-from train.cuda_graph import DirectCapture, GraphedUpdate, obstacle, wanted
-from train.optimizer import make_optimizer
+from train.loop.cuda_graph import DirectCapture, GraphedStep, obstacle, wanted
+from train.loop.optimizer import make_optimizer
 
 ROWS, SEQ_LEN, SYMBOLS, STEPS = 4, 6, 7, 8
 
@@ -46,7 +46,7 @@ class Side:
         return loss, norm
 
     def graphed(self, capture, **options):
-        return GraphedUpdate(self.update, self.optimizer, self.state, SEQ_LEN, capture, **options)
+        return GraphedStep(self.update, self.optimizer, self.state, SEQ_LEN, capture, **options)
 
     def weights(self):
         return [p.detach().clone() for p in self.model.parameters()]
@@ -209,7 +209,7 @@ def test_a_graphed_trainer_trains_logs_saves_and_resumes_as_an_eager_one(tmp_pat
             trainer = make_trainer(config.model_copy(update={"train": section}), recorder)
             if name == "graphed":
                 update = trainer.update
-                update.graphed = GraphedUpdate(
+                update.graphed = GraphedStep(
                     update.compute, update.optimizer, update.state, config.data.seq_len, DirectCapture()
                 )
             trainer.fit()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from charrnn.config import ModelConfig, load_config
 from charrnn.windows import WindowPlan, split_bounds
-from train.flops import flops_per_char
-from train.progress import Progress
+from train.loop.flops import flops_per_char
+from train.loop.schedule import Progress
 from train.recipe.rules import MOST_DEFAULT_S, Facts, Recipe, choose
 from train.recipe.size_run import UserSettings
 

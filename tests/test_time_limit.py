@@ -7,8 +7,8 @@ from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.config import load_config
 from charrnn.errors import ConfigError
-from train.progress import Pace, Progress
-from train.trainer import Trainer
+from train.loop.schedule import Pace, Progress
+from train.loop.trainer import Trainer
 
 LIMIT = 30.0
 FINAL = 0.1

@@ -16,26 +16,26 @@ from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
 from charrnn.io import expand_user
 from charrnn.log import configure_logging
+from train import summary
 from train.checkpoint.folders import BEST, remove_unfinished
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.resume import check_same_start, identity_fields, starting_point
 from train.checkpoint.run_lock import exclusive
 from train.checkpoint.vocab_transfer import StartingPoint
-from train.dataloader import num_trained, total_steps, window_plan
 from train.distributed.collectives import Collectives
 from train.distributed.setup import check_processes, check_same_config, make_accelerator, set_threads, shared_fields
 from train.distributed.signals import StopSignals, stop_error
 from train.distributed.watchdog import Watchdog, connect_store, is_collective_error
-from train.errors import memory_explained
 from train.export.exporter import export_checkpoint
-from train.flops import peak_flops
-from train.memory import keep_freed_memory
+from train.loop.dataloader import num_trained, total_steps, window_plan
+from train.loop.errors import memory_explained
+from train.loop.flops import peak_flops
+from train.loop.memory import keep_freed_memory
+from train.loop.state import progress_of
+from train.loop.trainer import Trainer
 from train.recipe.size_run import UserSettings, size_run
-from train.state import progress_of
-from train.tracking import summary
 from train.tracking.console import ConsoleHandler, Display
 from train.tracking.recorder import Recorder
-from train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from charrnn.config import BASE, SCRATCH, ModelConfig
-from train.flops import flops_per_char
+from train.loop.flops import flops_per_char
 
 # Models from small to large: num_layers, hidden_dim, embedding_dim.
 _SIZES = ((1, 128, 32), (1, 256, 64), (1, 512, 64), (2, 512, 128), (2, 1024, 256))

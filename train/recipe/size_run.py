@@ -16,9 +16,9 @@ from train.checkpoint.folders import step_folders
 from train.checkpoint.format import Checkpoint, load_for_inference
 from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import fine_tuning_start
-from train.dataloader import IdSource
 from train.distributed.collectives import Collectives
-from train.evaluate import nll_sum
+from train.loop.dataloader import IdSource
+from train.loop.evaluation import nll_sum
 from train.recipe import base_model
 from train.recipe.machine_speed import Speed, training_speed
 from train.recipe.rules import Facts, choose

@@ -10,7 +10,7 @@ from charrnn.model.rnn import State
 from train.checkpoint.async_writer import AsyncWriter
 from train.checkpoint.format import Checkpoint
 from train.distributed.setup import device_name
-from train.progress import Progress
+from train.loop.schedule import Progress
 
 
 class CheckpointWriter:

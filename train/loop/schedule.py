@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from charrnn.config import RunConfig, seconds
-from train.dataloader import total_steps
-from train.optimizer import lr_at, lr_factor
+from train.loop.dataloader import total_steps
+from train.loop.optimizer import lr_at, lr_factor
 
 
 @dataclass

@@ -13,11 +13,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from charrnn.model.rnn import State, detach, zeroed
 from charrnn.windows import rank_slice
-from train.cuda_graph import GraphedUpdate
-from train.dataloader import to_device
+from train.loop.cuda_graph import GraphedStep
+from train.loop.dataloader import to_device
 
 
-class Update:
+class TrainStep:
     """Trains a model on one batch after another, with the hidden state carried from each to the next.
 
     The wrappers that Accelerate puts around optimizer and scaler are left out of the loop: they look for optional
@@ -55,7 +55,7 @@ class Update:
         self._accelerator, self.loss_module = accelerator, loss_module
         self._parameters = list(loss_module.parameters())
         self._accumulation_steps, self._grad_clip = accumulation_steps, grad_clip
-        self.graphed: GraphedUpdate | None = None
+        self.graphed: GraphedStep | None = None
         self._zero_state = tuple(torch.zeros_like(part) for part in state)
 
     def __call__(

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from charrnn.config import RunConfig
 from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import State, zeroed
-from train.dataloader import to_device
-from train.errors import is_out_of_memory
+from train.loop.dataloader import to_device
+from train.loop.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class DirectCapture:
         return step
 
 
-class GraphedUpdate:
+class GraphedStep:
     """`update` over static buffers: eager for the warm-up steps, which count as training, then captured and replayed.
 
     Attributes:
@@ -243,7 +243,7 @@ def wanted(mode: bool | Literal["auto"], reason: str) -> bool:
     return not reason and mode is not False
 
 
-def graph_update(
+def graphed_step(
     update: Compute,
     accelerator: Accelerator,
     module: nn.Module,
@@ -253,11 +253,11 @@ def graph_update(
     stream: torch.cuda.Stream | None,
     *,
     documents: bool,
-) -> GraphedUpdate | None:
+) -> GraphedStep | None:
     """The graphed update that train.cuda_graph asks for; None = train eagerly, which is logged on a GPU.
 
     Args:
-        update: As `GraphedUpdate` takes it.
+        update: As `GraphedStep` takes it.
         accelerator: Its gradient scaler is reset after a failed capture.
         module: The loss module as Accelerate wrapped it, on `stream`.
         optimizer: Over the module's parameters.
@@ -289,7 +289,7 @@ def graph_update(
     log.info("training step: replayed as one CUDA graph")
     # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
     parallel = isinstance(module, DistributedDataParallel)
-    return GraphedUpdate(
+    return GraphedStep(
         update,
         optimizer.optimizer,
         state,

@@ -22,24 +22,24 @@ from train.checkpoint.format import Checkpoint, load_for_inference, optimizer_te
 from train.checkpoint.resume import identity_fields
 from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
-from train.control import Control
-from train.cuda_graph import graph_update, on_stream, side_stream
-from train.dataloader import IdSource, TrainingData, window_plan
-from train.distill import with_targets
 from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients
 from train.distributed.signals import StopSignals
-from train.errors import is_out_of_memory, memory_explained, out_of_memory
-from train.evaluate import evaluate, sample_text
-from train.flops import flops_per_char
-from train.metrics import CpuShare, Metrics
-from train.noise_scale import NoiseScale
-from train.optimizer import make_optimizer
-from train.progress import Progress, Schedule
-from train.state import CheckpointWriter, file_metrics, gather_state, metrics_of, progress_of, scatter_state
+from train.loop.control import Control
+from train.loop.cuda_graph import graphed_step, on_stream, side_stream
+from train.loop.dataloader import IdSource, TrainingData, window_plan
+from train.loop.distill import with_targets
+from train.loop.errors import is_out_of_memory, memory_explained, out_of_memory
+from train.loop.evaluation import evaluate, sample_text
+from train.loop.flops import flops_per_char
+from train.loop.metrics import CpuShare, Metrics
+from train.loop.noise_scale import NoiseScale
+from train.loop.optimizer import make_optimizer
+from train.loop.schedule import Progress, Schedule
+from train.loop.state import CheckpointWriter, file_metrics, gather_state, metrics_of, progress_of, scatter_state
+from train.loop.train_step import TrainStep
+from train.tracking.console import pace_line
 from train.tracking.recorder import Recorder
-from train.tracking.summary import pace_line
-from train.update import Update
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Trainer:
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         rows = self.data.rows
-        self.update = Update(
+        self.update = TrainStep(
             accelerator,
             loss_module,
             prepared.optimizer,
@@ -127,7 +127,7 @@ class Trainer:
         if start.resumed:
             self.load_state_dict(start.resumed)
         documents = start.vocab.document_end is not None
-        self.update.graphed = graph_update(
+        self.update.graphed = graphed_step(
             self.update.compute,
             accelerator,
             loss_module,
@@ -214,7 +214,9 @@ class Trainer:
             self.metrics.latest["train/noise_scale"] = values["train/noise_scale"] = windows
         if self._cpu_share:
             left_s = self.schedule.remaining_s(values["train/chars_per_s"])
-            logger.info(pace_line(values, left_s, self.accelerator.device.type, self._cpu_share()))
+            logger.info(
+                pace_line(values, left_s, self.accelerator.device.type, self._cpu_share(), torch.get_num_threads())
+            )
             self._cpu_share = None
         self._record(values)
 
