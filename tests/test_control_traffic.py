@@ -20,9 +20,8 @@ ROOT = Path(__file__).parent.parent
 # Tensors of the run itself, on the device: metrics, evaluation sums, hidden states, gradient norms.
 DATA_PLANE = {
     "train/loop/metrics.py": 1,
-    "train/loop/state.py": 1,
     "train/loop/evaluation.py": 1,
-    "train/loop/train_step.py": 1,
+    "train/loop/train_step.py": 2,
 }
 ON_THE_DEFAULT_GROUP = {"gather", "reduce", "broadcast", "gather_for_metrics", "wait_for_everyone"}
 COLLECTIVES = [

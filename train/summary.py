@@ -29,7 +29,6 @@ def opening_lines(
     start: StartingPoint,
     accelerator: Accelerator,
     run_dir: Path,
-    *,
     num_parameters: int,
     total_steps: int,
 ) -> list[str]:

@@ -87,6 +87,16 @@ class TrainStep:
             return self._zero_state
         return zeroed(self.state, to_device(reset, self.state[0].device)) if reset.any() else self.state
 
+    def gathered_state(self) -> State:
+        """The hidden state over the global batch, each (L, B, H); every rank calls this."""
+        rows_first = (part.transpose(0, 1).contiguous() for part in self.state)  # (B / world, L, H)
+        return tuple(self._accelerator.gather(part).transpose(0, 1) for part in rows_first)
+
+    def restore_state(self, gathered: State, rows: slice) -> None:
+        """Continue from this rank's rows of a `gathered_state`."""
+        device = self.state[0].device
+        self.state = tuple(part[:, rows].contiguous().to(device) for part in gathered)
+
     def compute(self, window: Tensor, state: State, targets: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
         """Forward, backward, clip, optimizer step. A CUDA graph captures it, so the host may ask for no value here.
 
