@@ -33,8 +33,9 @@ from charrnn.windows import stream_batch
 from train.checkpoint.format import Checkpoint, load_for_inference, model_of, weights_digest
 from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import check_same_vocab
-from train.control import Control
-from train.dataloader import (
+from train.distributed.signals import stop_error
+from train.loop.control import Control
+from train.loop.dataloader import (
     IdSource,
     TargetSource,
     TrainingData,
@@ -43,9 +44,8 @@ from train.dataloader import (
     target_dtype,
     window_plan,
 )
-from train.distributed.signals import stop_error
-from train.errors import memory_explained
-from train.evaluate import read
+from train.loop.errors import memory_explained
+from train.loop.evaluation import read
 
 logger = logging.getLogger(__name__)
 
