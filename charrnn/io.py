@@ -15,7 +15,7 @@ import numpy as np
 
 from charrnn.errors import CorpusError
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 MARKER = ".charrnn"  # in every cache and run folder
 LOG_WAIT_S = 30.0  # between two calls of a lock's `on_wait`
 

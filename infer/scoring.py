@@ -1,7 +1,7 @@
 """How well a model predicts a text: nats and bits per character, by both protocols of charrnn.windows. numpy only.
 
-train/evaluate.py is the same with torch, and gives the same numbers. Letters: N characters of the text, R rows side by
-side, T characters in a call, V vocabulary size.
+train/loop/evaluation.py is the same with torch, and gives the same numbers. Letters: N characters of the text, R rows
+side by side, T characters in a call, V vocabulary size.
 """
 
 import hashlib

@@ -32,9 +32,9 @@ from train.distributed.collectives import Collectives, StepStatus
 from train.distributed.setup import check_processes, make_accelerator
 from train.distributed.signals import StopSignals
 from train.distributed.watchdog import Watchdog, connect_store
+from train.loop.trainer import Trainer
 from train.main import leave
 from train.run import find_start
-from train.trainer import Trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 HUNG_S = 200  # a worker that has not ended by then prints all its stacks and dies

@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import ListRecorder, logged, make_rank, some_text, tiny_config
 
-import train.evaluate
+import train.loop.evaluation
 from charrnn.config import RunConfig
 from charrnn.data.corpus import prepare
 from charrnn.windows import EvalBatch
+from train.loop.trainer import Trainer
 from train.main import leave
-from train.trainer import Trainer
 
 CELLS = ("GRU", "LSTM")
 MODES = ("sliding", "carry")
@@ -142,7 +142,7 @@ class Seen:
 def watched(trainer: Trainer) -> Iterator[Seen]:
     """Notes what the trainer reads while the block runs."""
     seen = Seen()
-    read, step, nll_sum = trainer.data.train.windows, trainer.train_step, train.evaluate.nll_sum
+    read, step, nll_sum = trainer.data.train.windows, trainer.train_step, train.loop.evaluation.nll_sum
 
     def noting_read(starts: Any, length: int) -> Tensor:
         seen.starts.append(starts.tolist())
@@ -162,13 +162,13 @@ def watched(trainer: Trainer) -> Iterator[Seen]:
         return nll_sum(model, ids, mine, *rest)
 
     trainer.data.train.windows, trainer.train_step = noting_read, noting_step
-    train.evaluate.nll_sum = noting_counted
+    train.loop.evaluation.nll_sum = noting_counted
     hook = trainer.model.register_forward_pre_hook(noting_fed)
     try:
         yield seen
     finally:
         hook.remove()
-        train.evaluate.nll_sum = nll_sum
+        train.loop.evaluation.nll_sum = nll_sum
         del trainer.data.train.windows, trainer.train_step
 
 

@@ -13,11 +13,11 @@ from training import ListRecorder, fresh_accelerator, make_trainer, tiny_config
 from charrnn.errors import CheckpointError, TrainingError
 from train import main as command
 from train.checkpoint import format as checkpoints
-from train.checkpoint.async_writer import AsyncWriter
+from train.checkpoint.async_writer import CheckpointWriter
 from train.checkpoint.format import load, load_for_inference, load_newest, step_folders
+from train.loop.trainer import Trainer
 from train.run import run
 from train.tracking.recorder import Recorder
-from train.trainer import Trainer
 
 ENDLESS = 30  # seconds; a wait that lasts so long has failed
 
@@ -157,7 +157,7 @@ def test_the_next_save_waits_for_the_write_in_flight(tmp_path, gate, state, monk
         return snapshot(checkpoint)
 
     monkeypatch.setattr(checkpoints, "snapshot", noted)
-    saver = AsyncWriter(tmp_path / "saved", keep=2)
+    saver = CheckpointWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=False, step=True)
     assert gate.began.wait(ENDLESS)
     opener = threading.Timer(0.1, gate.set)
@@ -203,7 +203,7 @@ def test_best_and_step_are_written_from_one_snapshot(tmp_path, state, monkeypatc
     taken = []
     snapshot = checkpoints.snapshot
     monkeypatch.setattr(checkpoints, "snapshot", lambda c: taken.append(snapshot(c)) or taken[-1])
-    saver = AsyncWriter(tmp_path / "saved", keep=2)
+    saver = CheckpointWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=True, step=True)
     saver.wait()
     assert len(taken) == 1
@@ -216,7 +216,7 @@ def test_best_and_step_are_written_from_one_snapshot(tmp_path, state, monkeypatc
 
 @pytest.mark.parametrize(("due", "names"), [("best", ["best"]), ("step", ["step-00000002"])])
 def test_only_what_is_due_is_written(tmp_path, state, due, names):
-    saver = AsyncWriter(tmp_path / "saved", keep=2)
+    saver = CheckpointWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=due == "best", step=due == "step")
     saver.wait()
     assert names_in(tmp_path / "saved") == names
@@ -242,7 +242,7 @@ NAMES_THE_DISK = "No space left on device; free space or permissions on the disk
 
 @pytest.mark.parametrize("notice", ["failure", "wait", "next save"])
 def test_a_failed_write_is_raised_by_wait_and_the_next_save(tmp_path, state, disk, notice):
-    saver = AsyncWriter(tmp_path / "saved", keep=2)
+    saver = CheckpointWriter(tmp_path / "saved", keep=2)
     assert saver.error() is None
     saver.wait()
     disk.full = True
@@ -267,7 +267,7 @@ def test_a_failed_write_is_raised_by_wait_and_the_next_save(tmp_path, state, dis
 
 def test_a_defect_in_the_writer_is_raised_as_it_is(tmp_path, state, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_step", lambda *_: 1 / 0)
-    saver = AsyncWriter(tmp_path / "saved", keep=2)
+    saver = CheckpointWriter(tmp_path / "saved", keep=2)
     saver.save(state, best=False, step=True)
     with pytest.raises(ZeroDivisionError):
         failed(saver)

@@ -34,7 +34,7 @@ from train.checkpoint.format import (
     save_step,
 )
 from train.checkpoint.resume import starting_point
-from train.optimizer import make_optimizer
+from train.loop.optimizer import make_optimizer
 
 CONFIG = RunConfig(model=ModelConfig(embedding_dim=4, hidden_dim=6, num_layers=2))
 VOCAB = Vocab.of_chars("abc\n")

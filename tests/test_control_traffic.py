@@ -18,7 +18,11 @@ from train.distributed.collectives import Collectives, StepStatus
 
 ROOT = Path(__file__).parent.parent
 # Tensors of the run itself, on the device: metrics, evaluation sums, hidden states, gradient norms.
-DATA_PLANE = {"train/metrics.py": 1, "train/state.py": 1, "train/evaluate.py": 1, "train/update.py": 1}
+DATA_PLANE = {
+    "train/loop/metrics.py": 1,
+    "train/loop/evaluation.py": 1,
+    "train/loop/train_step.py": 2,
+}
 ON_THE_DEFAULT_GROUP = {"gather", "reduce", "broadcast", "gather_for_metrics", "wait_for_everyone"}
 COLLECTIVES = [
     name

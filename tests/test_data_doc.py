@@ -19,7 +19,7 @@ from charrnn.data import inspect as inspection
 from charrnn.data.corpus import prepare
 from charrnn.errors import CorpusError
 from train import main
-from train.dataloader import window_plan
+from train.loop.dataloader import window_plan
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

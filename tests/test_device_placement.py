@@ -14,8 +14,8 @@ from training import make_trainer, tiny_config
 
 from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.model.rnn import CharRNN
-from train.cuda_graph import DirectCapture, GraphedUpdate
-from train.dataloader import IdSource
+from train.loop.cuda_graph import DirectCapture, GraphedStep
+from train.loop.dataloader import IdSource
 
 META = torch.device("meta")
 # What crosses for a step: where its 8 windows begin, and which of its 8 states are reset.
@@ -110,7 +110,7 @@ def test_training_steps_stay_on_the_device(tmp_path, on_meta, kind):
 def test_replayed_steps_stay_on_the_device(tmp_path, on_meta, kind):
     trainer = trainer_on_meta(tmp_path, kind)
     update = trainer.update
-    update.graphed = GraphedUpdate(update.compute, update.optimizer, update.state, 16, DirectCapture())
+    update.graphed = GraphedStep(update.compute, update.optimizer, update.state, 16, DirectCapture())
     with Placement() as seen:
         steps(trainer, 5)
     assert (seen.mixed, seen.waits) == ([], [])

@@ -10,18 +10,18 @@ import pytest
 import torch
 from training import make_trainer, tiny_config
 
-import train.dataloader as dataloader
+import train.loop.dataloader as dataloader
 from charrnn.config import EvalConfig, ModelConfig, RunConfig
 from charrnn.errors import CorpusError, TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
 from train.checkpoint.format import Checkpoint
 from train.checkpoint.rng import restore_rank_rng
-from train.dataloader import IdSource, to_device
-from train.errors import MOST_SKIPPED
-from train.evaluate import evaluate, full_fp32
-from train.metrics import Metrics
+from train.loop.dataloader import IdSource, to_device
+from train.loop.errors import MOST_SKIPPED
+from train.loop.evaluation import evaluate, full_fp32
+from train.loop.metrics import Metrics
+from train.summary import placement_lines
 from train.tracking.console import format_share
-from train.tracking.summary import placement_lines
 
 META = torch.device("meta")
 CPU = torch.device("cpu")

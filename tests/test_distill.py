@@ -21,11 +21,11 @@ from charrnn.model.ensemble import Ensemble
 from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import stream_batch
 from train.checkpoint.format import load_for_inference, model_of
-from train.cuda_graph import DirectCapture, GraphedUpdate
-from train.dataloader import MOST_DENSE, TargetSource, target_dtype
 from train.evaluate import evaluate_checkpoints
 from train.export.exporter import metadata_of
 from train.given_text import GivenText
+from train.loop.cuda_graph import DirectCapture, GraphedStep
+from train.loop.dataloader import MOST_DENSE, TargetSource, target_dtype
 
 TEACHERS = {"one": ["model.rnn=LSTM", "train.seed=3"], "two": ["model.hidden_dim=24"]}
 LEARNING = ["optim.lr=0.02", "train.max_steps=60", "eval.every=0"]
@@ -108,8 +108,8 @@ def test_weight_0_is_plain_training_bit_for_bit(taught):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_targets_are_the_mean_softmax_of_reading_from_the_start(tmp_path, temperature, monkeypatch):
-    monkeypatch.setattr("train.distill.LANES", 5)
-    monkeypatch.setattr("train.distill.WARMUP", 64)
+    monkeypatch.setattr("train.loop.distill.LANES", 5)
+    monkeypatch.setattr("train.loop.distill.WARMUP", 64)
     trainer = make_trainer(tiny_config(tmp_path, [*teach(tmp_path), f"distill.temperature={temperature}"]))
     ids = trainer.data.corpus.train
     models = [model_of(load_for_inference(tmp_path / name)) for name in TEACHERS]
@@ -186,8 +186,8 @@ GENERATED = 5 * 1024 + 300  # five rows
 
 
 def test_generated_text_continues_the_split_by_what_the_teachers_predict(taught, monkeypatch):
-    monkeypatch.setattr("train.distill.WARMUP", 64)
-    monkeypatch.setattr("train.distill._CHUNK", 100)
+    monkeypatch.setattr("train.loop.distill.WARMUP", 64)
+    monkeypatch.setattr("train.loop.distill._CHUNK", 100)
     trainer = student(taught, "generating", f"distill.generated={GENERATED}")
     data, models = trainer.data, [model_of(load_for_inference(taught[0] / name)) for name in TEACHERS]
     split, length = len(data.corpus.train), GENERATED // 5
@@ -268,7 +268,7 @@ def test_accumulation_with_teachers_does_not_change_the_losses(taught):
 def test_static_buffers_with_teachers_equal_eager(taught):
     eager, graphed = student(taught, "eager", "data.windows=carry"), student(taught, "graphed", "data.windows=carry")
     update = graphed.update
-    update.graphed = GraphedUpdate(update.compute, update.optimizer, update.state, 16, DirectCapture())
+    update.graphed = GraphedStep(update.compute, update.optimizer, update.state, 16, DirectCapture())
     for _ in range(6):
         eager.train_step()
         graphed.train_step()

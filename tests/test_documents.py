@@ -19,9 +19,9 @@ from infer.commands import app
 from infer.engine import Engine
 from infer.scoring import read_text, score
 from infer.text_writer import TextWriter
-from train.evaluate import sample_text
 from train.export.exporter import export
-from train.trainer import Trainer
+from train.loop.evaluation import sample_text
+from train.loop.trainer import Trainer
 
 END = "\0"
 WORDS = some_text(6000).split("\n")

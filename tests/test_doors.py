@@ -24,9 +24,9 @@ from charrnn.data.corpus import prepare
 from charrnn.data.download import DownloadError
 from charrnn.errors import CharRNNError, ConfigError
 from train import evaluate, main
-from train.dataloader import window_plan
 from train.distributed.setup import check_processes
 from train.export import __main__ as export
+from train.loop.dataloader import window_plan
 
 ROOT = Path(__file__).parent.parent
 LONG = pytest.mark.slow

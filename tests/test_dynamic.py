@@ -12,7 +12,7 @@ from benchmarks.quality import dynamic
 from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss, mean_squares
 from charrnn.model.rnn import CharRNN
 from train.checkpoint.format import load_for_inference
-from train.dataloader import IdSource
+from train.loop.dataloader import IdSource
 
 CPU = torch.device("cpu")
 

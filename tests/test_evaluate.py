@@ -16,10 +16,11 @@ from charrnn.windows import rank_slice, stream_batch, window_batches
 from infer.engine import Engine
 from infer.scoring import evaluate as numpy_evaluate
 from train.checkpoint.format import load_for_inference
-from train.dataloader import IdSource
-from train.evaluate import command, evaluate, evaluate_checkpoints, nll_sum, sample_text
+from train.evaluate import command, evaluate_checkpoints
 from train.export.exporter import export_checkpoint
 from train.given_text import GivenText
+from train.loop.dataloader import IdSource
+from train.loop.evaluation import evaluate, nll_sum, sample_text
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from training import make_trainer, tiny_config
 from charrnn.config import RunConfig
 from charrnn.errors import EXIT_USER_ERROR, TrainingError
 from charrnn.windows import Batch
-from train.dataloader import check_inside
-from train.errors import check_finite, memory_explained, out_of_memory
+from train.loop.dataloader import check_inside
+from train.loop.errors import check_finite, memory_explained, out_of_memory
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -5,7 +5,7 @@ import torch
 from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.config import ModelConfig
-from train.flops import flops_per_char, measured_peak, peak_flops, published_peak
+from train.loop.flops import flops_per_char, measured_peak, peak_flops, published_peak
 
 
 def test_a_gru_of_one_layer_counts_its_products_by_hand():

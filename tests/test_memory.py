@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from train.memory import keep_freed_memory
+from train.loop.memory import keep_freed_memory
 
 FAULTS = """
 import ctypes, resource, sys
-from train.memory import keep_freed_memory
+from train.loop.memory import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 if sys.argv[1] == "keep":

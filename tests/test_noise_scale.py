@@ -5,8 +5,8 @@ import pytest
 import torch
 from training import ListRecorder, make_trainer, tiny_config
 
-from train.noise_scale import NoiseScale
-from train.tracking.summary import noise_line
+from train.loop.noise_scale import NoiseScale
+from train.summary import noise_line
 
 
 @pytest.mark.parametrize("scale", [0.5, 8.0, 300.0])

@@ -74,7 +74,7 @@ def test_diary_trains_with_the_suggested_settings(tmp_path):
 )
 def test_unusable_text_is_refused_before_a_run_folder(content, why, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("train.trainer.CharRNN", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr("train.loop.trainer.CharRNN", lambda *_: pytest.fail("a model was built"))
     Path("odd.txt").write_bytes(content)
     fresh_accelerator()
     config = load_config(None, {"data.source": "odd.txt", "train.run_dir": "run"})

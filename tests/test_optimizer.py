@@ -8,7 +8,7 @@ from training import make_trainer, tiny_config
 from charrnn.config import ModelConfig, OptimConfig, RunConfig, load_config
 from charrnn.errors import ConfigError
 from charrnn.model.rnn import CharRNN
-from train.optimizer import lr_at, lr_factor, make_optimizer
+from train.loop.optimizer import lr_at, lr_factor, make_optimizer
 
 
 def optim(**fields):

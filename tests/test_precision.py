@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import train.precision as precision
-from train.precision import describe_precision, recurrent_type, resolve_precision, training_precision
+import train.distributed.precision as precision
+from train.distributed.precision import describe_precision, recurrent_type, resolve_precision, training_precision
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from training import tiny_config
 from benchmarks.gpu.contest import Clock, Limits, Ours, Reference, race, warm_up, windows_loss
 from benchmarks.gpu.reference_transformer import Recipe, Shape, Transformer, TransformerTraining
 from charrnn.data.corpus import prepare
-from train.dataloader import IdSource
+from train.loop.dataloader import IdSource
 
 CPU = torch.device("cpu")
 TINY = Shape(layers=2, heads=2, width=16, context=12)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from charrnn.config import ModelConfig, load_config
 from charrnn.windows import WindowPlan, split_bounds
-from train.flops import flops_per_char
-from train.progress import Progress
+from train.loop.flops import flops_per_char
+from train.loop.schedule import Schedule
 from train.recipe.rules import MOST_DEFAULT_S, Facts, Recipe, choose
 from train.recipe.size_run import UserSettings
 
@@ -62,12 +62,12 @@ def test_a_run_has_at_least_ten_evaluations_and_ends_by_a_limit(facts):
     config = config_of(choose(facts))
     assert config.train.time_limit or config.train.epochs
     times = 0
-    progress = Progress()
-    total = 200
-    for step in range(1, total + 1):
-        progress.step = step
-        if progress.evaluation_due(config, total):
-            progress.evaluated(1.0, progress.share(config, total))
+    limited = {"time_limit": 0.0, "epochs": 0.0, "max_steps": 200}
+    schedule = Schedule(config.model_copy(update={"train": config.train.model_copy(update=limited)}), 1)
+    for step in range(1, 201):
+        schedule.progress.step = step
+        if schedule.evaluation_due():
+            schedule.evaluated(1.0)
             times += 1
     assert times >= 10
 
@@ -106,7 +106,7 @@ def test_the_more_a_text_tells_of_itself_the_faster_the_given_weights_change(fac
     fixed = _with(facts, origin=BASE, init_from="base", ngram_loss=facts.ngram_loss or 1.5)
     lr, faster = (choose(_with(fixed, ngram_loss=fixed.ngram_loss * by)).fields["optim.lr"] for by in (1, less))
     unknown = choose(_with(fixed, ngram_loss=None)).fields["optim.lr"]
-    assert unknown <= lr <= faster <= min(0.006, 2.05 * unknown)
+    assert unknown <= lr <= faster <= min(0.006, 2.11 * unknown)  # rates have two digits
     if fixed.ngram_loss >= fixed.origin_loss:
         assert lr == unknown
 

@@ -9,7 +9,7 @@ from training import fresh_accelerator, some_text, tiny_config
 from charrnn.data.corpus import prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CorpusError
-from train.dataloader import IdSource
+from train.loop.dataloader import IdSource
 from train.run import run
 from train.tracking import recorder
 

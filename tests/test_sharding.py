@@ -19,10 +19,10 @@ from launches import ROOT, ended_well, torchrun
 from sharding_worker import CELLS, HALF, MODES, SMALL, STEPS, WORLDS
 from training import largest_difference
 
-import train.evaluate
+import train.loop.evaluation
 from charrnn.config import EvalConfig
 from charrnn.windows import WindowPlan, rank_slice, split_bounds
-from train.dataloader import window_plan
+from train.loop.dataloader import window_plan
 
 TOLERANCE = 1e-5  # relative
 KINDS = list(itertools.product(CELLS, MODES))
@@ -75,8 +75,8 @@ def evaluated_positions(num_chars, config, rank, world):
         process_index=rank, num_processes=world, device=torch.device("cpu"), reduce=lambda totals, how: totals
     )
     model = SimpleNamespace(training=True, eval=lambda: None, train=lambda mode: None)
-    with mock.patch.object(train.evaluate, "nll_sum", noted):
-        train.evaluate.evaluate(model, range(num_chars), config, accelerator)
+    with mock.patch.object(train.loop.evaluation, "nll_sum", noted):
+        train.loop.evaluation.evaluate(model, range(num_chars), config, accelerator)
     return read
 
 

@@ -7,8 +7,8 @@ from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.config import load_config
 from charrnn.errors import ConfigError
-from train.progress import Pace, Progress
-from train.trainer import Trainer
+from train.loop.schedule import Schedule
+from train.loop.trainer import Trainer
 
 LIMIT = 30.0
 FINAL = 0.1
@@ -107,52 +107,61 @@ def test_a_resumed_run_has_what_is_left_of_the_budget_and_a_finished_one_nothing
     assert not clock.ends
 
 
+def schedule(**fields):
+    """Of 100 steps, without warm-up; fields as section__key."""
+    options = {"train.epochs": 0, "train.max_steps": 100, "optim.warmup_steps": 0}
+    return Schedule(load_config(None, options | {k.replace("__", "."): v for k, v in fields.items()}), 10)
+
+
 def test_an_evaluation_between_updates_does_not_count_as_the_length_of_one():
-    pace = Pace()
-    assert pace.step_s == 0
-    for begins, evaluated in [(0.0, False), (2.0, False), (90.0, True), (92.0, False), (94.5, False)]:
-        pace.step_begins(begins, evaluated=evaluated)
-    assert pace.step_s == 2.0
+    timed = schedule(train__max_steps=0, train__time_limit=1000, optim__final_lr=0, optim__schedule="linear")
+    for step, (begins, evaluated) in enumerate([(0.0, 0), (2.0, 0), (90.0, 1), (92.0, 0), (94.5, 0)]):
+        timed.progress.step = step
+        timed.progress.evaluated_step = step if evaluated else -1
+        timed.begin_step(begins)
+    assert timed.next_lr() == pytest.approx(0.002 * (1 - 96.5 / 1000))  # it will take 2 s
 
 
 def test_steps_or_time_decay_whichever_is_further():
-    config = load_config(None, {"train.time_limit": 100, "optim.warmup_steps": 0})
-    progress = Progress(step=50, elapsed_s=20)
-    assert progress.decay(config, 100, 0) == 0.5
-    progress.elapsed_s = 70
-    assert progress.decay(config, 100, 5) == 0.75
-    assert progress.decay(config, 100, 40) == 1
+    timed = schedule(train__time_limit=100)
+    timed.progress.step, timed.progress.elapsed_s = 50, 20
+    assert timed.decay(0) == 0.5
+    timed.progress.elapsed_s = 70
+    assert timed.decay(5) == 0.75
+    assert timed.decay(40) == 1
 
 
 def test_evaluations_are_spread_evenly_over_steps_and_time():
-    config = load_config(None, {"eval.times": 4, "train.time_limit": 100})
-    progress, at = Progress(), []
+    timed, at = schedule(eval__times=4, eval__every=0, train__time_limit=100, train__max_steps=1000), []
     for step in range(1, 101):
-        progress.step, progress.elapsed_s = step, 2.0 * step  # the clock is the nearer limit
-        if progress.evaluation_due(config, 1000):
+        timed.progress.step, timed.progress.elapsed_s = step, 2.0 * step  # the clock is the nearer limit
+        if timed.evaluation_due():
             at.append(step)
-            progress.evaluated(1.0, progress.share(config, 1000))
+            timed.evaluated(1.0)
     assert at == [13, 25, 38, 50]
-    assert not Progress(step=999).evaluation_due(load_config(None, {}), 1000)
+    without = schedule(eval__every=0)
+    without.progress.step = 99
+    assert not without.evaluation_due()
 
 
 def test_a_cool_down_takes_as_long_as_there_was_no_better_evaluation():
-    config = load_config(None, {"optim.warmup_steps": 0})
-    progress = Progress(step=10)
-    progress.evaluated(2.0)
-    for step in (20, 30):
+    cooled = schedule(eval__patience=2, train__max_steps=1000)
+    progress = cooled.progress
+    for step, loss in ((10, 2.0), (20, 2.1), (30, 2.1)):
+        assert not cooled.stop_early()
         progress.step = step
-        progress.evaluated(2.1)
-    assert not progress.stop_early(3, 0.3)
-    assert progress.stop_early(2, 0.3)
-    assert not progress.stop_early(2, 0.3)  # once
+        cooled.next_lr()
+        cooled.evaluated(loss)
+    begun = cooled.decay(0)
+    assert cooled.stop_early()
+    assert not cooled.stop_early()  # once
     decays = []
-    while not progress.done(config, 1000, decayed=False):
-        decays.append(progress.decay(config, 1000, 0))
+    while not cooled.done():
+        decays.append(cooled.decay(0))
         progress.step += 1
     assert len(decays) == 20
     assert decays == sorted(decays)
-    assert decays[0] == pytest.approx(0.3 + 0.7 / 20)
+    assert decays[0] == pytest.approx(begun + (1 - begun) / 20)
     assert decays[-1] == 1
 
 

@@ -68,7 +68,7 @@ def killed_at(step, config, folder):
     (folder / "config.json").write_text(config.model_dump_json())
     program = (
         "import os, signal, sys; from pathlib import Path; from charrnn.config import RunConfig\n"
-        "from train.run import run; from train.trainer import Trainer\n"
+        "from train.run import run; from train.loop.trainer import Trainer\n"
         "step = Trainer.train_step\n"
         "def killed(trainer):\n"
         "    if trainer.progress.step == int(sys.argv[2]):\n"

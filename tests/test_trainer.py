@@ -15,9 +15,9 @@ from charrnn.windows import WindowPlan
 from infer import Engine
 from train.checkpoint.format import load_for_inference, load_newest, step_folders
 from train.checkpoint.vocab_transfer import StartingPoint, transfer_weights
-from train.errors import out_of_memory
 from train.export.exporter import export_checkpoint
-from train.tracking.summary import new_lines
+from train.loop.errors import out_of_memory
+from train.summary import new_lines
 
 CELLS = ("GRU", "LSTM")
 MODES = ("sliding", "carry")

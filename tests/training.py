@@ -19,8 +19,8 @@ from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.resume import starting_point
 from train.distributed.setup import make_accelerator
+from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
-from train.trainer import Trainer
 
 
 def fresh_accelerator(**options: Any) -> Accelerator:

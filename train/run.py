@@ -16,26 +16,26 @@ from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
 from charrnn.io import expand_user
 from charrnn.log import configure_logging
+from train import summary
 from train.checkpoint.folders import BEST, remove_unfinished
 from train.checkpoint.format import load_for_inference
 from train.checkpoint.resume import check_same_start, identity_fields, starting_point
 from train.checkpoint.run_lock import exclusive
 from train.checkpoint.vocab_transfer import StartingPoint
-from train.dataloader import num_trained, total_steps, window_plan
 from train.distributed.collectives import Collectives
 from train.distributed.setup import check_processes, check_same_config, make_accelerator, set_threads, shared_fields
 from train.distributed.signals import StopSignals, stop_error
 from train.distributed.watchdog import Watchdog, connect_store, is_collective_error
-from train.errors import memory_explained
 from train.export.exporter import export_checkpoint
-from train.flops import peak_flops
-from train.memory import keep_freed_memory
+from train.loop.dataloader import num_trained, window_plan
+from train.loop.errors import memory_explained
+from train.loop.flops import peak_flops
+from train.loop.memory import keep_freed_memory
+from train.loop.schedule import Progress, Schedule
+from train.loop.trainer import Trainer
 from train.recipe.size_run import UserSettings, size_run
-from train.state import progress_of
-from train.tracking import summary
 from train.tracking.console import ConsoleHandler, Display
 from train.tracking.recorder import Recorder
-from train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +62,13 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
     check_config(config, collectives, accelerator, sized=settings is None)
     with watch_peers(config, collectives) as watchdog, contextlib.ExitStack() as stack:
         corpus = collectives.local_main_first(lambda: prepare(config.data))
+        corpus = replace(corpus, source=without_credentials(corpus.source))
         run_dir = run_folder(config, config_name, corpus)
         explanation: list[str] = []
         if settings is not None:
-            config, explanation = size_run(settings, config, corpus, run_dir, accelerator, collectives)
-            corpus = replace(corpus, split=config.data.split)
+            config, corpus, explanation = size_run(settings, config, corpus, run_dir, accelerator, collectives)
             check_config(config, collectives, accelerator, sized=True)
-        config, corpus = without_secrets(config, corpus)
+        config = without_secrets(config)
         stack.enter_context(memory_explained(config))
         window_plan(config, len(corpus.train))  # refuses a text that is too small before a run folder is made
         watchdog.advice = lambda: summary.resume_hint(run_dir)
@@ -92,8 +92,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
                 peak_flops=peak and peak * collectives.world_size,
             )
             if collectives.is_main:
-                log_lines([*opening_lines(trainer, start), *explanation])
-                recorder.display = make_display(trainer, console)
+                announce(trainer, start, explanation, console)
             return train_and_export(trainer, watchdog)
 
 
@@ -148,35 +147,21 @@ def finish(trainer: Trainer) -> Path | None:
     best = load_for_inference(run_dir / BEST)
     model_file = run_dir / "model.onnx"
     difference = export_checkpoint(best, model_file)
-    log_lines(summary.closing_lines(trainer.data, progress, best, run_dir, model_file, difference))
+    for line in summary.closing_lines(trainer.data, progress, best, run_dir, model_file, difference):
+        logger.info(line)
     trainer.recorder.finish(best.trainer["metrics"], model_file, best.step)
     return model_file
 
 
-def opening_lines(trainer: Trainer, start: StartingPoint) -> list[str]:
-    """The lines logged before the first step."""
-    return summary.opening_lines(
-        trainer.config,
-        trainer.data,
-        start,
-        trainer.accelerator,
-        trainer.checkpoints.run_dir,
-        num_parameters=trainer.model.num_parameters(),
-        total_steps=trainer.schedule.total_steps,
-    )
-
-
-def log_lines(lines: list[str]) -> None:
-    """Log several messages."""
-    for line in lines:
+def announce(trainer: Trainer, start: StartingPoint, explanation: list[str], console: Console) -> None:
+    """Log what is known before the first step, and show the progress from where the run stands."""
+    config, steps, run_dir = trainer.config, trainer.schedule.total_steps, trainer.checkpoints.run_dir
+    facts = (config, trainer.data, start, trainer.accelerator, run_dir, trainer.model.num_parameters(), steps)
+    for line in [*summary.opening_lines(*facts), *explanation]:
         logger.info(line)
-
-
-def make_display(trainer: Trainer, console: Console) -> Display:
-    """The progress display, from where the run stands."""
-    return Display(
-        trainer.schedule.total_steps,
-        trainer.config.train.time_limit,
+    trainer.recorder.display = Display(
+        steps,
+        config.train.time_limit,
         trainer.progress.step,
         trainer.data.plan.steps_per_epoch,
         elapsed_s=trainer.progress.elapsed_s,
@@ -193,11 +178,10 @@ def run_folder(config: RunConfig, config_name: str, corpus: Corpus) -> Path:
     return run_dir
 
 
-def without_secrets(config: RunConfig, corpus: Corpus) -> tuple[RunConfig, Corpus]:
-    """Both as they may be stored and sent to a tracker: URLs without users, passwords and queries."""
+def without_secrets(config: RunConfig) -> RunConfig:
+    """The config as it may be stored and sent to a tracker: URLs without users, passwords and queries."""
     cleaned = {name: without_credentials(getattr(config.data, name)) for name in ("source", "mirror")}
-    data = config.data.model_copy(update=cleaned)
-    return config.model_copy(update={"data": data}), replace(corpus, source=data.source)
+    return config.model_copy(update={"data": config.data.model_copy(update=cleaned)})
 
 
 def check_config(config: RunConfig, collectives: Collectives, accelerator: Accelerator, *, sized: bool) -> None:
@@ -258,6 +242,6 @@ def is_finished(config: RunConfig, corpus: Corpus, start: StartingPoint) -> bool
     """Whether the checkpoint to resume is the end of a run, so that nothing is left to train or evaluate."""
     if not start.resumed:
         return False
-    progress = progress_of(start.resumed)
-    steps = total_steps(config, window_plan(config, num_trained(config, corpus)).steps_per_epoch)
-    return progress.evaluated_step == progress.step and progress.done(config, steps, decayed=True)
+    schedule = Schedule(config, window_plan(config, num_trained(config, corpus)).steps_per_epoch)
+    schedule.progress = Progress.of(start.resumed.trainer)
+    return schedule.progress.evaluated_step == schedule.progress.step and schedule.done()

@@ -131,9 +131,8 @@ def ranks(setup: Setup) -> Value:
     if setup.on_gpu:
         command = [*_TORCHRUN, "1", "train/main.py", *recipe]
         jobs["nccl"] = ([*command, *options(setup, "nccl", steps, **exact)], {})
-        # What torch asks for where collectives are captured.
         captured = options(setup, "nccl-graph", steps, **exact, train__cuda_graph="true")
-        jobs["nccl-graph"] = ([*command, *captured], {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"})
+        jobs["nccl-graph"] = ([*command, *captured], {})
     with ThreadPoolExecutor() as pool:
         done = dict(zip(jobs, pool.map(lambda n: call(setup, n, *jobs[n], limit_s=110), jobs), strict=True))
     codes = {name: code for name, (code, _) in done.items()}

@@ -24,7 +24,7 @@ from charrnn.config import RunConfig
 from charrnn.data.corpus import Corpus
 from charrnn.errors import TrainingError
 from charrnn.windows import window_batches
-from train.dataloader import IdSource
+from train.loop.dataloader import IdSource
 
 _ROWS = 64
 

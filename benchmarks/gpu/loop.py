@@ -15,10 +15,10 @@ from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.errors import TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss
-from train.cuda_graph import WARMUP_STEPS
-from train.dataloader import IdSource
 from train.distributed.setup import compress_gradients
-from train.trainer import Trainer
+from train.loop.cuda_graph import WARMUP_STEPS
+from train.loop.dataloader import IdSource
+from train.loop.trainer import Trainer
 
 
 def graph(setup: Setup) -> Value:

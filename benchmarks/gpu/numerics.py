@@ -11,9 +11,9 @@ from benchmarks.gpu.results import Value
 from benchmarks.gpu.setup import Setup, allow_tf32, train
 from charrnn.config import ModelConfig
 from charrnn.model.rnn import CharRNN, NextCharLoss, State
-from train.dataloader import IdSource
-from train.evaluate import evaluate
-from train.flops import published_peak
+from train.loop.dataloader import IdSource
+from train.loop.evaluation import evaluate
+from train.loop.flops import published_peak
 
 _SYMBOLS = 65
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}

@@ -19,7 +19,7 @@ from benchmarks.gpu.results import Results, Value
 from benchmarks.gpu.setup import ROOT, Setup, replay_without_gpu
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import Corpus, prepare
-from train.dataloader import IdSource
+from train.loop.dataloader import IdSource
 
 # What nanoGPT's README gives as its model's best: https://github.com/karpathy/nanoGPT.
 TARGET = 1.4697

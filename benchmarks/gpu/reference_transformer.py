@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train.dataloader import IdSource
+from train.loop.dataloader import IdSource
 
 
 @dataclass(frozen=True)

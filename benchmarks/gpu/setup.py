@@ -14,10 +14,10 @@ from benchmarks.training import log_if_due, reset_accelerator, synchronize
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.resume import starting_point
-from train.cuda_graph import DirectCapture, GraphedUpdate
 from train.distributed.setup import make_accelerator
+from train.loop.cuda_graph import DirectCapture, GraphedStep
+from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
-from train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "two", "owls", "watch\n"]
@@ -142,7 +142,7 @@ class Setup:
 def replay_without_gpu(trainer: Trainer) -> None:
     """Have the trainer run its step over static buffers, as one does whose step is captured."""
     update, seq_len = trainer.update, trainer.config.data.seq_len
-    update.graphed = GraphedUpdate(update.compute, update.optimizer, update.state, seq_len, DirectCapture())
+    update.graphed = GraphedStep(update.compute, update.optimizer, update.state, seq_len, DirectCapture())
 
 
 def train(trainer: Trainer, steps: int) -> list[float]:

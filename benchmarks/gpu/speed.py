@@ -14,9 +14,9 @@ from benchmarks.common import seconds_of
 from benchmarks.gpu.results import Results, Value
 from benchmarks.gpu.setup import Setup, train
 from benchmarks.training import synchronize
-from train.cuda_graph import CudaCapture
-from train.flops import flops_per_char, peak_flops
-from train.trainer import Trainer
+from train.loop.cuda_graph import CudaCapture
+from train.loop.flops import flops_per_char, peak_flops
+from train.loop.trainer import Trainer
 
 # Label -> config file and options: the seed's sizes, two wider ones, and the recipes.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {

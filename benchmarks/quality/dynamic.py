@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.common import run
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
-from train.dataloader import IdSource
 from train.evaluate import Part, open_split
 from train.given_text import GivenText
+from train.loop.dataloader import IdSource
 
 Tensors = list[Tensor]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 # "module:qualified name". The first five are phases, in which a fault strikes at a line of a call.
 FUNCTIONS = {
-    "step": "train.trainer:Trainer.train_step",
+    "step": "train.loop.trainer:Trainer.train_step",
     "write": "train.checkpoint.folders:write_folder",
     "replacement": "train.checkpoint.folders:_replace",
-    "evaluation": "train.trainer:Trainer.evaluate",
+    "evaluation": "train.loop.trainer:Trainer.evaluate",
     "pruning": "train.checkpoint.folders:remove",
-    "fit": "train.trainer:Trainer.fit",
+    "fit": "train.loop.trainer:Trainer.fit",
     "loss": "charrnn.model.rnn:NextCharLoss.forward",
     "batch": "charrnn.windows:WindowPlan.batch",
 }

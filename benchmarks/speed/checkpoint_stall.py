@@ -24,7 +24,7 @@ import typer
 from benchmarks.common import Cell, columns, in_turns, machine_line, quartiles, run, seconds_of
 from benchmarks.training import make_trainer, options_of, write_random_text
 from train.checkpoint.format import step_folders
-from train.trainer import Trainer
+from train.loop.trainer import Trainer
 
 
 def main(

@@ -10,8 +10,8 @@ on all cores:
     native     the same in `mixed_precision: native`: bf16 where the CPU computes it
 
 Each round gives every side one turn of `--steps` steps after an untimed one. Printed are medians and quartiles over
-rounds, and of the ratio to the reference within a round. FLOPs are those of the matrix products (train/flops.py: 6 a
-weight and character, Chowdhery et al., arXiv 2204.02311, appendix B); the peak is the best of many products of
+rounds, and of the ratio to the reference within a round. FLOPs are those of the matrix products (train/loop/flops.py:
+6 a weight and character, Chowdhery et al., arXiv 2204.02311, appendix B); the peak is the best of many products of
 1024 x 1024 matrices, measured before every turn in the type that a side multiplies in. Memory is the peak resident set
 of a turn above what the process held before. `input + logging` is the share of a turn that goes into reading batches,
 synchronising and logging (every 10th step, as by default).
@@ -47,10 +47,10 @@ from benchmarks.speed.reference_loop import losses
 from benchmarks.training import log_if_due, make_trainer, options_of, synchronize, write_random_text
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
+from train.distributed.precision import training_precision
 from train.distributed.setup import set_threads
-from train.flops import flops_per_char, measured_peak
-from train.memory import keep_freed_memory
-from train.precision import training_precision
+from train.loop.flops import flops_per_char, measured_peak
+from train.loop.memory import keep_freed_memory
 from train.tracking.console import Display
 
 _WIDTHS = (18, 28, 24, 9, 9, 7, 7, 18)

@@ -6,6 +6,7 @@ by the stamps of its files, or else by the text's checksum.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,15 +105,18 @@ def prepare(data: DataConfig) -> Corpus:
     }
     record = cache.record_path(cache_dir, stamps, options)
 
+    def check_unchanged() -> None:
+        if cache.stamps(files) != stamps:
+            raise _changed_error(source)
+
     def find() -> tuple[cache.Entry, tuple[str, ...]] | None:
         """Return the entry of files that were not touched since it was made, without reading them."""
         known = cache.recall(record) if has_stamps else None
         return known if known and known[0].is_complete(_folder(cache_dir, known[0])) else None
 
     def make() -> tuple[cache.Entry, tuple[str, ...]]:
-        entry, notes = _make(data, source, rules, given, cache_dir)
-        if cache.stamps(files) != stamps:
-            raise _changed_error(source)
+        entry, notes = _make(data, source, rules, given, cache_dir, check_unchanged)
+        check_unchanged()
         if has_stamps:
             cache.remember(record, stamps, began_ns, entry, notes)
         return entry, notes
@@ -173,9 +177,21 @@ def _changed_error(source: Source) -> CorpusError:
 
 
 def _make(
-    data: DataConfig, source: Source, rules: Rules, given: Vocab | None, cache_dir: Path
+    data: DataConfig, source: Source, rules: Rules, given: Vocab | None, cache_dir: Path, check: Callable[[], None]
 ) -> tuple[cache.Entry, tuple[str, ...]]:
-    """Read the corpus, and write its entry if it is not there. Returns: the entry, and notes for the user."""
+    """Read the corpus, and write its entry if it is not there.
+
+    Args:
+        data: The configuration.
+        source: The corpus.
+        rules: How its bytes become symbols.
+        given: The vocabulary, unless the corpus decides it.
+        cache_dir: Where the entry goes.
+        check: Raises CorpusError if the corpus has changed since it was found.
+
+    Returns:
+        The entry, and notes for the user.
+    """
     replaced, skip = Replaced(), data.unknown == "skip"
     with progress_bar(f"reading {source.name}", source.size) as advance:
         found = scan(read_texts(source.parts, rules, replaced), advance)
@@ -192,6 +208,7 @@ def _make(
         with progress_bar(f"encoding {source.name}", entry.num_ids) as advance:
             if encode(read_texts(source.parts, rules, Replaced()), table, path, advance) != entry.num_ids:
                 raise _changed_error(source)
+        check()
 
     folder = _folder(cache_dir, entry)
     if not entry.is_complete(folder):

@@ -163,13 +163,14 @@ def _without_surrogates(text: str, rules: Rules, name: str) -> str:
 
 def _normalized(texts: Iterable[str], rules: Rules) -> Iterator[str]:
     """Remove a document's byte order mark, convert its line ends, and apply the normal form."""
-    newlines = io.IncrementalNewlineDecoder(None, translate=rules.newlines == "universal")
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
     begun, held = False, ""
     for text in chain(filter(None, texts), ("",)):
         final = not text
         if not begun:
             begun, text = True, text.removeprefix(_BYTE_ORDER_MARK)
-        if rules.newlines == "universal":
+        # The decoder's state is that a carriage return ended the last text. Few texts have one, and to look is faster.
+        if rules.newlines == "universal" and ("\r" in text or newlines.getstate()[1]):
             text = newlines.decode(text, final)
         if rules.normalize != "none":
             text = held + text

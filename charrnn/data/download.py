@@ -5,7 +5,6 @@ large one.
 """
 
 import http.client
-import logging
 import re
 import string
 import urllib.error
@@ -20,8 +19,6 @@ from charrnn.io import find_mismatch, progress_bar, writing
 ATTEMPTS = 3
 TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 16
-
-_logger = logging.getLogger(__name__)
 
 
 class DownloadError(CorpusError):
@@ -56,7 +53,6 @@ def download(url: str, target: Path, *, size: int = 0, sha256: str = "") -> None
     """
     part = target.with_name(f"{target.name}.part")
     reason = ""
-    _logger.info(f"downloading {url}")
     with writing(target.parent):
         for _ in range(ATTEMPTS):
             if not (sha256 or _tag_file(part).exists()):

@@ -8,7 +8,7 @@ Letters: V vocabulary size, S different symbols of the corpus, n symbols of a pi
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from charrnn.cores import cores
 from charrnn.data.decode import Text
 from charrnn.vocab import Vocab
 
-PIECE_SYMBOLS = 1 << 19
+# Symbols of a piece: enough for a call of numpy, and few enough for a core's cache.
+_LEAST_SYMBOLS, _MOST_SYMBOLS = 1 << 18, 1 << 20
 _MAX_THREADS = 4  # more than one thread can decode for
 
 Item = TypeVar("Item")
@@ -117,9 +118,12 @@ class IdTable:
 
     def encode(self, piece: Text) -> NDArray[np.unsignedinteger]:
         """Return the (n,) ids of a piece; skipped symbols have none."""
-        if self.known is None and self.ids.itemsize == 1 and piece.isascii():
-            return np.frombuffer(_utf8(piece).translate(self._of_bytes), np.uint8)
-        return self.of_symbols(_symbols(piece))
+        if not _is_bytes(piece):
+            return self.of_symbols(_code_points(str(piece)))
+        utf8 = _utf8(piece)
+        if self.known is None and self.ids.itemsize == 1:
+            return np.frombuffer(utf8.translate(self._of_bytes), np.uint8)
+        return self.of_symbols(np.frombuffer(utf8, np.uint8))
 
     @cached_property
     def _of_bytes(self) -> bytes:
@@ -132,15 +136,15 @@ def code_points(vocab: Vocab) -> NDArray[np.int64]:
 
 
 def _pieces(texts: Iterable[Text]) -> Iterator[Text]:
-    """Join short texts and cut long ones, so that each call of numpy has enough to do, in bounded memory."""
+    """Join short texts and cut long ones."""
     held: list[Any] = []
     size = 0
     for text in texts:
         held.append(text)
         size += len(text)
-        if size >= PIECE_SYMBOLS:
+        if size >= _LEAST_SYMBOLS:
             joined = text[:0].join(held)
-            yield from (joined[start : start + PIECE_SYMBOLS] for start in range(0, size, PIECE_SYMBOLS))
+            yield from (joined[start : start + _MOST_SYMBOLS] for start in range(0, size, _MOST_SYMBOLS))
             held, size = [], 0
     if held:
         yield held[0][:0].join(held)
@@ -150,7 +154,7 @@ def _map_ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     """Apply `function` to the items in threads, a few of them at a time; yield the results in order."""
     threads = min(cores(), _MAX_THREADS)
     with ThreadPoolExecutor(threads) as pool:
-        waiting = deque([])
+        waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > threads:
@@ -160,20 +164,24 @@ def _map_ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> I
 
 def _count(piece: Text) -> tuple[bytes, Counts]:
     """Return the piece's UTF-8, and the occurrences of each symbol up to the highest."""
-    symbols = _symbols(piece)
-    if symbols.dtype != np.uint8:
-        return _utf8(piece), np.bincount(symbols)
+    utf8 = _utf8(piece)
+    if not _is_bytes(piece):
+        return utf8, np.bincount(_code_points(str(piece)))
     # Two bytes at a time, since numpy takes as long for an element of any width.
-    pairs = np.bincount(symbols[: len(symbols) // 2 * 2].view(np.uint16), minlength=1 << 16).reshape(256, 256)
-    return _utf8(piece), pairs.sum(0) + pairs.sum(1) + np.bincount(symbols[len(symbols) // 2 * 2 :], minlength=256)
+    even = len(utf8) // 2 * 2
+    pairs = np.bincount(np.frombuffer(utf8[:even], np.uint16), minlength=1 << 16).reshape(256, 256)
+    last = np.bincount(np.frombuffer(utf8[even:], np.uint8), minlength=256)
+    return utf8, pairs.sum(0) + pairs.sum(1) + last
+
+
+def _is_bytes(piece: Text) -> bool:
+    """Return whether each symbol is one byte."""
+    return isinstance(piece, bytes) or piece.isascii()
 
 
 def _utf8(piece: Text) -> bytes:
     return piece if isinstance(piece, bytes) else piece.encode()
 
 
-def _symbols(piece: Text) -> NDArray[np.unsignedinteger]:
-    """Return (n,) code points or bytes, as uint8 or uint32."""
-    if isinstance(piece, bytes) or piece.isascii():
-        return np.frombuffer(_utf8(piece), np.uint8)
-    return np.frombuffer(piece.encode("utf-32-le"), "<u4")
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")

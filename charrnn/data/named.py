@@ -153,7 +153,7 @@ def fetch(name: str, cache_dir: Path, mirror: str = "") -> list[Path]:
         return _standard_library()
     if any(not _is_complete(cache_dir, text) for text in texts):
         with writing(cache_dir), lock(cache_dir / name):
-            missing = [text for text in texts if not _is_complete(cache_dir, text)]  # another process may have made some
+            missing = [text for text in texts if not _is_complete(cache_dir, text)]
             size = sum(text.original.size for text in missing)
             _logger.info(f"downloading {name}: {len(missing)} file(s), {size / 1e6:.1f} MB")
             try:

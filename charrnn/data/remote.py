@@ -78,6 +78,7 @@ def _download_url(url: str, target: Path) -> tuple[Files, tuple[str, ...]]:
         return [("", target)], (f"{target} is from an earlier download; delete it to download it again",)
     with lock(target):
         if not target.exists():  # another process may have downloaded it meanwhile
+            _logger.info(f"downloading {url}")
             try:
                 download(url, target)
             except DownloadError as error:

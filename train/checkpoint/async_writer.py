@@ -8,14 +8,35 @@ from train.checkpoint import format as checkpoints
 from train.checkpoint.format import Checkpoint
 
 
-class AsyncWriter:
-    """Writes a run's checkpoints in the background. At most one write is in flight: the next waits for it."""
+class CheckpointWriter:
+    """Decides which checkpoints a run writes, and writes them in the background; the next write waits for the last.
+
+    Attributes:
+        run_dir: The run folder.
+        best_unsaved: Whether the latest evaluation's weights are the best, and not yet written.
+        saved_step: Step of the newest step checkpoint, -1 without one.
+    """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
         """keep: step checkpoints to retain."""
-        self._run_dir, self._keep = run_dir, keep
+        self.run_dir, self._keep = run_dir, keep
+        self.best_unsaved, self.saved_step = False, -1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+
+    def take_due(self, step: int, *, wanted: bool) -> tuple[bool, bool]:
+        """What to write now, best/ and a step checkpoint; it then counts as written.
+
+        Args:
+            step: Steps made so far.
+            wanted: Whether a step checkpoint is due.
+        """
+        best, self.best_unsaved = self.best_unsaved, False
+        # The first best/ comes with a step checkpoint: without one the run could not be resumed.
+        due = (wanted or (best and self.saved_step < 0)) and self.saved_step != step
+        if due:
+            self.saved_step = step
+        return best, due
 
     def save(self, checkpoint: Checkpoint, *, best: bool, step: bool) -> None:
         """Take a snapshot and return; it is written as best/, as a step checkpoint, or both.
@@ -44,10 +65,10 @@ class AsyncWriter:
 
     def _write(self, checkpoint: Checkpoint, best: bool, step: bool) -> None:
         # A run with best/ alone could not be resumed: its first step checkpoint is written before it.
-        first = best and step and not checkpoints.step_folders(self._run_dir)
+        first = best and step and not checkpoints.step_folders(self.run_dir)
         if first:
-            checkpoints.save_step(self._run_dir, checkpoint, self._keep)
+            checkpoints.save_step(self.run_dir, checkpoint, self._keep)
         if best:
-            checkpoints.save_best(self._run_dir, checkpoint)
+            checkpoints.save_best(self.run_dir, checkpoint)
         if step and not first:
-            checkpoints.save_step(self._run_dir, checkpoint, self._keep)
+            checkpoints.save_step(self.run_dir, checkpoint, self._keep)

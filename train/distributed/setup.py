@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from charrnn.config import RunConfig, TrainConfig
 from charrnn.cores import cores
 from charrnn.errors import ConfigError, listing
-from train.precision import device_type, training_precision
+from train.distributed.precision import device_type, training_precision
 
 # Fields that may differ between machines.
 _LOCAL_FIELDS = {"data.source", "data.cache_dir", "data.mirror", "train.threads", "train.run_dir"}

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from charrnn.config import ModelConfig, OptimConfig
 from charrnn.cores import UNDISTURBED
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
-from train.flops import flops_per_char
-from train.optimizer import make_optimizer
+from train.loop.flops import flops_per_char
+from train.loop.optimizer import make_optimizer
 
 ROWS, SEQ_LEN = 16, 64
 _GPU_ROWS = 128

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from charrnn.config import BASE, SCRATCH, ModelConfig
-from train.flops import flops_per_char
+from train.loop.flops import flops_per_char
 
 # Models from small to large: num_layers, hidden_dim, embedding_dim.
 _SIZES = ((1, 128, 32), (1, 256, 64), (1, 512, 64), (2, 512, 128), (2, 1024, 256))
@@ -79,8 +79,8 @@ class Recipe:
 
 def choose(facts: Facts) -> Recipe:
     """Choose model and schedule. The user's own settings override the fields it returns."""
-    held_out = min(0.1, _MOST_VALIDATION / facts.characters)
-    length = max(1, int(facts.characters * (1.0 - held_out)))  # N
+    split = validation_split(facts.characters)
+    length = max(1, int(facts.characters * split[0]))  # N
     if facts.init_from == BASE and _outgrows_the_base(facts, length):
         facts = replace(facts, origin=None, init_from=SCRATCH)
     model = facts.origin or _network(facts, length)
@@ -95,7 +95,7 @@ def choose(facts: Facts) -> Recipe:
     steps = chars / (rows * seq_len)
     steps_per_s = speed / (rows * seq_len)
     fields = {
-        "data.split": [1.0 - held_out, held_out, 0.0],
+        "data.split": split,
         "data.windows": "carry",
         "data.batch_size": rows,
         "data.seq_len": seq_len,
@@ -132,6 +132,12 @@ def choose(facts: Facts) -> Recipe:
         f"{length:,} characters at {speed:,.0f} a second"
     )
     return Recipe(summary, fields, _expectation(facts))
+
+
+def validation_split(characters: int) -> list[float]:
+    """Fractions of train, val and test: a tenth for validation, of a long text less."""
+    held_out = min(0.1, _MOST_VALIDATION / characters)
+    return [1.0 - held_out, held_out, 0.0]
 
 
 def _outgrows_the_base(facts: Facts, length: int) -> bool:

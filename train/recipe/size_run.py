@@ -1,6 +1,6 @@
 """Sizing of a run without --config: the recipe's choices, overridden by the user's settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from train.checkpoint.folders import step_folders
 from train.checkpoint.format import Checkpoint, load_for_inference
 from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import fine_tuning_start
-from train.dataloader import IdSource
 from train.distributed.collectives import Collectives
-from train.evaluate import nll_sum
+from train.loop.dataloader import IdSource
+from train.loop.evaluation import nll_sum
 from train.recipe import base_model
 from train.recipe.machine_speed import Speed, training_speed
-from train.recipe.rules import Facts, choose
+from train.recipe.rules import Facts, choose, validation_split
 
 # The model whose speed is measured for training from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
@@ -64,7 +64,7 @@ def size_run(
     run_dir: Path,
     accelerator: Accelerator,
     collectives: Collectives,
-) -> tuple[RunConfig, list[str]]:
+) -> tuple[RunConfig, Corpus, list[str]]:
     """Choose what the user did not set. A run folder with checkpoints keeps its config.
 
     If other processes use the cores, one thread trains if that is faster, unless the user set their number.
@@ -78,7 +78,7 @@ def size_run(
         collectives: The ranks.
 
     Returns:
-        The config, equal on all ranks, and lines that explain it.
+        The config, equal on all ranks, the corpus as it cuts it, and lines that explain it.
 
     Raises:
         CharRNNError: If the settings are invalid or the weights to start from cannot be loaded.
@@ -87,7 +87,9 @@ def size_run(
     previous = collectives.all_gather(collectives.run_on_all(lambda: _previous_config(settings, run_dir)))[0]
     if previous:
         _, lines = _choose_threads(training_speed(previous.model, len(corpus.vocab), accelerator), config)
-        return previous, lines
+        return previous, replace(corpus, split=previous.data.split), lines
+    unsized = {**UNSIZED, "data.split": validation_split(corpus.num_chars)}
+    corpus = replace(corpus, split=collectives.run_on_all(lambda: settings.apply(unsized)).data.split)
     init_from, origin = collectives.run_on_all(lambda: _origin(settings, config, corpus))
     on_gpu = accelerator.device.type == "cuda"
     probed = origin.config.model if origin else (_PROBED_ON_GPU if on_gpu else _PROBED)
@@ -111,7 +113,7 @@ def size_run(
         fields.pop("data.reset", None)
     resolved = collectives.run_on_all(lambda: settings.apply(fields))
     expectation = [f"small     {recipe.expectation}"] if recipe.expectation else []
-    return resolved, [f"recipe    {recipe.summary}", *expectation, *lines]
+    return resolved, corpus, [f"recipe    {recipe.summary}", *expectation, *lines]
 
 
 def _previous_config(settings: UserSettings, run_dir: Path) -> RunConfig | None:

@@ -2,7 +2,7 @@
 
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -12,9 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from charrnn.cores import UNDISTURBED
 from charrnn.log import StderrHandler
 
 _PLAIN_LINE_EVERY_S = 5.0
+_LONG_ON_CPU_S = 3600.0
 
 
 def format_duration(seconds: float) -> str:
@@ -29,6 +31,31 @@ def format_duration(seconds: float) -> str:
 def format_share(share: float) -> str:
     """Format in percent: 57%, and below 1% with one significant digit: 0.3%, 0.02%."""
     return f"{share:.0%}" if share >= 0.01 or not share else f"{100 * float(f'{share:.0e}'):g}%"
+
+
+def pace_line(metrics: Mapping[str, float], left_s: float, device_type: str, cpu_share: float, threads: int) -> str:
+    """The training speed and the time left.
+
+    Args:
+        metrics: The first record of training.
+        left_s: Seconds left at that speed.
+        device_type: Of the training device.
+        cpu_share: Share of its threads' time that the process had on the cores.
+        threads: Their number.
+    """
+    share = f", {format_share(metrics['train/mfu'])} of the peak" if "train/mfu" in metrics else ""
+    speed = f"{metrics['train/chars_per_s']:,.0f} characters/s ({metrics['train/gflops']:,.0f} GFLOP/s{share})"
+    line = f"pace      {speed}: about {format_duration(left_s)} left"
+    if device_type != "cpu":
+        return line
+    if left_s > _LONG_ON_CPU_S:
+        line += "; for a model in minutes on a CPU leave out --config"
+    if threads > 1 and cpu_share < UNDISTURBED:
+        line += (
+            f"; other processes use these cores: {threads} threads had {cpu_share:.0%} of their time, and fewer may be "
+            f"faster (--set train.threads={threads - 1})"
+        )
+    return line
 
 
 class ConsoleHandler(StderrHandler):

@@ -4,25 +4,20 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Letter
 """
 
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal, Protocol
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from charrnn.config import RunConfig
-from charrnn.errors import ConfigError, TrainingError
+from charrnn.errors import ConfigError
 from charrnn.model.rnn import State, zeroed
-from train.dataloader import to_device
-from train.errors import is_out_of_memory
+from train.loop.dataloader import to_device
+from train.loop.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -31,33 +26,33 @@ log = logging.getLogger(__name__)
 Compute = Callable[[Tensor, State, Tensor | None], tuple[Tensor, Tensor, State]]
 Step = Callable[[], None]
 
-WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
-# The first version whose collectives can be captured.
-_NCCL_CAPTURABLE = (2, 9, 6)
+WARMUP_STEPS = 3
 
 
-class Capture(Protocol):
-    """How a step is warmed up and captured."""
+class DirectCapture:
+    """No capture: runs the step itself, over the same static buffers. What remains to be done without a GPU."""
 
     def warm_up(self, step: Step) -> None:
         """Run `step` eagerly, where it will be captured."""
-        ...
+        step()
 
     def capture(self, step: Step) -> Step:
         """Record `step` without running it, and return what replays it."""
-        ...
+        return step
 
 
-class CudaCapture:
-    """Capture on a side stream, which DDP must have been constructed on too."""
+class CudaCapture(DirectCapture):
+    """Capture on a side stream."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
 
     def warm_up(self, step: Step) -> None:
         """Run `step` on the side stream, ordered before and after the current stream's work."""
-        with on_stream(self._stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             step()
+        torch.cuda.current_stream().wait_stream(self._stream)
 
     def capture(self, step: Step) -> Step:
         """Record `step`; other threads, which write checkpoints and watch the peers, may use CUDA meanwhile."""
@@ -70,19 +65,7 @@ class CudaCapture:
         return graph.replay
 
 
-class DirectCapture:
-    """No capture: runs the step itself, over the same static buffers. What remains to be done without a GPU."""
-
-    def warm_up(self, step: Step) -> None:
-        """Run `step`."""
-        step()
-
-    def capture(self, step: Step) -> Step:
-        """Return `step`."""
-        return step
-
-
-class GraphedUpdate:
+class GraphedStep:
     """`update` over static buffers: eager for the warm-up steps, which count as training, then captured and replayed.
 
     Attributes:
@@ -95,10 +78,8 @@ class GraphedUpdate:
         optimizer: torch.optim.Optimizer,
         state: State,
         seq_len: int,
-        capture: Capture,
-        *,
-        warmup_steps: int = WARMUP_STEPS,
-        recover: Step | None = None,
+        capture: DirectCapture,
+        recover: Step = lambda: None,
     ) -> None:
         """Take over the optimizer's learning rate, which becomes a tensor.
 
@@ -108,8 +89,7 @@ class GraphedUpdate:
             state: The hidden state to start from, each part (L, B, H).
             seq_len: T.
             capture: How to capture.
-            warmup_steps: Eager steps before the capture.
-            recover: Undo what a failed capture leaves behind, after which training stays eager; None = raise.
+            recover: Undo what a failed capture leaves behind, after which training stays eager.
         """
         device, rows = state[0].device, state[0].shape[1]
         self.state = tuple(part.clone() for part in state)
@@ -120,7 +100,7 @@ class GraphedUpdate:
         self._lr = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         self._loss, self._grad_norm = torch.zeros((), device=device), torch.zeros((), device=device)
         self._targets: Tensor | None = None  # (B, T, V) from the first step that has them, an eager one
-        self._remaining = warmup_steps
+        self._remaining = WARMUP_STEPS
         self._replay: Step | None = None
         for group in optimizer.param_groups:
             group["lr"] = self._lr
@@ -161,7 +141,6 @@ class GraphedUpdate:
         self._grad_norm.copy_(grad_norm)
 
     def _captured(self) -> Step:
-        """Raises: TrainingError when the capture fails and can't be recovered from."""
         self._set_capturable(True)
         try:
             return self._capture.capture(self._step)
@@ -170,11 +149,6 @@ class GraphedUpdate:
             if is_out_of_memory(cause):
                 raise cause from None
             reason = " ".join(str(cause).split())[:200]
-            if self._recover is None:
-                raise TrainingError(
-                    f"capturing the training step as a CUDA graph failed: {reason}; set train.cuda_graph to false, and "
-                    "rerun the same command to resume"
-                ) from None
             log.warning("training step: eager, because its capture as a CUDA graph failed: %s", reason)
         self._recover()
         self._set_capturable(False)
@@ -186,96 +160,51 @@ class GraphedUpdate:
             group["capturable"] = capturable
 
 
-def obstacle(
-    device_type: str,
-    *,
-    documents: bool = False,
-    backend: str = "",
-    compressed: bool = False,
-    nccl: tuple[int, ...] = (),
-    async_error_handling: str | None = None,
-) -> str:
+def obstacle(device_type: str, num_processes: int, *, documents: bool) -> str:
     """Why a training step can't be captured; empty when it can.
 
     Args:
         device_type: Of the training device.
+        num_processes: Ranks, whose collectives would have to be captured too.
         documents: Whether the state is reset within windows, whose pieces have other shapes each time.
-        backend: The process group's under DDP, empty without.
-        compressed: Whether DDP has a communication hook.
-        nccl: NCCL's version.
-        async_error_handling: The value of TORCH_NCCL_ASYNC_ERROR_HANDLING.
     """
     if device_type != "cuda":
         return f"a CUDA graph needs a CUDA device, not {device_type}"
     if documents:
         return "data.document_end makes shapes depend on the text"
-    if not backend:
-        return ""
-    if backend != "nccl":
-        return f"collectives of {backend} can't be captured"
-    if nccl < _NCCL_CAPTURABLE:
-        return f"NCCL {'.'.join(map(str, nccl))} can't be captured, from 2.9.6 on it can"
-    if compressed:
-        return "train.grad_compression runs Python in the backward pass"
-    if async_error_handling != "0":
-        return "under DDP torch needs TORCH_NCCL_ASYNC_ERROR_HANDLING=0 in the environment"
-    return ""
+    return f"{num_processes} processes exchange gradients in it" if num_processes > 1 else ""
 
 
-def obstacle_here(device: torch.device, module: nn.Module, *, documents: bool, compressed: bool) -> str:
-    """`obstacle` for a wrapped module on this machine."""
-    if device.type != "cuda" or not isinstance(module, DistributedDataParallel):
-        return obstacle(device.type, documents=documents)
-    return obstacle(
-        device.type,
-        documents=documents,
-        backend=str(dist.get_backend(module.process_group)),
-        compressed=compressed,
-        nccl=tuple(torch.cuda.nccl.version()),
-        async_error_handling=os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"),
-    )
-
-
-def wanted(mode: bool | Literal["auto"], reason: str) -> bool:
-    """Whether to capture, by train.cuda_graph and the `obstacle`. Raises: ConfigError for `true` with an obstacle."""
-    if reason and mode is True:
-        raise ConfigError(f"train.cuda_graph is true, but {reason}; set it to auto or false")
-    return not reason and mode is not False
-
-
-def graph_update(
+def graphed_step(
     update: Compute,
     accelerator: Accelerator,
-    module: nn.Module,
     optimizer: AcceleratedOptimizer,
     state: State,
     config: RunConfig,
-    stream: torch.cuda.Stream | None,
     *,
     documents: bool,
-) -> GraphedUpdate | None:
-    """The graphed update that train.cuda_graph asks for; None = train eagerly, which is logged on a GPU.
+) -> GraphedStep | None:
+    """The graphed step that train.cuda_graph asks for; None = train eagerly, which is logged on a GPU.
 
     Args:
-        update: As `GraphedUpdate` takes it.
+        update: As `GraphedStep` takes it.
         accelerator: Its gradient scaler is reset after a failed capture.
-        module: The loss module as Accelerate wrapped it, on `stream`.
-        optimizer: Over the module's parameters.
+        optimizer: As Accelerate wrapped it.
         state: The hidden state to start from.
         config: The run's.
-        stream: Of `side_stream`.
         documents: Whether the state is reset within windows.
 
     Raises:
         ConfigError: train.cuda_graph is true, and the step can't be captured here.
     """
-    mode, compressed = config.train.cuda_graph, config.train.grad_compression != "none"
-    reason = obstacle_here(state[0].device, module, documents=documents, compressed=compressed)
-    if not wanted(mode, reason):
-        if stream is not None and mode is not False:
+    mode, device = config.train.cuda_graph, state[0].device
+    reason = obstacle(device.type, accelerator.num_processes, documents=documents)
+    if reason and mode is True:
+        raise ConfigError(f"train.cuda_graph is true, but {reason}; set it to auto or false")
+    if reason or mode is False:
+        if device.type == "cuda" and mode is not False:
             log.info("training step: eager, because %s", reason)
         return None
-    assert stream is not None
 
     def recover() -> None:
         optimizer.zero_grad()
@@ -283,35 +212,9 @@ def graph_update(
             accelerator.scaler.update(accelerator.scaler.get_scale())  # forgets that gradients were unscaled
         # CUDAGraph::capture_end raises before it takes the generator, which draws dropout, out of capture mode; a copy
         # of its state is not in that mode.
-        generator = torch.cuda.default_generators[state[0].device.index or 0]
+        generator = torch.cuda.default_generators[device.index or 0]
         generator.graphsafe_set_state(generator.clone_state())
 
     log.info("training step: replayed as one CUDA graph")
-    # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
-    parallel = isinstance(module, DistributedDataParallel)
-    return GraphedUpdate(
-        update,
-        optimizer.optimizer,
-        state,
-        config.data.seq_len,
-        CudaCapture(stream),
-        warmup_steps=_DDP_WARMUP_STEPS if parallel else WARMUP_STEPS,
-        recover=None if parallel else recover,
-    )
-
-
-def side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """The stream to construct DDP, warm up and capture on; None without a CUDA device."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
-
-
-@contextmanager
-def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """The block's CUDA work goes to `stream`, ordered before and after the current stream's; None changes nothing."""
-    if stream is None:
-        yield
-        return
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
+    capture = CudaCapture(torch.cuda.Stream(device))
+    return GraphedStep(update, optimizer.optimizer, state, config.data.seq_len, capture, recover)

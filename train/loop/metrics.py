@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from train.errors import check_finite, check_skipped
+from train.loop.errors import check_finite, check_skipped
 
 
 class Metrics:

@@ -13,11 +13,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from charrnn.model.rnn import State, detach, zeroed
 from charrnn.windows import rank_slice
-from train.cuda_graph import GraphedUpdate
-from train.dataloader import to_device
+from train.loop.cuda_graph import GraphedStep
+from train.loop.dataloader import to_device
 
 
-class Update:
+class TrainStep:
     """Trains a model on one batch after another, with the hidden state carried from each to the next.
 
     The wrappers that Accelerate puts around optimizer and scaler are left out of the loop: they look for optional
@@ -55,7 +55,7 @@ class Update:
         self._accelerator, self.loss_module = accelerator, loss_module
         self._parameters = list(loss_module.parameters())
         self._accumulation_steps, self._grad_clip = accumulation_steps, grad_clip
-        self.graphed: GraphedUpdate | None = None
+        self.graphed: GraphedStep | None = None
         self._zero_state = tuple(torch.zeros_like(part) for part in state)
 
     def __call__(
@@ -86,6 +86,16 @@ class Update:
         if reset.all():
             return self._zero_state
         return zeroed(self.state, to_device(reset, self.state[0].device)) if reset.any() else self.state
+
+    def gathered_state(self) -> State:
+        """The hidden state over the global batch, each (L, B, H); every rank calls this."""
+        rows_first = (part.transpose(0, 1).contiguous() for part in self.state)  # (B / world, L, H)
+        return tuple(self._accelerator.gather(part).transpose(0, 1) for part in rows_first)
+
+    def restore_state(self, gathered: State, rows: slice) -> None:
+        """Continue from this rank's rows of a `gathered_state`."""
+        device = self.state[0].device
+        self.state = tuple(part[:, rows].contiguous().to(device) for part in gathered)
 
     def compute(self, window: Tensor, state: State, targets: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
         """Forward, backward, clip, optimizer step. A CUDA graph captures it, so the host may ask for no value here.

@@ -17,29 +17,29 @@ from charrnn.data.corpus import LEAST_EVALUATED, Corpus
 from charrnn.errors import CharRNNError
 from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import Batch, rank_slice
+from train.checkpoint.async_writer import CheckpointWriter
 from train.checkpoint.folders import BEST
 from train.checkpoint.format import Checkpoint, load_for_inference, optimizer_tensors, restore_optimizer
 from train.checkpoint.resume import identity_fields
 from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
-from train.control import Control
-from train.cuda_graph import graph_update, on_stream, side_stream
-from train.dataloader import IdSource, TrainingData, window_plan
-from train.distill import with_targets
 from train.distributed.collectives import Collectives
-from train.distributed.setup import compress_gradients
+from train.distributed.setup import compress_gradients, device_name
 from train.distributed.signals import StopSignals
-from train.errors import is_out_of_memory, memory_explained, out_of_memory
-from train.evaluate import evaluate, sample_text
-from train.flops import flops_per_char
-from train.metrics import CpuShare, Metrics
-from train.noise_scale import NoiseScale
-from train.optimizer import make_optimizer
-from train.progress import Progress, Schedule
-from train.state import CheckpointWriter, file_metrics, gather_state, metrics_of, progress_of, scatter_state
+from train.loop.control import Control
+from train.loop.cuda_graph import graphed_step
+from train.loop.dataloader import IdSource, TrainingData, window_plan
+from train.loop.distill import with_targets
+from train.loop.errors import is_out_of_memory, memory_explained, out_of_memory
+from train.loop.evaluation import evaluate, sample_text
+from train.loop.flops import flops_per_char
+from train.loop.metrics import CpuShare, Metrics
+from train.loop.noise_scale import NoiseScale
+from train.loop.optimizer import make_optimizer
+from train.loop.schedule import Progress, Schedule
+from train.loop.train_step import TrainStep
+from train.tracking.console import pace_line
 from train.tracking.recorder import Recorder
-from train.tracking.summary import pace_line
-from train.update import Update
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +95,13 @@ class Trainer:
         if config.distill.teachers:
             self.data = with_targets(config, self.data, start.resumed, accelerator, self.control)
         optimizer = make_optimizer(self.model, config.optim)
-        stream = side_stream(accelerator.device)
-        with on_stream(stream):
-            loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
-            loss_module, prepared = accelerator.prepare(loss, optimizer)
+        loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
+        loss_module, prepared = accelerator.prepare(loss, optimizer)
         compress_gradients(loss_module, config.train.grad_compression)
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         rows = self.data.rows
-        self.update = Update(
+        self.update = TrainStep(
             accelerator,
             loss_module,
             prepared.optimizer,
@@ -126,16 +124,13 @@ class Trainer:
         self._cpu_share: CpuShare | None = None  # until the pace has been shown
         if start.resumed:
             self.load_state_dict(start.resumed)
-        documents = start.vocab.document_end is not None
-        self.update.graphed = graph_update(
+        self.update.graphed = graphed_step(
             self.update.compute,
             accelerator,
-            loss_module,
             prepared,
             self.update.state,
             config,
-            stream,
-            documents=documents,
+            documents=start.vocab.document_end is not None,
         )
 
     @property
@@ -214,7 +209,9 @@ class Trainer:
             self.metrics.latest["train/noise_scale"] = values["train/noise_scale"] = windows
         if self._cpu_share:
             left_s = self.schedule.remaining_s(values["train/chars_per_s"])
-            logger.info(pace_line(values, left_s, self.accelerator.device.type, self._cpu_share()))
+            logger.info(
+                pace_line(values, left_s, self.accelerator.device.type, self._cpu_share(), torch.get_num_threads())
+            )
             self._cpu_share = None
         self._record(values)
 
@@ -272,7 +269,7 @@ class Trainer:
         return replace(
             state,
             optimizer=optimizer_tensors(self.model, self.update.optimizer),
-            carried=gather_state(self.accelerator, self.update.state),  # each (L, B, H)
+            carried=self.update.gathered_state(),
             rng=tuple(self.control.collectives.all_gather(rank_rng(self.accelerator.device))),
         )
 
@@ -280,14 +277,14 @@ class Trainer:
         """Restore what a resumable `state_dict` has returned."""
         self.model.load_state_dict(saved.weights)
         restore_optimizer(self.model, self.update.optimizer, saved.optimizer)
-        self.update.state = scatter_state(saved.carried, self.data.rows, self.accelerator.device)
+        self.update.restore_state(saved.carried, self.data.rows)
         restore_rank_rng(self.accelerator, saved, self.config)
-        self.schedule.progress = progress_of(saved)
+        self.schedule.progress = Progress.of(saved.trainer)
         self.schedule.start()
         self.noise_scale = NoiseScale(**saved.trainer.get("noise_scale", {}))
         if self.update.scaler and saved.trainer["loss_scale"]:
             self.update.scaler.load_state_dict(saved.trainer["loss_scale"])
-        self.metrics.latest = metrics_of(saved)
+        self.metrics.latest = {name: value for name, value in saved.trainer["metrics"].items() if "/" in name}
         self.checkpoints.saved_step = saved.step
 
     def evaluate_best(self) -> None:
@@ -361,7 +358,12 @@ class Trainer:
         """The run's part of a checkpoint."""
         accelerator, scaler, elapsed_s = self.accelerator, self.update.scaler, self.schedule.now()
         metrics = {
-            **file_metrics(accelerator, self.progress.step, self.chars(), elapsed_s),
+            "step": self.progress.step,
+            "chars": self.chars(),
+            "time_s": round(elapsed_s, 3),
+            "processes": accelerator.num_processes,
+            "hardware": device_name(accelerator.device),
+            "precision": accelerator.mixed_precision,
             "parameters": self.model.num_parameters(),
             **self.metrics.latest,
         }

@@ -4,27 +4,23 @@ import math
 import os
 import shlex
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from charrnn.config import RunConfig, TrainConfig
-from charrnn.cores import UNDISTURBED
 from charrnn.data.corpus import Corpus
 from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
 from train.checkpoint.vocab_transfer import StartingPoint
-from train.dataloader import IdSource, TrainingData
+from train.distributed.precision import describe_precision
 from train.distributed.setup import device_name
-from train.precision import describe_precision
-from train.progress import Progress
-from train.tracking.console import format_duration, format_share
-
-_LONG_ON_CPU_S = 3600.0
+from train.loop.dataloader import IdSource, TrainingData
+from train.loop.schedule import Progress
+from train.tracking.console import format_duration
 
 
 def opening_lines(
@@ -33,7 +29,6 @@ def opening_lines(
     start: StartingPoint,
     accelerator: Accelerator,
     run_dir: Path,
-    *,
     num_parameters: int,
     total_steps: int,
 ) -> list[str]:
@@ -121,31 +116,6 @@ def _length(total_steps: int, time_limit_s: float) -> str:
     steps = f"{total_steps:,} steps" if total_steps else ""
     clock = format_duration(time_limit_s) if time_limit_s else ""
     return f"{steps} or {clock}, whichever ends first" if steps and clock else steps or clock
-
-
-def pace_line(metrics: Mapping[str, float], left_s: float, device_type: str, cpu_share: float) -> str:
-    """The training speed and the time left.
-
-    Args:
-        metrics: The first record of training.
-        left_s: Seconds left at that speed.
-        device_type: Of the training device.
-        cpu_share: Share of its threads' time that the process had on the cores.
-    """
-    share = f", {format_share(metrics['train/mfu'])} of the peak" if "train/mfu" in metrics else ""
-    speed = f"{metrics['train/chars_per_s']:,.0f} characters/s ({metrics['train/gflops']:,.0f} GFLOP/s{share})"
-    line = f"pace      {speed}: about {format_duration(left_s)} left"
-    if device_type != "cpu":
-        return line
-    if left_s > _LONG_ON_CPU_S:
-        line += "; for a model in minutes on a CPU leave out --config"
-    threads = torch.get_num_threads()
-    if threads > 1 and cpu_share < UNDISTURBED:
-        line += (
-            f"; other processes use these cores: {threads} threads had {cpu_share:.0%} of their time, and fewer may be "
-            f"faster (--set train.threads={threads - 1})"
-        )
-    return line
 
 
 def noise_line(windows: float, batch_size: int) -> str:

@@ -1,0 +1,201 @@
+"""The loss of a model on a split, in nats/char and bits/char, by both protocols of charrnn.windows; and samples.
+
+`stream` reads the complete split once with the state carried: what generation sees. `windows` reads non-overlapping
+windows from a zero state: comparable with fixed-context models. The two are never mixed.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+
+from charrnn.config import EvalConfig, SampleConfig
+from charrnn.model.ensemble import Ensemble
+from charrnn.model.rnn import CharRNN
+from charrnn.sampling import SamplingOptions, generate
+from charrnn.vocab import Vocab
+from charrnn.windows import (
+    EvalBatch,
+    rank_slice,
+    sampled_stream_batch,
+    sampled_window_batches,
+    stream_batch,
+    window_batches,
+)
+from train.loop.dataloader import IdSource, to_device
+from train.loop.errors import evaluation_out_of_memory, is_out_of_memory
+
+# Characters of a row per forward call: bounds the logits, (R, T, V).
+_CHUNK = 256
+
+
+def evaluate(
+    model: CharRNN | Ensemble,
+    ids: IdSource,
+    config: EvalConfig,
+    accelerator: Accelerator,
+    beat: Callable[[], object] = lambda: None,
+    *,
+    sample: int = 0,
+    stopped: Callable[[], object] = lambda: False,
+) -> dict[str, float]:
+    """Evaluate a model by both protocols; the rows are shared among the ranks, and their sums reduced.
+
+    Args:
+        model: Where `ids` are.
+        ids: A split.
+        config: The protocols' settings.
+        accelerator: The ranks.
+        beat: Called as the evaluation proceeds.
+        sample: Characters from which the loss of `config.best_by` alone is estimated, in training precision; 0 reads
+            all characters by both protocols, in fp32 without TF32.
+        stopped: Asked as the evaluation proceeds whether to end it.
+
+    Returns:
+        `val/<protocol>/loss` (nats/char) and `val/<protocol>/bpc`; nothing when a rank was `stopped`.
+
+    Raises:
+        TrainingError: A rank has run out of memory; raised on all ranks.
+    """
+    rows, warmup = config.batch_rows, config.stream_warmup
+    protocols: dict[str, Iterable[EvalBatch]] = {
+        "stream": [stream_batch(len(ids), config.stream_lanes, warmup)],
+        "windows": window_batches(len(ids), config.window, rows),
+    }
+    if sample:
+        # Many short segments side by side: an estimate should take little time.
+        estimates: dict[str, Iterable[EvalBatch]] = {
+            "stream": [sampled_stream_batch(len(ids), sample, rows // 2, warmup // 4)],
+            "windows": sampled_window_batches(len(ids), sample, config.window, rows),
+        }
+        protocols = {config.best_by: estimates[config.best_by]}
+    losses: dict[str, float] = {}
+    was_training = model.training
+    model.eval()
+    for name, batches in protocols.items():
+        mine = (
+            b.rows(rank_slice(len(b.starts), accelerator.process_index, accelerator.num_processes)) for b in batches
+        )
+        shortage = ""
+        try:
+            with accelerator.autocast() if sample else full_fp32():
+                totals = nll_sum(model, ids, mine, beat, stopped)  # (2,)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage, totals = str(error), torch.zeros(2, dtype=torch.float64)
+        totals = torch.cat([totals, totals.new_tensor([bool(stopped()), bool(shortage)])])  # (4,)
+        if accelerator.num_processes > 1:
+            totals = accelerator.reduce(totals.to(accelerator.device), "sum")
+        nll, count, stops, shortages = totals.tolist()
+        if shortages:
+            raise evaluation_out_of_memory(config, shortage)
+        if stops:
+            losses = {}
+            break
+        losses[f"val/{name}/loss"] = nll / count
+        losses[f"val/{name}/bpc"] = nll / count / math.log(2)
+    model.train(was_training)
+    return losses
+
+
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """Switch TF32 off in cuDNN's recurrent layers, whose default it is; products outside them are fp32 by default."""
+    rnn: Any = torch.backends.cudnn.rnn
+    before, rnn.fp32_precision = rnn.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        rnn.fp32_precision = before
+
+
+@torch.no_grad()
+def read(
+    model: CharRNN | Ensemble,
+    ids: IdSource,
+    batches: Iterable[EvalBatch],
+    beat: Callable[[], object] = lambda: None,
+    stopped: Callable[[], object] = lambda: False,
+) -> Iterator[tuple[EvalBatch, torch.Tensor, torch.Tensor]]:
+    """Read batches with the state carried, in chunks that bound the memory of the logits.
+
+    Args:
+        model: In eval mode.
+        ids: A split.
+        batches: Rows of it.
+        beat: Called before each forward call.
+        stopped: Asked then whether to stop.
+
+    Yields:
+        The chunk of T characters as a batch, its ids (R, T + 1), and the logits after each, (R, T, V).
+    """
+    for batch in batches:
+        if not len(batch.starts) or stopped():
+            continue
+        state = model.zero_state(len(batch.starts), ids.device)
+        for begin in range(0, batch.length, _CHUNK):
+            beat()
+            if stopped():
+                break
+            length = min(_CHUNK, batch.length - begin)
+            starts = batch.starts + begin
+            window = ids.windows(starts, length + 1)  # (R, T + 1)
+            logits, state = model(window[:, :-1], state)  # (R, T, V)
+            yield EvalBatch(starts, length, batch.counted[:, begin : begin + length]), window, logits
+
+
+@torch.no_grad()
+def nll_sum(
+    model: CharRNN | Ensemble,
+    ids: IdSource,
+    batches: Iterable[EvalBatch],
+    beat: Callable[[], object] = lambda: None,
+    stopped: Callable[[], object] = lambda: False,
+) -> torch.Tensor:
+    """Sum the negative log-likelihood over batches.
+
+    Args:
+        model: In eval mode.
+        ids: A split.
+        batches: Rows of it.
+        beat: Called before each forward call.
+        stopped: Asked then whether to stop, which leaves the sums incomplete.
+
+    Returns:
+        (2,) float64: nats, and the number of characters that they are summed over.
+    """
+    sums: list[torch.Tensor] = []
+    count = 0
+    for chunk, window, logits in read(model, ids, batches, beat, stopped):
+        nll = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")  # (R, T)
+        sums.append((nll * to_device(chunk.counted, ids.device)).sum())
+        count += int(chunk.counted.sum())
+    total = torch.stack(sums).cpu().double().sum().item() if sums else 0.0
+    return torch.tensor([total, count], dtype=torch.float64)
+
+
+@torch.no_grad()
+def sample_text(model: CharRNN, vocab: Vocab, config: SampleConfig, device: torch.device) -> str:
+    """Generate `config.length` characters from the prompt; equal weights give equal text."""
+    was_training = model.training
+    model.eval()
+
+    def step(ids: np.ndarray, state: tuple[torch.Tensor, ...]) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
+        logits, state = model(torch.from_numpy(ids.astype(np.int64)).to(device), state)
+        return logits.float().cpu().numpy(), state
+
+    # Without documents a line break stands for a beginning.
+    given = "" if vocab.document_end is not None and config.prompt == "\n" else config.prompt
+    prompt = vocab.begun(vocab.encode(given, unknown="skip"))
+    logits, state = step(prompt[None], model.zero_state(1, device))
+    options = SamplingOptions(config.temperature, config.top_k, config.top_p)
+    draws = generate(step, state, logits[:, -1], config.length, options, [config.seed])
+    text = vocab.decode(int(ids[0]) for ids in draws)
+    model.train(was_training)
+    return text
