@@ -30,7 +30,7 @@ from train.checkpoint.format import (
     load_newest,
     optimizer_tensors,
     restore_optimizer,
-    save_best,
+    save_for_inference,
     save_step,
 )
 from train.checkpoint.resume import starting_point
@@ -120,8 +120,8 @@ def damage_flip(folder):
 
 
 def test_an_interrupted_replacement_of_best_is_undone(tmp_path):
-    save_best(tmp_path, make(1))
-    save_best(tmp_path, make(2, seed=5))
+    save_for_inference(tmp_path / "best", make(1))
+    save_for_inference(tmp_path / "best", make(2, seed=5))
     assert load_for_inference(tmp_path).step == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
     (tmp_path / "best").rename(tmp_path / ".replaced-best")
@@ -129,7 +129,7 @@ def test_an_interrupted_replacement_of_best_is_undone(tmp_path):
 
 
 def test_best_holds_what_inference_needs_and_no_more(tmp_path):
-    folder = save_best(tmp_path, make(1))
+    folder = save_for_inference(tmp_path / "best", make(1))
     assert sorted(p.name for p in folder.iterdir()) == [
         MANIFEST, "config.json", "model.safetensors", "trainer.json", "vocab.json",
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from train.loop.dataloader import IdSource, to_device
 from train.loop.errors import MOST_SKIPPED
 from train.loop.evaluation import evaluate, full_fp32
 from train.loop.metrics import Metrics
-from train.summary import placement_lines
+from train.summary import text_lines
 from train.tracking.console import format_share
 
 META = torch.device("meta")
@@ -60,15 +61,15 @@ def test_ids_take_at_most_half_of_the_free_memory(free, fits, monkeypatch):
     assert dataloader._fits(10_000, torch.device("cuda")) == fits
 
 
-def test_ids_that_do_not_fit_are_read_from_the_host_and_the_run_says_so(monkeypatch):
-    ids = some_ids(np.uint8)
-    assert IdSource(ids, META).is_resident
-    assert placement_lines(IdSource(ids, META)) == placement_lines(IdSource(ids, CPU)) == []
+def test_ids_that_do_not_fit_are_read_from_the_host_and_the_run_says_so(tmp_path, monkeypatch):
+    data = make_trainer(tiny_config(tmp_path)).data
+    resident = IdSource(data.corpus.train, META)
     monkeypatch.setattr(dataloader, "_fits", lambda *_: False)
-    source = IdSource(ids, META)
-    assert not source.is_resident
+    source = IdSource(data.corpus.train, META)
+    assert (resident.is_resident, source.is_resident) == (True, False)
     assert source.windows(np.array([3, 4]), 7).device == META
-    assert "5,000 characters" in placement_lines(source)[0]
+    lines = ["\n".join(text_lines(replace(data, train=ids), ())) for ids in (data.train, resident, source)]
+    assert ["half of the GPU's free memory" in line for line in lines] == [False, False, True]
 
 
 FORMS = [

@@ -14,10 +14,10 @@ from charrnn.vocab import Vocab
 from charrnn.windows import WindowPlan
 from infer import Engine
 from train.checkpoint.format import load_for_inference, load_newest, step_folders
-from train.checkpoint.vocab_transfer import StartingPoint, transfer_weights
+from train.checkpoint.vocab_transfer import transfer_weights
 from train.export.exporter import export_checkpoint
 from train.loop.errors import out_of_memory
-from train.summary import new_lines
+from train.summary import text_lines
 
 CELLS = ("GRU", "LSTM")
 MODES = ("sliding", "carry")
@@ -230,8 +230,7 @@ def test_fine_tuning_keeps_what_is_known_and_starts_new_characters_from_the_mean
         assert torch.allclose(new[name][-2:], old[name].mean(0, keepdim=True).expand_as(new[name][-2:]), atol=1e-6)
     window = second.data.train.windows(second.data.plan.batch(0).starts[:1], 9)
     assert second.data.vocab.decode(window[0].tolist()) in "Zebra & quagga\n" * 3
-    [line] = new_lines(StartingPoint(second.data.vocab, new=("&", "Z")))
-    assert "2 character(s)" in line
+    assert "2 character(s)" in (line := text_lines(second.data, ("&", "Z"))[1])
     assert "'&', 'Z'" in line
 
 
