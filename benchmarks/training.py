@@ -1,7 +1,11 @@
-"""The product's trainer for benchmarks: the one place that knows how it is built and stepped, and a random text."""
+"""The product's trainer for benchmarks: the one place that knows how it is built, stepped and started as a command."""
 
+import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from train.distributed.setup import make_accelerator, set_threads
 from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
 
+ROOT = Path(__file__).resolve().parent.parent
 _BATCHES_OF_TEXT = 64
 
 
@@ -37,10 +42,10 @@ def options_of(folder: Path, **size: Any) -> dict[str, Any]:
     }
 
 
-def write_random_text(options: dict[str, Any], processes: int = 1) -> RunConfig:
-    """Writes and prepares random printable ASCII, enough for many batches of all processes; returns the config."""
+def write_random_text(options: dict[str, Any]) -> RunConfig:
+    """Writes and prepares random printable ASCII, enough for many batches; returns the config."""
     config = load_config(None, options)
-    chars = _BATCHES_OF_TEXT * (processes * config.data.batch_size + 1) * config.data.seq_len
+    chars = _BATCHES_OF_TEXT * (config.data.batch_size + 1) * config.data.seq_len
     text = np.random.default_rng(0).integers(ord(" "), ord("~") + 1, chars, np.uint8)
     Path(config.data.source).write_bytes(text.tobytes())
     prepare(config.data)
@@ -79,3 +84,41 @@ def log_if_due(trainer: Trainer) -> None:
     """Writes the training metrics every `log.every` steps."""
     if trainer.schedule.log_due():
         trainer.log()
+
+
+def assigned(fields: Mapping[str, object]) -> list[str]:
+    """Returns the command line's options for config fields, each "section.key"."""
+    return [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
+
+
+def run_training(name: str, run_dir: Path, *options: object) -> dict[str, Any]:
+    """Trains by the command line.
+
+    Args:
+        name: Of the run, for errors.
+        run_dir: Its folder.
+        options: Of train/main.py, besides --run-dir.
+
+    Returns:
+        The last value of each metric, and `seconds` from start to end.
+
+    Raises:
+        RuntimeError: With the last line of its messages when it fails.
+    """
+    command = ["-m", "accelerate.commands.launch", "train/main.py", "--run-dir", run_dir, *options]
+    began = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    metrics: dict[str, Any] = {}
+    for record in read_metrics(run_dir):
+        metrics |= record
+    return metrics | {"seconds": time.perf_counter() - began}
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns the records of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -21,14 +21,12 @@ TINY = {
     "generate": "--hidden-dim 16 --rounds 2 --seconds 0.05",
     "prepare": "--gigabytes 0.001 --kind mixed",
     "checkpoint_stall": "--hidden-dim 16 --rows 4 --seq-len 8 --rounds 2 --steps 2",
-    "documents": "--hidden-dim 8 --batch-size 4 --seq-len 16 --rounds 2",
 }
 ROWS = {  # what begins the rows of the tables
     "train_speed": ("reference ", "fp32 ", "native "),
     "generate": ("torch eager", "onnxruntime GRU op", "stepped", "loop, fp32 ", "loop, int8 ", "loop, int8, 64"),
     "prepare": ("| mixed |",),
     "checkpoint_stall": ("step ", "snapshot ", "stall ", "waited "),
-    "documents": ("| GRU | no documents |", "| GRU | 100 |", "| LSTM | no documents |", "| LSTM | 100 |"),
 }
 
 

@@ -6,7 +6,6 @@ import random
 import pytest
 
 from benchmarks.quality.any_text import cut, ppmd_loss, random_configuration
-from benchmarks.quality.fine_tuning import Variant, fine_tune, started
 from charrnn.config import UNSIZED, load_config
 
 
@@ -32,10 +31,3 @@ def test_cut_drops_byte_order_mark_and_carriage_returns(tmp_path):
     path.write_bytes("\ufeffone\r\ntwo\r\nthree".encode())
     assert cut(f"name={path}", 0) == ("name", "one\ntwo\nthree")
     assert cut(f"name={path}@4", 3) == ("name", "two")
-
-
-def test_weights_averaged_with_nothing_but_the_base_stay_the_base():
-    text = "It was a dark night, and the owls were out.\n" * 50
-    loss, _ = fine_tune(text, Variant(passes=0.2, average=1.0), 1)
-    assert loss == pytest.approx(started(text, 0.0).evaluate(0.0), abs=1e-6)
-    assert fine_tune(text, Variant(passes=0.2), 1)[0] < loss - 0.1

@@ -10,14 +10,9 @@ included. Every line is printed as soon as it is known.
 """
 
 import itertools
-import json
 import math
-import os
 import random
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -25,19 +20,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.common import machine_line, markdown, markdown_head, run
+from benchmarks.training import assigned, run_training
 
-ROOT = Path(__file__).resolve().parents[2]
-_COLUMNS = (
-    "text",
-    "characters",
-    "budget",
-    "recipe, `stream`",
-    "PPMd",
-    "",
-    "recipe, `windows`",
-    "best of random",
-    "seconds",
-)
+_COLUMNS = ["text", "characters", "budget", "recipe, `stream`", "PPMd", "", "recipe, `windows`", "best of random"]
+_COLUMNS += ["seconds"]
 _ORDERS = range(3, 9)
 _MEMORY = 64 << 20
 
@@ -54,69 +40,48 @@ def ppmd_loss(text: str, held_out: int, encoding: str = "utf-8") -> float:
     return min(lengths) * 8 * math.log(2) / held_out
 
 
-def train(text: Path, run_dir: Path, budget_s: float, threads: int, assignments: dict[str, Any]) -> dict[str, Any]:
-    """Runs the command line on a text. Returns its last validation figures, with `seconds` of wall-clock time.
-
-    Raises: RuntimeError with the last line of its messages when it fails.
-    """
-    command = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train" / "main.py")]
-    command += ["--data", str(text), "--time-limit", f"{budget_s}s", "--run-dir", str(run_dir)]
-    for key, value in {"train.threads": threads, "data.cache_dir": str(run_dir.parent / "data"), **assignments}.items():
-        command += ["--set", f"{key}={value}"]
-    began = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    figures: dict[str, Any] = {"seconds": time.perf_counter() - began}
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        figures |= json.loads(line)
-    return figures
+# Everything that the recipe chooses but the budget; of a network, where training starts from scratch.
+_CHOICES: dict[str, list[Any]] = {
+    "optim.weight_decay": [0, 0.01, 0.1],
+    "data.batch_size": [4, 8, 16, 32, 64],
+    "data.seq_len": [32, 64, 96, 128],
+    "data.reset": [0, 0.05],
+    "model.dropout_mask": ["window", "character"],
+    "train.epochs": [4, 8, 16, 32, 64],
+    "train.init_from": ["base", "none"],
+}
+_NETWORKS: dict[str, list[Any]] = {
+    "model.rnn": ["GRU", "LSTM"],
+    "model.num_layers": [1, 2],
+    "model.hidden_dim": [128, 256, 384, 512, 768],
+    "model.embedding_dim": [32, 64, 128],
+    "model.layer_norm": ["true", "false"],
+}
 
 
 def random_configuration(draw: random.Random) -> dict[str, Any]:
-    """Settings of everything that the recipe chooses but the budget, uniform or log-uniform."""
-    shared = {
-        "optim.lr": f"{10 ** draw.uniform(-3.3, -2):.2g}",
-        "optim.weight_decay": draw.choice([0, 0.01, 0.1]),
-        "data.batch_size": draw.choice([4, 8, 16, 32, 64]),
-        "data.seq_len": draw.choice([32, 64, 96, 128]),
-        "data.reset": draw.choice([0, 0.05]),
-        "model.dropout": round(draw.uniform(0, 0.6), 2),
-        "model.dropout_mask": draw.choice(["window", "character"]),
-        "train.epochs": draw.choice([4, 8, 16, 32, 64]),
-    }
-    if draw.random() < 0.5:
-        return {**shared, "train.init_from": "base"}
-    return {
-        **shared,
-        "train.init_from": "none",
-        "model.rnn": draw.choice(["GRU", "LSTM"]),
-        "model.num_layers": draw.choice([1, 2]),
-        "model.hidden_dim": draw.choice([128, 256, 384, 512, 768]),
-        "model.embedding_dim": draw.choice([32, 64, 128]),
-        "model.layer_norm": draw.choice(["true", "false"]),
-    }
+    """Draws settings, uniform or log-uniform."""
+    drawn = {"optim.lr": f"{10 ** draw.uniform(-3.3, -2):.2g}", "model.dropout": round(draw.uniform(0, 0.6), 2)}
+    drawn |= {name: draw.choice(values) for name, values in _CHOICES.items()}
+    if drawn["train.init_from"] == "base":
+        return drawn
+    return drawn | {name: draw.choice(values) for name, values in _NETWORKS.items()}
 
 
-def best_of_random(
-    text: Path, folder: Path, budget_s: float, threads: int, count: int, fixed: dict[str, Any]
-) -> tuple[float, str]:
+def best_of_random(folder: Path, count: int, *options: object) -> tuple[float, str]:
     """The lowest loss of `count` random configurations, and its settings; those that don't fit the text are redrawn."""
-    best, settings, draw, made = math.inf, "", random.Random(0), 0
-    while made < count:
-        assignments = {**random_configuration(draw), **fixed}
+    found: list[tuple[float, str]] = []
+    draw = random.Random(0)
+    while len(found) < count:
+        settings = assigned(random_configuration(draw))
         try:
-            loss = train(text, folder / f"random-{made}", budget_s, threads, assignments)["val/stream/loss"]
+            metrics = run_training("random", folder / f"random-{len(found)}", *settings, *options)
         except RuntimeError as error:
             if "would fit" not in str(error) and "diverged" not in str(error):
                 raise
             continue
-        made += 1
-        if loss < best:
-            best, settings = loss, " ".join(f"{key}={value}" for key, value in assignments.items())
-    return best, settings
+        found.append((metrics["val/stream/loss"], " ".join(settings[1::2])))
+    return min(found)
 
 
 def cut(given: str, size: int, encoding: str = "utf-8-sig") -> tuple[str, str]:
@@ -146,23 +111,21 @@ def main(
     encoding, fixed = ("latin-1", {"data.vocab": "bytes"}) if binary else ("utf-8", {})
     print(f"{machine_line()}\nthreads  {threads or 'all'}\n")
     print("\n".join(markdown_head(_COLUMNS)), flush=True)
-    for given, length in itertools.product(text, size):
+    for given, length, seconds in itertools.product(text, size, budget):
         name, content = cut(given, length, "latin-1" if binary else "utf-8-sig")
-        held_out = len(content) - int(len(content) * 0.9)
-        ppmd = ppmd_loss(content, held_out, encoding)
-        for seconds in budget:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, f"{name}.txt")
-                path.write_bytes(content.encode(encoding))
-                runs = [
-                    train(path, Path(folder, f"seed-{n}"), seconds, threads, {**fixed, "train.seed": n})
-                    for n in seed or [1]
-                ]
-                best = random_runs and best_of_random(path, Path(folder), seconds, threads, random_runs, fixed)
-            stream, windows = ([taken[f"val/{protocol}/loss"] for taken in runs] for protocol in ("stream", "windows"))
-            cells = [name, f"{len(content):,}", f"{seconds:g} s", shown(stream), f"{ppmd:.4f}"]
-            cells += [f"{mean(stream) / ppmd - 1:+.1%}", shown(windows), f"{best[0]:.4f} ({best[1]})" if best else ""]
-            print(markdown([*cells, f"{max(taken['seconds'] for taken in runs):.0f}"]), flush=True)
+        ppmd = ppmd_loss(content, len(content) - int(len(content) * 0.9), encoding)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            path = folder / f"{name}.txt"
+            path.write_bytes(content.encode(encoding))
+            fields = fixed | {"train.threads": threads, "data.cache_dir": folder / "data"}
+            options = ["--data", path, "--time-limit", f"{seconds}s", *assigned(fields)]
+            runs = [run_training(name, folder / f"seed-{n}", *options, "--set", f"train.seed={n}") for n in seed or [1]]
+            best = random_runs and best_of_random(folder, random_runs, *options)
+        stream, windows = ([taken[f"val/{protocol}/loss"] for taken in runs] for protocol in ("stream", "windows"))
+        cells = [name, f"{len(content):,}", f"{seconds:g} s", shown(stream), f"{ppmd:.4f}"]
+        cells += [f"{mean(stream) / ppmd - 1:+.1%}", shown(windows), f"{best[0]:.4f} ({best[1]})" if best else ""]
+        print(markdown([*cells, f"{max(taken['seconds'] for taken in runs):.0f}"]), flush=True)
 
 
 if __name__ == "__main__":
