@@ -14,10 +14,10 @@ from training import make_trainer, tiny_config
 import train.loop.dataloader as dataloader
 from charrnn.config import EvalConfig, ModelConfig, RunConfig
 from charrnn.errors import CorpusError, TrainingError
-from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
+from charrnn.model.rnn import CharRNN
 from train.checkpoint.format import Checkpoint
 from train.checkpoint.rng import restore_rank_rng
-from train.loop.dataloader import IdSource, to_device
+from train.loop.dataloader import IdSource
 from train.loop.errors import MOST_SKIPPED
 from train.loop.evaluation import evaluate, full_fp32
 from train.loop.metrics import Metrics
@@ -80,23 +80,6 @@ FORMS = [
         ({}, {"dropout": 0.3}, {"dropout": 0.3, "dropout_mask": "window"}, {"layer_norm": True}),
     )
 ]
-
-
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_every_tensor_of_a_step_is_on_the_device(form):
-    """Of training, evaluation, and training in eval mode; a tensor on the host among them is an error of torch."""
-    model = CharRNN(ModelConfig(embedding_dim=8, hidden_dim=16, **form), 11).to(META)
-    ids, starts = IdSource(some_ids(np.uint8), META), np.arange(4)
-    loss_of = NextCharLoss(model)
-    for mode, grad in ((True, True), (False, False), (False, True)):
-        model.train(mode)
-        state = zeroed(model.zero_state(4, META), to_device(np.array([True, False, True, False]), META))
-        with torch.set_grad_enabled(grad):
-            loss, after = loss_of(ids.windows(starts, 9), state)
-        if grad:
-            loss.backward()
-            assert all(p.grad is not None and p.grad.device == META for p in model.parameters())
-        assert all(part.device == META for part in (loss, *detach(after)))
 
 
 @pytest.mark.parametrize(
