@@ -180,7 +180,7 @@ def bench(
 ) -> None:
     """Measure a model file's generation speed.
 
-    Start-up, time to the first text, characters/s of 1, 8 and 64 streams, and the limit that memory bandwidth sets.
+    Start-up, time to the first text, and characters/s of 1, 8 and 64 streams.
     """
     from charrnn.sampling import SamplingOptions
     from infer import bench as benchmark

@@ -142,8 +142,8 @@ class Network:
         """Generate `length` characters for each of B rows, which may differ in everything.
 
         A row's characters depend on its own `last`, state, options, stream and history alone, not on the other rows
-        or on how a text is divided into calls. Rows with a repetition penalty, which the graph does not have, are
-        sampled in numpy, a character at a time; the others by the graph's loop.
+        or on how a text is divided into calls. The graph's loop samples, or numpy, a character at a time, if a row has
+        a repetition penalty, which the graph does not have.
 
         Args:
             last: (B,), each row's last character, which its state does not include yet.
@@ -163,24 +163,9 @@ class Network:
         """
         uniforms = np.stack([stream.random(length) for stream in streams])  # (B, length)
         last = np.asarray(last, np.int64)[:, None]  # (B, 1)
-        history = list(last) if history is None else history
-        looped = [b for b, row in enumerate(options) if in_graph and row.repetition_penalty == 1]
-        if len(looped) == len(options):
+        if in_graph and all(row.repetition_penalty == 1 for row in options):
             return self._decode_in_graph(last, state, uniforms, options)
-        if not looped:
-            return self._decode_stepped(last, state, uniforms, options, history)
-        ids = np.empty(uniforms.shape, np.int64)
-        after = tuple(np.empty_like(part) for part in state)
-        stepped = sorted({*range(len(options))} - {*looped})
-        for rows in (looped, stepped):
-            given = last[rows], tuple(part[:, rows] for part in state), uniforms[rows], [options[b] for b in rows]
-            if rows is looped:
-                ids[rows], parts = self._decode_in_graph(*given)
-            else:
-                ids[rows], parts = self._decode_stepped(*given, [history[b] for b in rows])
-            for part, whole in zip(parts, after, strict=True):
-                whole[:, rows] = part
-        return ids, after
+        return self._decode_stepped(last, state, uniforms, options, list(last) if history is None else history)
 
     def _decode_in_graph(
         self, last: Ids, state: State, uniforms: NDArray[np.float64], options: Sequence[SamplingOptions]

@@ -11,7 +11,7 @@ class TextWriter:
 
     Args:
         vocab: Of the model that draws the ids.
-        stops: The text ends before the first occurrence of any of these; what may be the beginning of one is held back.
+        stops: The text ends before the one that is complete first; what may be the beginning of one is held back.
         past_end: Go on where a document ends, with its end in the text; else the text ends before it.
 
     Attributes:
@@ -53,10 +53,11 @@ class TextWriter:
             text, last = text.partition(self._document_end)[0], True
             self.ended = True
         self._held += text
-        found = [at for at in map(self._held.find, self._stops) if at >= 0]
+        # By where they end, so that it does not matter how the ids are divided into calls.
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.ended = True
-            return self._counted(self._held[: min(found)])
+            return self._counted(self._held[: min(found)[1]])
         keep = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]

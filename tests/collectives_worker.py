@@ -28,7 +28,7 @@ from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, TrainingError
 from charrnn.windows import Batch
 from train.checkpoint.format import load_newest, step_folders
-from train.distributed.collectives import Collectives, GlobalStatus, StepStatus
+from train.distributed.collectives import Collectives, GlobalStatus
 from train.distributed.setup import check_processes, make_accelerator
 from train.distributed.signals import StopSignals
 from train.distributed.watchdog import Watchdog, connect_store
@@ -96,7 +96,7 @@ def all_ranks_receive_the_same_status(folder: Path) -> None:
 
     def check(expected: dict[str, Any], stop: int = 0, fault: bool = False, batch: Sequence[int] = (1, 2)) -> None:
         status = {"stop_signal": 0, "elapsed_s": 100.25, "failed_ranks": (), "mismatched_ranks": ()}
-        found = here.all_gather_status(StepStatus(stop, fault, 100.25 + RANK, np.array(batch)))
+        found = here.all_gather_status(stop, fault, 100.25 + RANK, np.array(batch))
         assert found == GlobalStatus(**(status | expected)), found
 
     check({})

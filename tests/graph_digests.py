@@ -1,4 +1,4 @@
-"""Writes infer/model_file/graph_digests.py from files of every kind: `python tests/graph_digests.py`."""
+"""Writes infer/model_file/graph_digests.txt from files of every kind: `python tests/graph_digests.py`."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,9 +7,8 @@ from pathlib import Path
 from tiny_models import CHARS, model_bytes
 
 from charrnn.vocab import Vocab
-from infer.model_file import graph_digests, graph_structure, validator
+from infer.model_file import graph_structure, validator
 from infer.model_file.layout import Sizes
-from infer.model_file.protobuf import Reader
 
 LARGE = [chr(i) for i in range(0x4E00, 0x4E00 + 700)]
 VOCABS = {
@@ -18,18 +17,6 @@ VOCABS = {
     "documents": Vocab.of_chars(CHARS.symbols, document_end="\n"),
     "large documents": Vocab.of_chars(LARGE, document_end=LARGE[0]),
 }
-HEAD = '''"""Digests of the graphs that train.export writes; made by `python tests/graph_digests.py`.
-
-See `graph_structure.structure_digest`. There is one per cell, precision, kind of vocabulary, with and without documents
-and layer normalisation, and for one layer and several.
-"""
-
-DIGESTS = frozenset(
-    """
-'''
-TAIL = '''""".strip().splitlines()
-)
-'''
 
 
 def files(layers: tuple[int, ...] = (1, 2)) -> Iterator[tuple[str, bytes, Sizes]]:
@@ -43,16 +30,13 @@ def files(layers: tuple[int, ...] = (1, 2)) -> Iterator[tuple[str, bytes, Sizes]
 
 
 def digest(data: bytes, sizes: Sizes) -> str:
-    reader: Reader = validator.outline(data).reader
-    graph = reader.fields(validator.outline(data).graph, graph_structure.GRAPH, "graph")
-    return graph_structure.structure_digest(reader, graph, validator._read_weights(reader, graph, sizes), sizes)
-
-
-def source(digests: set[str]) -> str:
-    """infer/model_file/graph_digests.py with these."""
-    return HEAD + "\n".join(sorted(digests)) + "\n" + TAIL
+    found = validator.outline(data)
+    graph = found.reader.fields(found.graph, graph_structure.GRAPH, "graph")
+    weights = validator._read_weights(found.reader, graph, sizes)
+    return graph_structure.structure_digest(found.reader, graph, weights, sizes)
 
 
 if __name__ == "__main__":
-    found = {digest(data, sizes) for _, data, sizes in files()}
-    Path(graph_digests.__file__).write_text(source(found), encoding="utf-8", newline="\n")
+    digests = sorted({digest(data, sizes) for _, data, sizes in files()})
+    path = Path(validator.__file__).with_name("graph_digests.txt")
+    path.write_text("\n".join(digests) + "\n", encoding="ascii", newline="\n")

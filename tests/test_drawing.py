@@ -89,45 +89,28 @@ def test_returned_state_is_before_the_last_character(engine):
 MIXED = [*CHOICES, SamplingOptions(0.8, top_k=3, repetition_penalty=1.3), SamplingOptions(1, top_p=0.6, min_p=0.2)]
 
 
-def of_rows(engine, rows, states, lasts, length=60):
-    """ids (B, N) and states of some rows of MIXED, decoded together."""
-    state = tuple(np.concatenate([states[b][p] for b in rows], axis=1) for p in range(len(states[0])))
-    streams = [np.random.default_rng(b) for b in rows]
-    return engine.decode(np.array([lasts[b] for b in rows]), state, length, [MIXED[b] for b in rows], streams)
-
-
-def test_rows_with_their_own_options_decode_as_alone(engine):
-    prompts = [CHARS.encode(text) for text in ("a", "ROMEO:", "the ", "x\ny", "to be", "or", "not", "O!")]
-    states, lasts = [engine.prefill(p)[1] for p in prompts], [p[-1] for p in prompts]
-    rows = range(len(MIXED))
-    together, after = of_rows(engine, rows, states, lasts)
-    for b in rows:
-        alone, alone_after = of_rows(engine, [b], states, lasts)
-        np.testing.assert_array_equal(together[b], alone[0])
-        if engine.metadata["charrnn.precision"] == "int8":
-            for part, other in zip(after, alone_after, strict=True):
-                np.testing.assert_array_equal(part[:, b], other[:, 0])  # bit for bit
-    backwards, _ = of_rows(engine, rows[::-1], states, lasts)
-    np.testing.assert_array_equal(backwards[::-1], together)
-
-
-def test_row_of_64_equals_row_alone(engine):
+@pytest.mark.parametrize("penalised", [True, False])
+def test_rows_of_a_batch_decode_as_alone(engine, penalised):
     """int8: bit for bit. fp32: the same text; states may differ in their last bits, by the kernels of the processor."""
-    prompt, exact = CHARS.encode("ROMEO:"), engine.metadata["charrnn.precision"] == "int8"
-    state = engine.prefill(prompt[:-1])[1]
+    options = MIXED if penalised else [row for row in MIXED if row.repetition_penalty == 1] * 9
+    prompts = [CHARS.encode(text) for text in ("a", "ROMEO:", "the ", "x\ny", "to be", "or", "not", "O!")]
+    starts = [(engine.prefill(prompt)[1], prompt[-1]) for prompt in prompts]
 
-    def decode(seeds):
-        streams = [np.random.default_rng(seed) for seed in seeds]
-        states = tuple(np.repeat(part, len(seeds), axis=1) for part in state)
-        options = [SamplingOptions(0.9)] * len(seeds)
-        return engine.decode(np.repeat(prompt[-1:], len(seeds)), states, 100, options, streams)
+    def decode(rows):
+        states, lasts = zip(*(starts[b % len(starts)] for b in rows), strict=True)
+        state = tuple(np.concatenate(parts, axis=1) for parts in zip(*states, strict=True))
+        streams = [np.random.default_rng(b) for b in rows]
+        return engine.decode(np.array(lasts), state, 60, [options[b] for b in rows], streams)
 
-    together, states = decode(range(64))
-    for b in range(64):
-        alone, alone_state = decode([b])
+    together, after = decode(range(len(options)))
+    for b in range(len(options)):
+        alone, alone_after = decode([b])
         np.testing.assert_array_equal(together[b], alone[0])
-        for part, other in zip(states, alone_state, strict=True):
+        exact = engine.metadata["charrnn.precision"] == "int8"
+        for part, other in zip(after, alone_after, strict=True):
             np.testing.assert_allclose(part[:, b], other[:, 0], rtol=0, atol=0 if exact else 1e-5)
+    backwards, _ = decode(range(len(options))[::-1])
+    np.testing.assert_array_equal(backwards[::-1], together)
 
 
 def test_threads_do_not_change_the_text(engine):

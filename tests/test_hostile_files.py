@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import CHARS, metadata, model_bytes, run_config
 
-import infer.model_file.graph_digests
 from charrnn.errors import ModelFileError
 from infer import Engine
 from infer.model_file import graph_structure, validator
 from infer.model_file import session as limits
-from infer.model_file.graph_digests import DIGESTS
 from infer.model_file.layout import Sizes
-from infer.model_file.protobuf import DamagedError, UnsafeError
+from infer.model_file.protobuf import DamagedError, Reader, UnsafeError
+from infer.model_file.validator import DIGESTS
 
 CELLS = ("GRU", "LSTM")
 WHOLE = {f"{rnn} {precision}": model_bytes(rnn=rnn, precision=precision, num_layers=1)
@@ -201,41 +200,31 @@ def test_operators_and_parts_that_no_charrnn_file_has_are_refused(tmp_path, chan
 
 def test_digests_are_those_of_the_files_that_export_writes():
     """If train/export changes the graph, run `python tests/graph_digests.py`."""
-    found = {name: graph_digests.digest(data, sizes) for name, data, sizes in graph_digests.files((1, 2, 5))}
-    assert set(found.values()) == DIGESTS
-    written = Path(infer.model_file.graph_digests.__file__).read_text(encoding="utf-8")
-    assert written == graph_digests.source(set(found.values()))
+    assert {graph_digests.digest(data, sizes) for _, data, sizes in graph_digests.files((1, 2, 5))} == DIGESTS
+    assert len(DIGESTS) == 64
 
 
-def test_every_node_that_is_left_out_or_rewired_is_noticed():
-    """Of each node of the main graph and the loop: dropped, its inputs swapped, or one taken from elsewhere."""
+@pytest.mark.parametrize("place", ["main", "loop"])
+def test_every_node_that_is_left_out_or_rewired_is_noticed(place):
+    """Of each node: dropped, or its inputs swapped."""
+    indifferent = ("Add", "And", "Concat", "Loop", "Mul", "Or", "Scan")  # to the order, or to that of the layers
 
-    def noticed(change, i, place):
-        model = onnx.load_from_string(WHOLE["LSTM int8"])
-        nodes = model.graph.node
-        if place == "loop":
-            nodes = next(node for node in nodes if node.op_type == "Loop").attribute[0].g.node
-        if not change(nodes, i):
-            return True
+    def nodes_of(model):
+        loop = next(node for node in model.graph.node if node.op_type == "Loop")
+        return model.graph.node if place == "main" else loop.attribute[0].g.node
+
+    def is_noticed(model):
         try:
             return graph_digests.digest(model.SerializeToString(), SIZES) not in DIGESTS
         except (UnsafeError, DamagedError):
             return True
 
-    def drop(nodes, i):
-        del nodes[i]
-        return True
-
-    def swap(nodes, i):
-        taken = list(nodes[i].input)
-        nodes[i].input[:] = taken[::-1]
-        return len(set(taken)) > 1 and nodes[i].op_type not in ("Add", "And", "Concat", "Loop", "Mul", "Or", "Scan")
-
-    model = onnx.load_from_string(WHOLE["LSTM int8"])
-    loop = next(node for node in model.graph.node if node.op_type == "Loop").attribute[0].g
-    for place, count in (("main", len(model.graph.node)), ("loop", len(loop.node))):
-        for change in (drop, swap):
-            assert [i for i in range(count) if not noticed(change, i, place)] == []
+    for i, node in enumerate(nodes_of(onnx.load_from_string(WHOLE["LSTM int8"]))):
+        dropped, swapped = (onnx.load_from_string(WHOLE["LSTM int8"]) for _ in range(2))
+        del nodes_of(dropped)[i]
+        nodes_of(swapped)[i].input[:] = list(node.input)[::-1]
+        assert is_noticed(dropped)
+        assert is_noticed(swapped) or len(set(node.input)) < 2 or node.op_type in indifferent, node
 
 
 def test_node_limit_is_just_above_the_largest_graph():
@@ -274,12 +263,6 @@ def broadcast(model):
         )
         table = f"square{i}"
     model.graph.node.append(last)
-
-
-@pytest.mark.parametrize("change", [endless, broadcast])
-def test_graphs_that_cost_without_end_are_not_opened(tmp_path, change):
-    (tmp_path / "m.onnx").write_bytes(changed(change))
-    assert OTHER_GRAPH in refused(tmp_path / "m.onnx")
 
 
 @pytest.fixture
@@ -335,7 +318,9 @@ def empty_dimensions(model):
 
 
 @pytest.mark.parametrize(
-    "change", [crashing, empty_loop, only_for_one_row, unused_weights, empty_dimensions], ids=lambda f: f.__name__
+    "change",
+    [endless, broadcast, crashing, empty_loop, only_for_one_row, unused_weights, empty_dimensions],
+    ids=lambda f: f.__name__,
 )
 def test_graphs_that_end_or_exhaust_the_process_are_refused_at_once(tmp_path, change):
     (tmp_path / "m.onnx").write_bytes(changed(change, model_bytes(layer_norm=True)))
@@ -394,13 +379,9 @@ def test_metadata_that_is_huge_nested_or_no_text_is_refused(tmp_path, key, value
     assert re.search(named, refused(tmp_path / "m.onnx"))
 
 
-def test_metadata_that_is_not_utf8_or_there_twice_is_refused(tmp_path):
-    whole = WHOLE["GRU fp32"]
-    (tmp_path / "m.onnx").write_bytes(whole.replace(b'"kind": "chars"', b'"kind": "\xff\xfears"'))
+def test_metadata_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(WHOLE["GRU fp32"].replace(b'"kind": "chars"', b'"kind": "\xff\xfears"'))
     assert "not UTF-8" in refused(tmp_path / "m.onnx")
-    twice = changed(lambda model: model.metadata_props.add(key="charrnn.config", value="{}"))
-    (tmp_path / "m.onnx").write_bytes(twice)
-    assert "twice" in refused(tmp_path / "m.onnx")
 
 
 def test_a_giant_file_is_refused_unread(tmp_path):
@@ -410,12 +391,18 @@ def test_a_giant_file_is_refused_unread(tmp_path):
     assert "20000000000 bytes" in refused(tmp_path / "m.onnx")
 
 
-def test_a_graph_that_two_pieces_are_merged_into_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "added",
+    [
+        onnx.ModelProto(graph=onnx.GraphProto(name="x")),
+        onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key="charrnn.config", value="{}")]),
+    ],
+    ids=["graph", "metadata"],
+)
+def test_what_is_there_twice_is_refused(tmp_path, added):
     """protobuf puts a message together that comes in two; a check of either would miss what they make together."""
-    (tmp_path / "m.onnx").write_bytes(
-        WHOLE["GRU fp32"] + onnx.ModelProto(graph=onnx.GraphProto(name="x")).SerializeToString()
-    )
-    assert "there 2 times" in refused(tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").write_bytes(WHOLE["GRU fp32"] + added.SerializeToString())
+    assert re.search("there 2 times|twice", refused(tmp_path / "m.onnx"))
 
 
 # ---- weights that do not fit
@@ -489,74 +476,18 @@ def outcomes(folder: Path) -> dict[str, str]:
 
 
 def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes of which some are flipped, cut out, doubled, made extreme, or replaced by others of theirs."""
+    """Bytes of which some are flipped, cut out, doubled, or made extreme."""
     data = bytearray(whole)
     for _ in range(rng.integers(1, 4)):
         at = int(rng.integers(max(len(data) - 1, 1)))
         size = int(rng.choice([1, 2, 8, 100]))
-        match rng.integers(5):
-            case 0:
-                data[at : at + 1] = bytes(byte ^ 1 << int(rng.integers(8)) for byte in data[at : at + 1])
-            case 1:
-                del data[at : at + size]
-            case 2:
-                data[at:at] = data[at : at + size]
-            case 3:
-                data[at : at + size] = bytes(rng.choice([0, 127, 255], size).astype(np.uint8))
-            case 4:
-                other = int(rng.integers(max(len(data), 1)))
-                data[at : at + size] = data[other : other + size]
+        data[at : at + size] = [
+            bytes(byte ^ 1 << int(rng.integers(8)) for byte in data[at : at + size]),
+            b"",
+            data[at : at + size] * 2,
+            bytes(rng.choice([0, 127, 255], size).astype(np.uint8)),
+        ][rng.integers(4)]
     return bytes(data)
-
-
-def outside_of_weights(whole: bytes) -> list[tuple[int, int]]:
-    """Where the bytes are that are no weights: of a whole file, all but the long runs of raw data."""
-    spans, start = [], 0
-    for tensor in onnx.load_from_string(whole).graph.initializer:
-        at = whole.find(tensor.raw_data, start) if len(tensor.raw_data) > 100 else -1
-        if at >= 0:
-            spans.append((start, at))
-            start = at + len(tensor.raw_data)
-    return [*spans, (start, len(whole))]
-
-
-def test_damaged_files_are_refused_or_write_and_never_end_the_process(tmp_path):
-    rng = np.random.default_rng(1)
-    for kind, whole in WHOLE.items():
-        spans = [span for span in outside_of_weights(whole) if span[1] > span[0]]
-        for i in range(40):
-            start, end = spans[rng.integers(len(spans))]
-            data = whole[:start] + damaged(whole[start:end], rng) + whole[end:]
-            (tmp_path / f"{kind.replace(' ', '-')}-{i}.onnx").write_bytes(data)
-    found = outcomes(tmp_path)
-    assert len(found) == 40 * len(WHOLE)
-    assert sum(outcome == "refused" for outcome in found.values()) > len(found) / 3
-
-
-def attributes(graph: onnx.GraphProto) -> list[onnx.AttributeProto]:
-    own = [a for node in graph.node for a in node.attribute]
-    return own + [a for outer in own if outer.type == onnx.AttributeProto.GRAPH for a in attributes(outer.g)]
-
-
-def test_extreme_numbers_in_graph_and_weights_never_end_the_process(tmp_path):
-    extremes = [-(2**63), -1, 0, 1, 7, 1 << 20, 1 << 33, 2**63 - 1]
-    rng, count = np.random.default_rng(2), 0
-    for kind, whole in WHOLE.items():
-        model = onnx.load_from_string(whole)
-        numbers = [i for i, a in enumerate(attributes(model.graph)) if a.type == onnx.AttributeProto.INT]
-        constants = [i for i, t in enumerate(model.graph.initializer) if t.data_type == TensorProto.INT64]
-        for i in [*rng.choice(numbers, 20), *(-1 - c for c in constants)] if numbers else []:
-            changed_model = onnx.load_from_string(whole)
-            if i >= 0:
-                attributes(changed_model.graph)[i].i = int(rng.choice(extremes))
-            else:
-                tensor = changed_model.graph.initializer[-1 - i]
-                array = np.full(tuple(tensor.dims), rng.choice(extremes))
-                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-            (tmp_path / f"{kind.replace(' ', '-')}-{i}.onnx").write_bytes(changed_model.SerializeToString())
-    count = len(list(tmp_path.iterdir()))
-    assert count > 100
-    assert len(outcomes(tmp_path)) == count
 
 
 @FUZZ
@@ -565,7 +496,8 @@ def test_random_bytes_alone_or_in_a_file_are_refused_or_harmless(tmp_path_factor
     folder, whole = tmp_path_factory.getbasetemp(), WHOLE["LSTM int8"]
     (folder / "noise.onnx").write_bytes(noise)
     refused(folder / "noise.onnx")
-    at = whole.rindex(b"charrnn.format_version") + place % 600
+    # In the metadata at the end, or in the nodes, the first half; what is between are weights.
+    at = whole.rindex(b"charrnn.format_version") + place % 600 if place % 2 else place % (len(whole) // 2)
     (folder / "noise.onnx").write_bytes(whole[:at] + noise + whole[at + len(noise) :])
     refusal(folder / "noise.onnx")
 
@@ -603,31 +535,18 @@ def spelled(value: int) -> bytes:
 
 
 def fields(data: bytes) -> list[tuple[int, int, int | bytes]]:
-    """A message's fields: number, wire type, value. Raises: IndexError, ValueError for what is none."""
-    found, at = [], 0
-
-    def number() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
+    """A message's fields: number, wire type, value. Raises: DamagedError for what is none."""
+    reader, found, at = Reader(data), [], 0
     while at < len(data):
-        tag = number()
-        size = {0: 0, 1: 8, 5: 4}.get(tag & 7)
-        if tag & 7 == 0:
-            found.append((tag >> 3, 0, number()))
-            continue
-        size = number() if tag & 7 == 2 else size
-        if size is None or at + size > len(data) or not tag >> 3:
-            raise ValueError
-        found.append((tag >> 3, tag & 7, data[at : at + size]))
-        at += size
+        tag, at = reader._varint(at, len(data))
+        value, end = reader._varint(at, len(data)) if tag & 7 in (0, 2) else (0, at)
+        if tag & 7:
+            at, end = end, end + {1: 8, 2: value, 5: 4}.get(tag & 7, len(data))
+            value = data[at:end]
+        if end > len(data) or not tag >> 3:
+            raise DamagedError
+        found.append((tag >> 3, tag & 7, value))
+        at = end
     return found
 
 
@@ -647,7 +566,7 @@ def mutated(data: bytes, rng: np.random.Generator, depth: int = 0) -> bytes:
     """A message with one field changed: its value, number or kind, its place, left out or doubled; or one within it."""
     try:
         parts = fields(data)
-    except (IndexError, ValueError):
+    except DamagedError:
         parts = []
     if not parts:  # text or numbers
         return damaged(data, rng) if data else bytes(rng.integers(0, 256, 3, np.uint8))

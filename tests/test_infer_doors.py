@@ -61,7 +61,6 @@ def quick(monkeypatch, tmp_path):
     """Measures are short, and no page stays up."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(infer.bench, "_TURN_S", 0.001)
-    monkeypatch.setattr(infer.bench, "_LARGE_BYTES", 1 << 20)
     monkeypatch.setattr(infer.bench, "start_up", lambda path: dict.fromkeys(("imports", "load", "first", "whole"), 0.1))
     monkeypatch.setattr(infer.ui.app, "build_page", unserved)
     monkeypatch.setattr(infer.addresses, "listen", unserved)

@@ -124,7 +124,7 @@ def test_an_api_key_is_asked_for(connect):
     for host in ("x/health?", "x/metrics#", "127.0.0.1/?"):  # which make another URL of the same path
         assert client.get("/v1/models", headers={"Host": host}).status_code == 401
     assert client.get("/v1/models", headers={"Authorization": "Bearer s3cret"}).status_code == 200
-    assert [client.get(path).status_code for path in ("/", "/metrics", "/health")] == [200, 200, 503]
+    assert [client.get(path).status_code for path in ("/metrics", "/health")] == [200, 503]
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,6 @@ def test_cors_preflight_is_answered_without_a_key(connect):
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://example.org"
     assert client.options("/v1/completions", headers=headers | {"Origin": "https://e.com"}).status_code == 400
-
-
-def test_the_page_shows_a_curl_line(connect):
-    got = connect().get("/")
-    assert f"curl {HERE}/v1/completions" in got.text
-    assert "Bearer" not in got.text
-    assert "<code>a</code>" in got.text
-    assert "Bearer KEY" in connect(api_key="x").get("/").text
 
 
 def test_metrics_are_read_by_prometheus_own_parser(connect):

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 from training import make_trainer, tiny_config
 
-from benchmarks.reliability import __main__ as program
 from benchmarks.reliability import chains, faults, inject, launch
-from train.checkpoint import format as checkpoint_format
 from train.checkpoint.format import load_newest
 
 ROOT = Path(__file__).parent.parent
@@ -114,39 +112,6 @@ def test_an_unusable_newer_checkpoint_displaces_no_usable_one(tmp_path):
 # ---- the measuring itself
 
 
-def some_lines(seen, last):
-    seen.append(1)
-    seen.append(2)
-    if last:
-        seen.append(3)
-
-
-@pytest.mark.parametrize(
-    ("share", "last", "before", "where"),
-    [
-        (0.0, True, 0, "seen.append(1)"),
-        (0.3, True, 1, "seen.append(2)"),
-        (0.99, True, 2, "seen.append(3)"),
-        (0.99, False, 2, "the call's end"),
-    ],
-)
-def test_a_fault_triggers_before_the_line_of_its_share(monkeypatch, share, last, before, where):
-    monkeypatch.setattr(inject, "TRACED", (__file__,))
-    seen, triggered = [], []
-    fault = inject.ProcessFault("kill", "step", call=2, point=share)
-    injected = inject.at_point(
-        some_lines, lambda _, last: last is not None, fault, lambda where: triggered.append((len(seen), where))
-    )
-    injected([], None)  # does not count
-    injected([], True)
-    assert triggered == []
-    injected(seen, last)
-    injected(seen, True)
-    ((appended, text),) = triggered
-    assert appended == before
-    assert text.endswith(where)
-
-
 def events(*rows):
     return [{"event": name, "t": float(t), "rank": 0, **rest} for t, name, rest in rows]
 
@@ -184,16 +149,6 @@ def test_a_fault_that_costs_too_much_is_not_survived(cost, wrong):
     assert chains._too_much(cost, 4) == wrong
 
 
-def test_a_row_counts_survivals_and_costs():
-    fault = faults.Fault("a fault", "how", "survived if", lambda draw: chains.Injection())
-    trials = [
-        chains.Trial(chains.Cost(2, 600, 0, 0.25), ""),
-        chains.Trial(chains.Cost(4, 400), "the run's end is another"),
-    ]
-    assert program.row(fault, trials) == "| a fault | how | survived if | 2 | 1 | 384 (512) | 500 (600) | 0.1 (0.2) |"
-    assert program.row(fault, []) == "| a fault | how | survived if | 0 | 0 | none | none | none |"
-
-
 def test_every_fault_has_a_name_and_a_row_in_the_docs():
     rows = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert len({f.name for f in faults.FAULTS}) == len(faults.FAULTS) == 21
@@ -210,20 +165,6 @@ def test_functions_that_faults_strike_in_exist(name):
     assert callable(getattr(owner, attribute))
 
 
-def test_a_replaced_function_is_the_one_that_is_called():
-    write = checkpoint_format.write_folder
-    inject.replace(inject.PHASES["write"].function, lambda function: injected if function is write else None)
-    try:
-        assert checkpoint_format.write_folder is injected
-    finally:
-        inject.replace(inject.PHASES["write"].function, lambda _: write)
-    assert checkpoint_format.write_folder is write
-
-
-def injected(*_):
-    raise AssertionError
-
-
 def test_expected_messages_are_in_the_sources():
     sources = [path for package in ("charrnn", "train") for path in (ROOT / package).rglob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources]
@@ -233,10 +174,3 @@ def test_expected_messages_are_in_the_sources():
     for name, template in launch.MESSAGES.items():
         for part in filter(None, map(str.strip, template.split("{}"))):
             assert any(part in text for text in texts), f"{name}: nobody prints {part!r}"
-
-
-def test_a_message_matches_what_it_is_filled_with():
-    expected = launch.message("died", "1")
-    assert re.search(expected, "rank 1 (on here) died or stopped responding")
-    assert not re.search(expected, "rank 2 (on here) died or stopped responding")
-    assert re.search(launch.message("died", re.escape("a+b")), "rank a+b (on here) died or stopped responding")

@@ -3,19 +3,21 @@
 onnxruntime reads other files that a model points to, allocates what a model declares, and believes its numbers; some
 graphs end its process. So a file must consist of the parts that train.export writes and of nothing else: these
 protobuf fields, these weights in these shapes, these constants with these values, and a graph whose structure has one
-of the digests in `graph_digests`. It needs no package for ONNX; weights stay unread.
+of the digests in graph_digests.txt (written by `python tests/graph_digests.py`). It needs no package for ONNX; weights
+stay unread.
 Source: onnx.proto (IR version 8). Letters: V, E, H, L as in docs/model-file.md.
 """
 
 import re
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
-from infer.model_file.graph_digests import DIGESTS
 from infer.model_file.graph_structure import GRAPH, MAX_RANK, layerless, structure_digest
 from infer.model_file.layout import Sizes, constants
 from infer.model_file.protobuf import DamagedError, Fields, Reader, Span, UnsafeError, span
 
+DIGESTS = frozenset(Path(__file__).with_name("graph_digests.txt").read_text("ascii").split())
 # protobuf's own limit for a message, and so onnxruntime's for a file.
 MAX_FILE_BYTES = 2**31 - 1
 # A vocabulary of every Unicode character takes 11 MiB.

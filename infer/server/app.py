@@ -10,14 +10,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from infer.server.completions import Completion, encoded
 from infer.server.errors import ApiError, draining
 from infer.server.guard import Guard, Service, error_response
-from infer.server.page import page
 from infer.server.pool import Pool
 from infer.server.protocol import parse, parse_tokenize
 from infer.server.ticket import Changes
@@ -153,11 +152,6 @@ class Routes:
         text, kind = self._service.metrics.text(), "text/plain; version=0.0.4; charset=utf-8"
         return Response(text, headers={"content-type": kind})
 
-    async def page(self, request: Request) -> Response:
-        """GET /: a description with a curl command."""
-        html = page(list(self._service.pools), str(request.base_url), self._service.api_key is not None)
-        return HTMLResponse(html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
-
 
 def _model(pool: Pool) -> dict[str, Any]:
     facts = pool.facts or {}
@@ -202,7 +196,6 @@ def build_app(service: Service) -> Starlette:
         middleware.insert(0, cors)
     return Starlette(
         routes=[
-            Route("/", routes.page),
             Route("/health", routes.health),
             Route("/metrics", routes.metrics),
             Route("/v1/models", routes.models),

@@ -36,7 +36,7 @@ class Job:
         streams: For each choice its seed, and how many numbers of its random stream were used before.
         logprobs: Number of top log probabilities to report with each character's; None reports none.
         score_prompt: Whether to report those of the prompt too.
-        blocks: states.digests of `ids`.
+        blocks: states.digests of `ids` but the last.
     """
 
     id: int

@@ -101,7 +101,7 @@ class Worker:
                 self._take(message)
             elif "ready" in message:
                 self.ready = was_ready = True
-                self._pool.facts = message["ready"]
+                self._pool.facts = message["ready"] | {"vocab": Vocab.from_json(message["ready"]["vocab"])}
                 self._pool.changed()
             else:
                 self._pool.failed(message["failed"])
@@ -195,10 +195,7 @@ class Pool:
         """The model's vocabulary. Raises: ApiError while no worker has loaded it."""
         if self.facts is None:
             raise ApiError(503, f"model {self.name} is loading", code="loading", retry_after=1)
-        vocab = self.facts["vocab"]
-        if not isinstance(vocab, Vocab):
-            vocab = self.facts["vocab"] = Vocab.from_json(vocab)
-        return vocab
+        return self.facts["vocab"]
 
     def changed(self) -> None:
         """Update after a worker became ready or exited."""

@@ -123,12 +123,12 @@ class Scheduler:
         while self._waiting and taken < self._max_streams:
             job = self._waiting.popleft()
             taken += len(job.streams)
-            job.blocks = digests(job.ids)
+            job.blocks = digests(job.ids[:-1])
             if not (job.score_prompt or job.continued):
-                job.position, state = self._cache.longest(job.ids[:-1], job.blocks)
+                job.position, state = self._cache.longest(job.blocks)
                 job.state = state or job.state
-            if job.score_prompt:
-                job.prompt_scores += [(int(job.ids[0]), None, None)] if not job.lead else []
+            if job.score_prompt and not job.lead:
+                job.prompt_scores.append((int(job.ids[0]), None, None))
             self._reading.append(job)
 
     def _read(self) -> None:
@@ -169,8 +169,8 @@ class Scheduler:
                 job.prompt_scores += scored(logits[b], nexts, job.logprobs or 0)
             job.position += length
             job.state = tuple(part[:, b : b + 1].copy() for part in state)
-            if not job.continued and (job.position % BLOCK == 0 or job.position == len(job.ids) - 1):
-                self._cache.put(job.ids[: job.position], job.blocks, job.state)
+            if not job.continued and job.position % BLOCK == 0:
+                self._cache.put(job.blocks[job.position // BLOCK - 1], job.state)
 
     def _admit(self) -> None:
         """Give free rows to choices whose prompt is read, in order of arrival; they run next.

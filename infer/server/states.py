@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import struct
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infer.engine import Engine
 from infer.network import State
 
-# A prompt's state is cached after every BLOCK characters and at its end.
+# A prompt's state is cached after every BLOCK characters.
 BLOCK = 256
 _CACHE_BYTES = 32 << 20
 _MAGIC = b"crn\x01"  # the last byte is the version
@@ -87,10 +87,7 @@ class TextState:
 
 
 class PrefixCache:
-    """LRU cache of states by the ids that led to them.
-
-    A key is the hash of all full blocks of BLOCK ids, and the ids after them as bytes. The longest cached prefix of a
-    prompt is found by one lookup per block and per length of the cached tails after it.
+    """LRU cache of the states after a prompt's full blocks of BLOCK ids, by the digest of those ids.
 
     Attributes:
         hits, misses: Lookups so far with and without a cached prefix.
@@ -99,57 +96,44 @@ class PrefixCache:
     def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
         self.hits = self.misses = 0
         self._left = most_bytes
-        self._states: OrderedDict[tuple[bytes, bytes], State] = OrderedDict()
-        self._lengths: defaultdict[bytes, Counter[int]] = defaultdict(Counter)  # of the tails, by hash
+        self._states: OrderedDict[bytes, State] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._states)
 
-    def put(self, ids: NDArray[np.int64], blocks: Sequence[bytes], state: State) -> None:
-        """Cache the state, each (L, 1, H), after ids, (N,). blocks: `digests` of the ids or of a continuation."""
-        full = len(ids) // BLOCK
-        key = blocks[full], ids[full * BLOCK :].tobytes()
-        if key in self._states:
-            self._states.move_to_end(key)
-            return
-        self._states[key] = state
-        self._lengths[key[0]][len(key[1])] += 1
-        self._left -= _size(key, state)
+    def put(self, digest: bytes, state: State) -> None:
+        """Cache the state, each (L, 1, H), after the ids of a digest."""
+        if digest not in self._states:
+            self._left -= _size(state)
+        self._states[digest] = state
+        self._states.move_to_end(digest)
         while self._left < 0:
-            (digest, tail), dropped = self._states.popitem(last=False)
-            self._left += _size((digest, tail), dropped)
-            self._lengths[digest][len(tail)] -= 1
-            self._lengths[digest] += Counter()  # removes zero counts
-            if not self._lengths[digest]:
-                del self._lengths[digest]
+            self._left += _size(self._states.popitem(last=False)[1])
 
-    def longest(self, ids: NDArray[np.int64], blocks: Sequence[bytes]) -> tuple[int, State | None]:
-        """Find the longest cached prefix of ids, (N,). blocks: their `digests`.
+    def longest(self, blocks: Sequence[bytes]) -> tuple[int, State | None]:
+        """Find the longest cached prefix of a prompt by its `digests`.
 
         Returns:
             Its length and the state after it; (0, None) if there is none.
         """
-        for block in range(len(ids) // BLOCK, -1, -1):
-            rest = ids[block * BLOCK : (block + 1) * BLOCK].tobytes()
-            for length in sorted(self._lengths.get(blocks[block], ()), reverse=True):
-                key = blocks[block], rest[:length]
-                if key in self._states:
-                    self._states.move_to_end(key)
-                    self.hits += 1
-                    return block * BLOCK + len(key[1]) // ids.itemsize, self._states[key]
+        for i in range(len(blocks), 0, -1):
+            if (state := self._states.get(blocks[i - 1])) is not None:
+                self._states.move_to_end(blocks[i - 1])
+                self.hits += 1
+                return i * BLOCK, state
         self.misses += 1
         return 0, None
 
 
 def digests(ids: NDArray[np.int64]) -> list[bytes]:
-    """Return the hashes of the first 0, 1, 2, ... full blocks of ids, (N,)."""
+    """Return the digests of the first 1, 2, ... full blocks of ids, (N,)."""
     running = hashlib.blake2b(digest_size=16)
-    hashes = [running.digest()]
+    found = []
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
         running.update(ids[start : start + BLOCK].tobytes())
-        hashes.append(running.digest())
-    return hashes
+        found.append(running.digest())
+    return found
 
 
-def _size(key: tuple[bytes, bytes], state: State) -> int:
-    return sum(part.nbytes for part in state) + sum(map(len, key)) + 500  # Python's own objects
+def _size(state: State) -> int:
+    return sum(part.nbytes for part in state) + 500  # Python's own objects
