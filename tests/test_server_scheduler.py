@@ -1,5 +1,6 @@
 """The scheduler of infer serve on a thread's own terms: jobs in, events out, no processes and no HTTP."""
 
+import base64
 from collections import defaultdict
 from queue import SimpleQueue
 
@@ -174,18 +175,13 @@ def test_a_state_ends_before_the_stop_text(int8):
     ],
 )  # fmt: skip
 def test_damaged_states_are_refused(int8, damage):
-    import base64
-
     run = Run(int8, [job(int8, length=5, return_state=True)])
     raw = base64.b64decode(run.states[0, 0].encode(SHA))
     TextState.decode(base64.b64encode(raw).decode(), SHA, int8)
     with pytest.raises(StateError):
         TextState.decode(base64.b64encode(damage(raw)).decode(), SHA, int8)
-
-
-def test_a_state_that_rounds_above_1_is_taken(int8):
-    state = TextState(tuple(np.full_like(part, 1 + 1e-6) for part in int8.zero_state(1)), (1,), 0, 0)
-    assert TextState.decode(state.encode(SHA), SHA, int8).recent == (1,)
+    rounded = TextState(tuple(np.full_like(part, 1 + 1e-6) for part in int8.zero_state(1)), (1,), 0, 0)
+    assert TextState.decode(rounded.encode(SHA), SHA, int8).recent == (1,)
 
 
 def test_prompts_that_share_a_prefix_read_it_once(int8):
@@ -258,29 +254,24 @@ def test_a_cancelled_job_leaves_and_the_others_go_on(int8):
     assert len(run.texts[1, 0]) < 10**5
 
 
-def test_an_error_of_the_engine_ends_its_jobs_alone(gru, monkeypatch):
-    def fail(*_):
-        raise SamplingError("the logits are not finite")
+@pytest.mark.parametrize(
+    ("method", "calls", "error", "message"),
+    [
+        ("decode", 1, SamplingError("the logits are not finite"), "the logits are not finite"),
+        ("step", 0, MemoryError("(3, 50) ids"), "out of memory: (3, 50) ids"),
+    ],
+)
+def test_an_error_ends_the_jobs_of_the_call_alone(gru, monkeypatch, method, calls, error, message):
+    run_well, left = getattr(gru, method), iter([None] * calls + [error])
 
-    decode, failing = gru.decode, [True]
-    monkeypatch.setattr(gru, "decode", lambda *a, **k: fail() if failing.pop() else decode(*a, **k))
-    failing = [False] * 500 + [True]
-    run = Run(gru, [job(gru, 0)], then=[job(gru, 1)])
-    assert run.errors == {0: "the logits are not finite"}
-    assert run.texts[1, 0] == alone(gru, PROMPT, 50, 1)
+    def fails_once(*args, **kwargs):
+        if failure := next(left, None):
+            raise failure
+        return run_well(*args, **kwargs)
 
-
-def test_an_error_of_prefill_ends_the_jobs_that_are_read_alone(gru, monkeypatch):
-    step, failing = gru.step, [MemoryError("(3, 50) ids")]
-
-    def fails_once(ids, state):
-        if failing:
-            raise failing.pop()
-        return step(ids, state)
-
-    monkeypatch.setattr(gru, "step", fails_once)
+    monkeypatch.setattr(gru, method, fails_once)
     run = Run(gru, [job(gru, i) for i in range(3)], then=[job(gru, 3)])
-    assert run.errors == dict.fromkeys(range(3), "out of memory: (3, 50) ids")
+    assert run.errors == dict.fromkeys(range(3), message)
     assert run.texts[3, 0] == alone(gru, PROMPT, 50, 1)
     assert run.scheduler.running == run.scheduler.waiting == 0
 

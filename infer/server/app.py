@@ -3,6 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from html import escape
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from starlette.applications import Starlette
@@ -10,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -27,6 +30,7 @@ MAX_BODY_BYTES = 2 << 20
 # An oversized body is read and discarded up to this size, as clients read the response only after sending.
 _MOST_DROPPED_BYTES = 64 << 20
 BODY_TIMEOUT_S = 10.0
+_PAGE = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -152,6 +156,13 @@ class Routes:
         text, kind = self._service.metrics.text(), "text/plain; version=0.0.4; charset=utf-8"
         return Response(text, headers={"content-type": kind})
 
+    async def page(self, request: Request) -> Response:
+        """GET /: what this server is, and a curl command to try it with."""
+        models = ", ".join(f"<code>{escape(name)}</code>" for name in self._service.pools)
+        key = " -H 'Authorization: Bearer KEY'" if self._service.api_key is not None else ""
+        html = _PAGE.substitute(models=models, url=escape(str(request.base_url)), key=key)
+        return HTMLResponse(html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
 
 def _model(pool: Pool) -> dict[str, Any]:
     facts = pool.facts or {}
@@ -196,6 +207,7 @@ def build_app(service: Service) -> Starlette:
         middleware.insert(0, cors)
     return Starlette(
         routes=[
+            Route("/", routes.page),
             Route("/health", routes.health),
             Route("/metrics", routes.metrics),
             Route("/v1/models", routes.models),
