@@ -175,12 +175,11 @@ class Page:
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text or Keys.DELETE, Keys.TAB)
 
-    def choose(self, model: str) -> None:
+    def choose(self, model: str, about: str) -> None:
         """By the option's label: WebDriver finds no text in an option while the list fades in."""
-        before = self.text("#about")
         self.click("#model input")
         self.until(lambda: self.all(f"[role=option][aria-label='{model}']"))[0].click()
-        self.until(lambda: self.text("#about") not in ("", before))
+        self.until(lambda: about in self.text("#about"))
 
     def write(self, length: int, seed: str = "1") -> None:
         self.put("#length input[type=number]", str(length))
@@ -215,8 +214,7 @@ def test_it_generates_the_text_of_its_seed_with_its_speed(page, folder):
 
 
 def test_stop_ends_the_text_at_once_and_it_can_write_again(page):
-    page.choose("slow.onnx")
-    assert "3 × 768" in page.text("#about")
+    page.choose("slow.onnx", "3 × 768")
     page.write(5000)
     page.until(lambda: page.chars() > 20)
     page.click("#stop")
@@ -236,8 +234,7 @@ def test_stop_ends_the_text_at_once_and_it_can_write_again(page):
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 def test_nothing_moves_while_text_streams(browser, url, shots, size):
     page = Page(browser, url, shots).open(size=size)
-    page.choose("slow.onnx")
-    assert "3 × 768" in page.text("#about")
+    page.choose("slow.onnx", "3 × 768")
     length = 900 if size is PHONE else 2500
     page.put("#length input[type=number]", str(length))
     page.put(SEED, "1")
@@ -379,8 +376,7 @@ def test_a_full_queue_is_reported_and_waiting_can_be_stopped(browser, shots, fol
 
 
 def test_the_keyboard_alone_writes_and_stops(page):
-    page.choose("slow.onnx")
-    assert "3 × 768" in page.text("#about")
+    page.choose("slow.onnx", "3 × 768")
     page.put("#length input[type=number]", "5000")
 
     def press(key: str) -> None:
@@ -446,17 +442,19 @@ def test_every_text_is_readable_in_both_themes(browser, url, shots, theme, size)
     page.shot(f"read-{where}")
     assert page.js(PALE) == []
     page.tab("Next character")
+    page.until(lambda: len(page.all(".bars li")) == 26)
+    assert page.all(".bars li.cut") == []
     page.put("#next-top-k input[type=number]", "3")
     page.until(lambda: page.text("#distribution .summary b").startswith("3 of"))
+    assert len(page.all(".bars li.cut")) == 23
     page.js("scrollTo(0, 0)")
     page.shot(f"next-{where}")
     assert page.js(PALE) == []
 
 
 def test_a_damaged_model_is_refused_and_the_one_before_goes_on(page):
-    page.choose("broken.onnx")
-    page.until(lambda: "broken.onnx" in page.text("#about .problem"))
-    assert "still using small.onnx" in page.text("#about")
+    page.choose("broken.onnx", "still using small.onnx")
+    assert "broken.onnx" in page.text("#about .problem")
     assert page.js("return document.querySelector('#model input').value") == "small.onnx"
     page.shot("damaged-model")
     page.write(50)
@@ -466,30 +464,13 @@ def test_a_damaged_model_is_refused_and_the_one_before_goes_on(page):
 def test_a_later_model_can_be_chosen_after_a_reload(page, folder):
     write_model(folder / "later.onnx", hidden_dim=12)
     page.open()
-    page.choose("later.onnx")
-    assert "2 × 12" in page.text("#about")
+    page.choose("later.onnx", "2 × 12")
     page.write(20)
     page.until(lambda: page.chars() == 20)
 
 
-def test_every_character_shows_its_surprise_and_its_candidates(page):
-    page.tab("Surprisal")
-    page.put("#text textarea", "the romeo\nthe")
-    page.until(lambda: page.text(".summary b").endswith("bits/char") and len(page.all(".reading i")) == 13)
-    page.all(".reading i")[4].click()
-    rows = page.text("#tip").split("\n")
-    assert rows[0] == "r"
-    assert "bits" in rows[1]
-    assert len(page.all("#tip div")) == 6
-    page.shot("surprise-light")
-    page.browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
-    page.until(lambda: page.text("#tip").startswith("o"))
-    page.browser.switch_to.active_element.send_keys(Keys.ESCAPE)
-    page.until(lambda: page.js("return getComputedStyle(document.querySelector('#tip')).display") == "none")
-
-
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_the_mouse_shows_the_candidates_of_what_it_is_over(browser, url, shots, size):
+def test_mouse_and_keys_show_the_candidates_of_a_character(browser, url, shots, size):
     page = Page(browser, url, shots).open(size=size)
     page.tab("Surprisal")
     page.put("#text textarea", "the romeo " * 12 + "\nthe x")
@@ -518,11 +499,18 @@ def test_the_mouse_shows_the_candidates_of_what_it_is_over(browser, url, shots, 
     page.shot(f"hover-{'phone' if size is PHONE else 'desk'}")
     ActionChains(page.browser).move_to_element(page.all(".legend span")[0]).perform()
     page.until(lambda: not shown())
+    page.all(".reading i")[4].click()  # and then by the keys
+    page.until(lambda: page.text("#tip").startswith("r\n"))
+    assert "bits" in page.text("#tip").split("\n")[1]
+    assert len(page.all("#tip div")) == 6
+    page.browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    page.until(lambda: page.text("#tip").startswith("o"))
+    page.browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.until(lambda: not shown())
 
 
 def test_text_from_outside_is_never_markup(page):
-    page.choose("run/bytes.onnx")
-    assert "all bytes" in page.text("#about")
+    page.choose("run/bytes.onnx", "all bytes")
     page.tab("Surprisal")
     page.put("#text textarea", HOSTILE + "é世")
     page.until(lambda: len(page.all(".reading i")) == len(HOSTILE) + 2)
@@ -535,16 +523,6 @@ def test_text_from_outside_is_never_markup(page):
     page.until(lambda: page.chars() > 0)
     assert page.text("#paper .prompt") == HOSTILE
     assert page.browser.title == "charrnn"
-
-
-def test_the_sliders_cut_the_distribution(page):
-    page.tab("Next character")
-    page.until(lambda: len(page.all(".bars li")) == 26)
-    assert page.all(".bars li.cut") == []
-    page.put("#next-top-k input[type=number]", "3")
-    page.until(lambda: page.text("#distribution .summary b").startswith("3 of"))
-    assert len(page.all(".bars li.cut")) == 23
-    page.shot("odds-light")
 
 
 def test_the_chosen_theme_is_kept(page):

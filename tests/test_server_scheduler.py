@@ -108,14 +108,6 @@ def test_choices_of_a_job_are_those_of_generate_batch(int8):
     assert max(counts["running"] for counts in run.counts) <= 3
 
 
-def test_stop_texts_end_a_choice_where_generate_does(int8):
-    whole = alone(int8, PROMPT, 200, 3)
-    for stop in (whole[20:23], whole[100], whole):
-        run = Run(int8, [job(int8, length=200, seeds=[3], stop=(stop, "~~"))])
-        assert run.texts[0, 0] == whole.partition(stop)[0]
-        assert run.finish[0, 0] == "stop"
-
-
 def test_scores_are_the_log_probabilities_of_what_was_drawn(int8):
     run = Run(int8, [job(int8, logprobs=2, score_prompt=True, length=30, seeds=[4, 5])])
     for i in range(2):
@@ -274,12 +266,6 @@ def test_an_error_ends_the_jobs_of_the_call_alone(gru, monkeypatch, method, call
     assert run.errors == dict.fromkeys(range(3), message)
     assert run.texts[3, 0] == alone(gru, PROMPT, 50, 1)
     assert run.scheduler.running == run.scheduler.waiting == 0
-
-
-def test_bytes_come_out_as_whole_characters(byte_engine):
-    run = Run(byte_engine, [job(byte_engine, length=80, seeds=[2], logprobs=0)])
-    assert run.texts[0, 0] == alone(byte_engine, PROMPT, 80, 2)
-    assert len(run.scores[0, 0]) == 80
 
 
 def test_a_document_ends_its_choice(model_folder):

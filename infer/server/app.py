@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from html import escape
 from pathlib import Path
 from string import Template
@@ -170,24 +170,17 @@ def _model(pool: Pool) -> dict[str, Any]:
     return {"id": pool.name, "object": "model", "created": facts.get("created", 0), "owned_by": "charrnn"} | own
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error_response(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = request.scope["path"][:200]
-    response = error_response(ApiError(error.status_code, f"{request.method} {path}: {error.detail}"))
-    response.headers.update(error.headers or {})  # Allow, with 405
-    return response
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # for the access log; the client is gone
-
-
-async def _defect(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """Return the response to an error; a defect's traceback is logged by uvicorn."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # for the access log; the client is gone
+    if isinstance(error, ApiError):
+        return error_response(error)
+    if isinstance(error, HTTPException):
+        path = request.scope["path"][:200]
+        response = error_response(ApiError(error.status_code, f"{request.method} {path}: {error.detail}"))
+        response.headers.update(error.headers or {})  # Allow, with 405
+        return response
     name = request.scope["request_id"]
     response = error_response(ApiError(500, f"internal server error; see request {name} in the server's log"))
     response.headers["x-request-id"] = name  # Starlette's error middleware is outside of Guard
@@ -197,9 +190,7 @@ async def _defect(request: Request, error: Exception) -> Response:
 def build_app(service: Service) -> Starlette:
     """Build the ASGI application."""
     routes = Routes(service)
-    handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-        ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _gone, Exception: _defect,
-    }  # fmt: skip
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _answer_error)
     middleware = [Middleware(Guard, service=service)]
     if service.origins:
         cors = Middleware(CORSMiddleware, allow_origins=service.origins, allow_methods=["GET", "POST"],
