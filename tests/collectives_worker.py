@@ -28,7 +28,7 @@ from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError
 from charrnn.windows import Batch
 from train.checkpoint.format import load_newest, step_folders
-from train.distributed.collectives import Collectives, StepStatus
+from train.distributed.collectives import Collectives
 from train.distributed.setup import check_processes, make_accelerator
 from train.distributed.signals import StopSignals
 from train.distributed.watchdog import Watchdog, connect_store
@@ -129,7 +129,7 @@ def fit_with_fault(config: RunConfig, inject: Callable[[Trainer], Any], recorder
 @scenario
 def exchange(folder: Path) -> dict[str, Any]:
     def agreed(stop: int = 0, fault: bool = False, batch: Sequence[int] = (1, 2)) -> dict[str, Any]:
-        return vars(here.all_gather_status(StepStatus(stop, fault, 100.25 + RANK, np.array(batch))))
+        return vars(here.all_gather_status(stop, fault, 100.25 + RANK, np.array(batch)))
 
     here = ranks()
     return {

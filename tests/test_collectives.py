@@ -17,8 +17,10 @@ from training import fresh_accelerator, largest_difference
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError, ConfigError, CorpusError, TrainingError
 from train.checkpoint.resume import check_same_start
-from train.distributed.collectives import Collectives, GlobalStatus, StepStatus, check_same_batch
+from train.distributed.collectives import Collectives, GlobalStatus, pack_status
 from train.distributed.setup import check_processes
+from train.distributed.signals import StopSignals
+from train.loop.control import Control
 
 KINDS = [CheckpointError, ConfigError, CorpusError, TrainingError]
 
@@ -29,7 +31,7 @@ def alone():
 
 
 def test_a_single_process_agrees_with_itself(alone):
-    agreed = alone.all_gather_status(StepStatus(15, True, 12.3456789, np.array([3, 1])))
+    agreed = alone.all_gather_status(15, True, 12.3456789, np.array([3, 1]))
     assert agreed == GlobalStatus(stop_signal=15, elapsed_s=12.345679, failed_ranks=(0,), mismatched_ranks=())
     assert alone.all_gather("x") == ["x"]
     assert alone.run_on_all(lambda: 3) == alone.local_main_first(lambda: 3) == 3
@@ -50,7 +52,7 @@ def test_a_defect_is_raised_as_it_is(alone):
 )
 def test_a_status_distinguishes_batches_and_holds_long_clocks(starts, other):
     def packed(batch):
-        return StepStatus(0, False, 1e9 + 0.000001, np.array(batch, np.int64)).pack().tolist()
+        return pack_status(0, False, 1e9 + 0.000001, np.array(batch, np.int64))
 
     assert packed(starts)[2] == 10**15 + 1
     for batch in (other, starts[::-1], [*starts, 0]):
@@ -71,12 +73,14 @@ def test_all_ranks_raise_the_same_message_with_up_to_four_ranks(failing):
     assert str(caught.value) == ("fault 0" if first == 0 else "; ".join(told))
 
 
-def test_a_batch_mismatch_is_refused_with_ranks_and_step():
-    check_same_batch(GlobalStatus(0, 0.0, (), ()), 7)
+def test_a_batch_mismatch_is_refused_with_ranks_and_step(alone):
+    control = Control(alone, StopSignals())
+    assert control.agree(6, np.arange(3), 1.5) == 1.5
+    alone.all_gather_status = lambda *_: GlobalStatus(0, 0.0, (), (1, 3))
     with pytest.raises(
         TrainingError, match=r"^batch mismatch at step 7: rank\(s\) 1, 3 and rank 0 .*; use the same charrnn"
     ):
-        check_same_batch(GlobalStatus(0, 0.0, (), (1, 3)), 7)
+        control.agree(6, np.arange(3), 1.5)
 
 
 def test_collectives_with_different_starts_are_refused():

@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -15,10 +14,7 @@ from pathlib import Path
 import pytest
 from training import make_trainer, tiny_config
 
-from benchmarks.common import machine
-from benchmarks.reliability import __main__ as program
-from benchmarks.reliability import chains, faults, harness, inject, injections, points, targets
-from train.checkpoint import format as checkpoint_format
+from benchmarks.reliability import chains, faults, harness, inject, injections, targets
 from train.checkpoint.format import load_newest
 
 ROOT = Path(__file__).parent.parent
@@ -133,46 +129,6 @@ def test_an_unusable_newer_checkpoint_displaces_no_usable_one(tmp_path):
 # ---- the measuring itself
 
 
-def three_lines(seen):
-    seen.append(1)
-    seen.append(2)
-    seen.append(3)
-
-
-@pytest.mark.parametrize(("share", "before"), [(0.0, 0), (0.34, 1), (0.99, 2)])
-def test_a_fault_triggers_before_the_line_of_its_share(monkeypatch, share, before):
-    monkeypatch.setattr(points, "TRACED", (__file__,))
-    seen, triggered = [], []
-    fault = points.ProcessFault("kill", call=2, point=share)
-    injected = points.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen) - 3))
-    injected(seen)
-    assert triggered == []
-    injected(seen)
-    injected(seen)
-    assert triggered == [before]
-    assert len(seen) == 9
-
-
-@pytest.mark.parametrize(("text", "before"), [("append(2)", 1), ("no such line", 3)])
-def test_a_fault_triggers_before_the_line_of_its_text_or_at_end(monkeypatch, text, before):
-    monkeypatch.setattr(points, "TRACED", (__file__,))
-    seen, triggered = [], []
-    fault = points.ProcessFault("kill", call=1, point=text)
-    points.at_point(three_lines, lambda *_: True, fault, lambda where: triggered.append(len(seen)))(seen)
-    assert triggered == [before]
-
-
-def test_calls_that_do_not_count_trigger_nothing(monkeypatch):
-    monkeypatch.setattr(points, "TRACED", (__file__,))
-    triggered = []
-    fault = points.ProcessFault("kill", call=1, point="append(1)")
-    injected = points.at_point(three_lines, lambda seen: bool(seen), fault, lambda where: triggered.append(where))
-    injected([])
-    assert triggered == []
-    injected([0])
-    assert len(triggered) == 1
-
-
 def events(*rows):
     return [{"event": name, "t": float(t), "rank": 0, **rest} for t, name, rest in rows]
 
@@ -206,18 +162,6 @@ def test_tampering_costs_the_checkpoint_that_is_passed_over():
     assert harness.costs(noted) == [harness.Cost(2, 0, 10, None)]
 
 
-def test_the_table_counts_survivals_and_costs():
-    fault = faults.Fault("a fault", "how", "survived if", lambda draw: chains.Injection())
-    trials = [
-        chains.Trial(harness.Cost(2, 600, 400, 0.25), ""),
-        chains.Trial(harness.Cost(4), "the run's end is another"),
-    ]
-    report = {"machine": machine(), "seed": 0, "rows": [program.row(fault, trials, 1.0), program.row(fault, [], 0.0)]}
-    lines = program.table(report).splitlines()
-    assert lines[-2] == "| a fault | how | survived if | 2 | 1 | 384 (512) | 500 (1,000) | 0.2 (0.2) |"
-    assert lines[-1] == "| a fault | how | survived if | 0 | 0 | none | none | none |"
-
-
 def test_every_fault_has_a_name_and_a_row_in_the_docs():
     rows = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert len({f.name for f in faults.FAULTS}) == len(faults.FAULTS) == 33
@@ -233,16 +177,6 @@ def test_functions_that_faults_strike_in_exist(name):
     owner, attribute = targets.locate(name)
     assert callable(getattr(owner, attribute))
     assert name not in ("step", "write", "replacement", "evaluation", "pruning") or name in injections.CALLS
-
-
-def test_a_replaced_function_is_the_one_that_is_called():
-    write = getattr(*targets.locate("write"))
-    targets.replace("write", injected := lambda *_: None)
-    try:
-        assert checkpoint_format.write_folder is injected
-    finally:
-        targets.replace("write", write)
-    assert checkpoint_format.write_folder is write
 
 
 def test_renames_have_a_line_between_them():
@@ -261,10 +195,3 @@ def test_expected_messages_are_in_the_sources():
     for name, template in targets.MESSAGES.items():
         for part in filter(None, map(str.strip, template.split("{}"))):
             assert any(part in text for text in texts), f"{name}: nobody prints {part!r}"
-
-
-def test_a_message_matches_what_it_is_filled_with():
-    expected = targets.message("locked", re.escape("a+b"), "12")
-    assert re.search(expected, "another run trains in a+b (process 12 on here, since now)")
-    assert not re.search(expected, "another run trains in a+b (process 13 on here, since now)")
-    assert re.search(targets.message("died"), "rank 1 (on here) died or stopped responding")

@@ -98,11 +98,6 @@ def save_step(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return folder
 
 
-def save_best(run_dir: Path, checkpoint: Checkpoint) -> Path:
-    """Write RUN/best, replacing the previous one. Raises: CheckpointError."""
-    return save_for_inference(run_dir / BEST, checkpoint)
-
-
 def save_for_inference(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write what inference and fine-tuning need to `folder`, replacing it. Raises: CheckpointError."""
     write_folder(folder, _inference_files(checkpoint))

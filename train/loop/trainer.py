@@ -30,7 +30,7 @@ from train.loop.control import Control
 from train.loop.cuda_graph import graphed_step
 from train.loop.dataloader import IdSource, TrainingData, window_plan
 from train.loop.distill import with_targets
-from train.loop.errors import is_out_of_memory, memory_explained, out_of_memory
+from train.loop.errors import memory_explained
 from train.loop.evaluation import evaluate, sample_text
 from train.loop.flops import flops_per_char
 from train.loop.metrics import CpuShare, Metrics
@@ -153,7 +153,7 @@ class Trainer:
         self.schedule.start()
         self.metrics.start()
         self._cpu_share = CpuShare()
-        with self._finishing_writes():
+        with memory_explained(self.config), self._finishing_writes():
             if self.schedule.evaluation_missing():
                 self.evaluate()
                 self.save(step=False)
@@ -329,14 +329,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _finishing_writes(self) -> Iterator[None]:
-        """After an error in the block, let the checkpoint in flight reach the disk, and explain a lack of memory."""
+        """After an error in the block, let the checkpoint in flight reach the disk."""
         try:
             yield
-        except BaseException as error:
+        except BaseException:
             with contextlib.suppress(CharRNNError):  # the first error is the one to report
                 self.checkpoints.wait()
-            if is_out_of_memory(error):
-                raise out_of_memory(self.config, str(error)) from None
             raise
 
     def _losses(self, sample: int) -> dict[str, float]:
