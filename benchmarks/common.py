@@ -21,6 +21,7 @@ from charrnn.cores import cores
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "accelerate", "onnxruntime")
 # Parameters of mallopt(3), and the most that glibc raises the first to by itself; the second follows at twice that.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _DEFAULT_MMAP_THRESHOLD = -1, -3, 32 << 20

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from accelerate.state import AcceleratorState, GradientState
 
+from benchmarks.common import ROOT
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.vocab_transfer import StartingPoint
@@ -19,7 +20,6 @@ from train.distributed.setup import make_accelerator, set_threads
 from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
 
-ROOT = Path(__file__).resolve().parent.parent
 _BATCHES_OF_TEXT = 64
 
 

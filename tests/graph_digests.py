@@ -7,7 +7,7 @@ from pathlib import Path
 from tiny_models import CHARS, model_bytes
 
 from charrnn.vocab import Vocab
-from infer.model_file import graph_structure, validator
+from infer.model_file import validator
 from infer.model_file.layout import Sizes
 
 LARGE = [chr(i) for i in range(0x4E00, 0x4E00 + 700)]
@@ -30,10 +30,7 @@ def files(layers: tuple[int, ...] = (1, 2)) -> Iterator[tuple[str, bytes, Sizes]
 
 
 def digest(data: bytes, sizes: Sizes) -> str:
-    found = validator.outline(data)
-    graph = found.reader.fields(found.graph, graph_structure.GRAPH, "graph")
-    weights = validator._read_weights(found.reader, graph, sizes)
-    return graph_structure.structure_digest(found.reader, graph, weights, sizes)
+    return validator.graph_digest(validator.outline(data), sizes)
 
 
 if __name__ == "__main__":

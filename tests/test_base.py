@@ -8,11 +8,9 @@ import torch
 from training import make_trainer, some_text, tiny_config
 
 from charrnn.errors import CheckpointError
-from infer.engine import Engine
 from train.checkpoint.folders import base_folder
 from train.checkpoint.format import load, load_for_inference
 from train.checkpoint.vocab_transfer import plain_form
-from train.export.exporter import export_checkpoint
 from train.recipe.base_model import shrink
 
 TINY = ["model.rnn=LSTM", "model.layer_norm=true"]
@@ -49,6 +47,7 @@ def test_a_base_is_in_half_precision_without_paths(base, tmp_path):
 
 def test_the_vocabulary_is_that_of_the_text(base, tmp_path):
     trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
+    assert trainer.config.train.init_from == "base"
     assert trainer.data.vocab == trainer.data.corpus.vocab
     old, new = load(base), trainer.model.state_dict()
     for name in ("embedding.weight", "head.weight", "head.bias"):
@@ -84,31 +83,6 @@ def test_new_characters_start_from_their_plain_forms(base, tmp_path):
     for symbol, plain in (("é", "e"), ("á", "a")):
         assert torch.equal(new["head.weight"][symbols.index(symbol)], rows[old.vocab.symbols.index(plain)])
     assert torch.allclose(new["head.weight"][symbols.index("ж")], rows.mean(0), atol=1e-6)
-
-
-def test_a_fine_tuned_model_exports_and_knows_where_it_came_from(base, tmp_path):
-    trainer = fine_tuned(tmp_path, "the owl & the fox\n" * 200)
-    trainer.fit()
-    export_checkpoint(load_for_inference(tmp_path / "tuned"), tmp_path / "model.onnx")
-    engine = Engine(tmp_path / "model.onnx")
-    assert engine.config["train"]["init_from"] == "base"
-    assert len(engine.vocab) == len(set("the owl & the fox\n"))
-    assert len("".join(engine.generate("the owl", length=20))) == 20
-
-
-def test_a_run_resumes_only_from_its_own_origin(base, tmp_path):
-    text = "the owl & the fox\n" * 200
-    fine_tuned(tmp_path, text, "train.max_steps=5").fit()
-    assert fine_tuned(tmp_path, text, "train.max_steps=9").progress.step == 5
-    silent = tiny_config(tmp_path, [*TINY, f"train.run_dir={tmp_path / 'tuned'}"])
-    assert make_trainer(silent).progress.step == 5  # need not be repeated
-    with pytest.raises(CheckpointError, match=r"train\.init_from is base there and .*run here"):
-        fine_tuned(tmp_path, text, f"train.init_from={tmp_path / 'run'}")
-
-
-def test_bytes_do_not_start_from_characters(base, tmp_path):
-    with pytest.raises(CheckpointError, match="vocabulary of chars, the corpus of bytes"):
-        fine_tuned(tmp_path, "the owl\n" * 400, "data.vocab=bytes")
 
 
 def test_an_installation_without_a_base_says_so(tmp_path, monkeypatch):

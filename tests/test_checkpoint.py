@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from train.checkpoint.format import (
     load_newest,
     optimizer_tensors,
     restore_optimizer,
-    save_best,
+    save_for_inference,
     save_step,
 )
 from train.checkpoint.resume import starting_point
@@ -97,42 +98,21 @@ def test_a_restored_optimizer_makes_the_same_update(tmp_path):
 
 
 def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path):
+    assert load_newest(tmp_path) is None
     for step in (5, 90, 100, 1000):
         save_step(tmp_path, make(step), keep=2)
     assert [p.name for p in step_folders(tmp_path)] == ["step-00001000", "step-00000100"]
     assert load_newest(tmp_path).step == 1000
 
 
-def test_a_run_without_checkpoints_has_none(tmp_path):
-    assert load_newest(tmp_path) is None
-
-
-def damage_truncate(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def damage_flip(folder):
-    path = folder / "optimizer.safetensors"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_an_interrupted_replacement_of_best_is_undone(tmp_path):
-    save_best(tmp_path, make(1))
-    save_best(tmp_path, make(2, seed=5))
+    folder = save_for_inference(tmp_path / "best", make(1))
+    assert names_in(folder) == [MANIFEST, "config.json", "model.safetensors", "trainer.json", "vocab.json"]
+    save_for_inference(folder, make(2, seed=5))
     assert load_for_inference(tmp_path).step == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
     (tmp_path / "best").rename(tmp_path / ".replaced-best")
     assert load_for_inference(tmp_path).step == 2
-
-
-def test_best_holds_what_inference_needs_and_no_more(tmp_path):
-    folder = save_best(tmp_path, make(1))
-    assert sorted(p.name for p in folder.iterdir()) == [
-        MANIFEST, "config.json", "model.safetensors", "trainer.json", "vocab.json",
-    ]  # fmt: skip
 
 
 def test_a_path_that_is_no_run_is_refused_with_what_to_do(tmp_path):
@@ -240,10 +220,6 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def empty(path):
-    path.write_bytes(b"")
-
-
 def lengthen(path):
     path.write_bytes(path.read_bytes() + b"\0")
 
@@ -259,7 +235,6 @@ def replace_by_folder(path):
 
 FAULTS = {
     truncate: "bytes, its manifest says",
-    empty: "has 0 bytes, its manifest says",
     lengthen: "bytes, its manifest says",
     remove: "No such file",
     replace_by_folder: "Is a directory",
@@ -283,12 +258,14 @@ def test_a_changed_byte_or_a_cut_is_found_wherever_it_is(trained, name, where, m
     """mask: 0 cuts the file there. In the manifest's white space a byte may change nothing; then nothing is lost."""
     path = trained.checkpoints.run_dir / "step-00000012" / name
     content = path.read_bytes()
-    place = int(where * len(content))
+    place, unchanged = int(where * len(content)), False
     spoilt = bytearray(content)
     spoilt[place] ^= mask
     path.write_bytes(spoilt if mask else content[:place])
     try:
-        if mask and name == MANIFEST and same_manifest(spoilt, content):
+        with suppress(ValueError):
+            unchanged = mask and name == MANIFEST and json.loads(spoilt) == json.loads(content)
+        if unchanged:
             assert start_of(trained, trained.checkpoints.run_dir)[0].resumed.step == 12
         else:
             assert_skipped(trained, trained.checkpoints.run_dir, *([] if mask else [name]))
@@ -296,37 +273,23 @@ def test_a_changed_byte_or_a_cut_is_found_wherever_it_is(trained, name, where, m
         path.write_bytes(content)
 
 
-def same_manifest(one, other):
-    try:
-        return json.loads(one) == json.loads(other)
-    except ValueError:
-        return False
-
-
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"\xff", b"{}", b'{"model.safetensors": 3}', b'{"model.safetensors": {"bytes": 3}}'],
-)
+    [b"", b"[]", b"null", b"\xff", b"{}", b'{"model.safetensors": 3}', b'{"model.safetensors": {"bytes": 3}}',
+     b'{"model.safetensors": {"bytes": 1e3, "sha256": ""}}'],
+)  # fmt: skip
 def test_any_damaged_manifest_is_found(trained, run_dir, content):
     (run_dir / "step-00000012" / MANIFEST).write_bytes(content)
     assert_skipped(trained, run_dir)
-
-
-def test_an_infinite_size_in_the_manifest_is_found(trained, run_dir):
-    path = run_dir / "step-00000012" / MANIFEST
-    spoilt, count = re.subn(rb'"bytes": (\d)\d(\d{3})\b', rb'"bytes": \1e\2', path.read_bytes(), count=1)
-    assert count == 1
-    path.write_bytes(spoilt)
-    assert_skipped(trained, run_dir, MANIFEST)
-
-
-def test_a_copy_of_best_is_not_resumed_from(trained, run_dir):
-    shutil.copytree(run_dir / "best", run_dir / "step-00000014")
-    assert_skipped(trained, run_dir, newest="step-00000014", older=12)
+    shutil.copytree(run_dir / "best", run_dir / "step-00000014")  # nor is a copy of best/ resumed from
+    assert [re.search(r"step-\d+", line)[0] for line in start_of(trained, run_dir)[1]] == [
+        "step-00000014",
+        "step-00000012",
+    ]
 
 
 def test_resuming_an_older_checkpoint_gives_the_same_weights(trained, run_dir):
-    damage_flip(run_dir / "step-00000012")
+    truncate(run_dir / "step-00000012" / "optimizer.safetensors")
     config = trained.config.model_copy(
         update={"train": trained.config.train.model_copy(update={"run_dir": str(run_dir)})}
     )
@@ -402,7 +365,7 @@ def damaged_too(run_dir):
 
 def test_without_an_intact_checkpoint_nothing_is_touched(trained, run_dir):
     for folder in step_folders(run_dir):
-        damage_truncate(folder)
+        truncate(folder / "model.safetensors")
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     config = trained.config.model_copy(
         update={"train": trained.config.train.model_copy(update={"run_dir": str(run_dir)})}

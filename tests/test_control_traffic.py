@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from charrnn.errors import TrainingError
-from train.distributed.collectives import Collectives, StepStatus
+from train.distributed.collectives import Collectives
 
 ROOT = Path(__file__).parent.parent
 # Tensors of the run itself, on the device: metrics, evaluation sums, hidden states, gradient norms.
@@ -69,7 +69,7 @@ def on_default_group(seen):
 
 def test_control_messages_go_over_a_group_of_gloo(used):
     ranks = collectives()
-    status = ranks.all_gather_status(StepStatus(15, False, 1.5, np.arange(3)))
+    status = ranks.all_gather_status(15, False, 1.5, np.arange(3))
     assert (status.stop_signal, status.elapsed_s, status.mismatched_ranks) == (15, 1.5, ())
     assert ranks.all_gather("x") == ["x", "x"]
     assert ranks.run_on_all(lambda: 3) == ranks.local_main_first(lambda: 3) == 3

@@ -36,30 +36,22 @@ def stat(idle, waiting=0.0):
     return f"cpu  7 0 7 {round(idle * hertz)} {round(waiting * hertz)} 0 0 0 0 0\ncpu0 7 0 7 1 1 0 0 0 0 0\n"
 
 
-needs_ticks = pytest.mark.skipif(not hasattr(os, "sysconf"), reason="os.sysconf is Unix's")
-
-
-@needs_ticks
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="os.sysconf is Unix's")
 @pytest.mark.parametrize(
-    ("own", "idle", "waiting", "free"),
-    [(0.5, 0.5, 0, 2), (0.25, 0.5, 0.25, 2), (0.5, 0, 0, 1), (0.25, 0, 0, 0.5), (0.5, 3.5, 0, 8)],
+    ("elapsed", "own", "now", "free"),
+    [
+        (0.5, 0.5, stat(300.5, 200), 2),
+        (0.5, 0.25, stat(300.5, 200.25), 2),  # which waits for disks
+        (0.5, 0.5, stat(300, 200), 1),
+        (0.5, 0.25, stat(300, 200), 0.5),
+        (0.5, 0.5, stat(303.5, 200), 8),
+        *((0.5, 0.5, unknown, math.inf) for unknown in (None, "", "cpu 1 2\n", "cpu a b c d e f\n", stat(0))),
+        (0.03, 0.03, stat(500), math.inf),  # too short to know
+    ],
 )
-def test_cores_are_free_that_idle_wait_for_disks_or_work_for_this_process(later, own, idle, waiting, free):
-    later(0.5, own, stat(300 + idle, 200 + waiting))
+def test_cores_are_free_that_idle_or_work_for_this_process(later, elapsed, own, now, free):
+    later(elapsed, own, now)
     assert cores.free_cores() == pytest.approx(free)
-
-
-@needs_ticks
-@pytest.mark.parametrize("now", [None, "", "cpu 1 2\n", "cpu a b c d e f\n", stat(0)])
-def test_where_the_system_does_not_count_nothing_is_known_of_its_cores(later, now):
-    later(0.5, 0.5, now)
-    assert cores.free_cores() == math.inf
-
-
-@needs_ticks
-def test_a_moment_is_too_short_to_know(later):
-    later(0.03, 0.03, stat(500))
-    assert cores.free_cores() == math.inf
 
 
 def test_the_count_begins_before_what_is_slow_to_import():
@@ -77,17 +69,14 @@ def test_a_large_model_takes_the_cores_that_are_free(monkeypatch, allowed, free,
     assert default_threads(default_model(), 1) == threads
 
 
-def test_a_small_model_takes_one_thread_on_an_idle_machine_too(monkeypatch, gru):
-    monkeypatch.setattr(engine, "free_cores", lambda: 64.0)
-    assert default_threads(gru.path, 1) == 1
+def test_a_small_model_takes_one_thread_unless_more_are_asked_for(monkeypatch, gru):
+    for free in (64.0, 0.0):
+        monkeypatch.setattr(engine, "free_cores", lambda free=free: free)
+        assert default_threads(gru.path, 1) == 1
+        assert Engine(gru.path, threads=2).threads == 2
 
 
-def test_threads_that_were_asked_for_are_taken_on_a_busy_machine_too(monkeypatch, gru):
-    monkeypatch.setattr(engine, "free_cores", lambda: 0.0)
-    assert Engine(gru.path, threads=2).threads == 2
-
-
-ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 RATIO = """
 import infer
 from infer import Engine
@@ -116,44 +105,31 @@ def test_beside_processes_that_leave_one_core_the_shipped_model_is_as_fast_as_wi
     assert float(ratio) > 0.7
 
 
-ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def version_2(group, quota, folder=""):
+    return {"proc/self/cgroup": f"0::{group}\n", f"sys/fs/cgroup{folder}/cpu.max": f"{quota}\n"}
 
 
-def written(root, files):
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
+def version_1(group, quota):
+    folder = f"sys/fs/cgroup/cpu{group}".rstrip("/")
+    files = {f"{folder}/cpu.cfs_quota_us": f"{quota}\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
+    return files | {"proc/self/cgroup": f"3:cpu,cpuacct:{group}\n2:memory:/a\n"}
 
 
 @pytest.mark.parametrize(
     ("files", "count"),
     [
         ({}, ALLOWED),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, ALLOWED),
-        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "100000 100000\n"}, 1),
-        ({"proc/self/cgroup": "0::/of/the/host\n", "sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
-        (
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/a\n2:memory:/a\n",
-                "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "100000\n",
-                "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
-            },
-            1,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:cpu,cpuacct:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            ALLOWED,
-        ),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "900000000 100000\n"}, ALLOWED),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, ALLOWED),
+        (version_2("/", "100000 100000"), 1),
+        (version_2("/", "50000 100000"), 1),
+        (version_2("/a/b", "100000 100000", folder="/a"), 1),
+        (version_2("/of/the/host", "100000 100000"), 1),
+        *((version_2("/", quota), ALLOWED) for quota in ("max 100000", "900000000 100000", "nonsense")),
+        (version_1("/a", 100000), 1),
+        (version_1("/", -1), ALLOWED),
     ],
 )
 def test_quotas_bound_the_count(tmp_path, files, count):
-    assert cores.cores(written(tmp_path, files)) == count
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cores.cores(tmp_path) == count

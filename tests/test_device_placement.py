@@ -3,7 +3,6 @@
 import sys
 from contextlib import suppress
 
-import numpy as np
 import pytest
 import torch
 import training
@@ -12,10 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import make_trainer, tiny_config
 
-from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.model.rnn import CharRNN
 from train.loop.cuda_graph import DirectCapture, GraphedStep
-from train.loop.dataloader import IdSource
 
 META = torch.device("meta")
 # What crosses for a step: where its 8 windows begin, and which of its 8 states are reset.
@@ -106,9 +103,8 @@ def test_training_steps_stay_on_the_device(tmp_path, on_meta, kind):
     assert set(seen.sent) <= EXPECTED
 
 
-@pytest.mark.parametrize("kind", ["LSTM, layer norm", "micro-batches"])
-def test_replayed_steps_stay_on_the_device(tmp_path, on_meta, kind):
-    trainer = trainer_on_meta(tmp_path, kind)
+def test_replayed_steps_stay_on_the_device(tmp_path, on_meta):
+    trainer = trainer_on_meta(tmp_path, "LSTM, layer norm")
     update = trainer.update
     update.graphed = GraphedStep(update.compute, update.optimizer, update.state, 16, DirectCapture())
     with Placement() as seen:
@@ -133,14 +129,6 @@ def test_evaluation_stays_on_the_device(tmp_path, on_meta, sample):
     assert seen.mixed == []
     assert len(seen.waits) <= 2  # one for the sums of each protocol
     assert trainer.metrics.latest
-
-
-def test_dynamic_evaluation_stays_on_the_device(tmp_path, on_meta):
-    trainer = trainer_on_meta(tmp_path, "LSTM, layer norm")
-    short = IdSource(np.asarray(trainer.data.corpus.val[:100]), META)
-    with Placement() as seen:
-        dynamic_loss(trainer.model, short, trainer.data.train, DynamicOptions(statistics=3))
-    assert seen.mixed == []
 
 
 @pytest.mark.parametrize(("wrong", "found"), [

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +14,14 @@ from training import make_trainer, tiny_config
 import train.loop.dataloader as dataloader
 from charrnn.config import EvalConfig, ModelConfig, RunConfig
 from charrnn.errors import CorpusError, TrainingError
-from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
+from charrnn.model.rnn import CharRNN
 from train.checkpoint.format import Checkpoint
 from train.checkpoint.rng import restore_rank_rng
-from train.loop.dataloader import IdSource, to_device
+from train.loop.dataloader import IdSource
 from train.loop.errors import MOST_SKIPPED
 from train.loop.evaluation import evaluate, full_fp32
 from train.loop.metrics import Metrics
-from train.summary import placement_lines
+from train.summary import text_lines
 from train.tracking.console import format_share
 
 META = torch.device("meta")
@@ -60,15 +61,15 @@ def test_ids_take_at_most_half_of_the_free_memory(free, fits, monkeypatch):
     assert dataloader._fits(10_000, torch.device("cuda")) == fits
 
 
-def test_ids_that_do_not_fit_are_read_from_the_host_and_the_run_says_so(monkeypatch):
-    ids = some_ids(np.uint8)
-    assert IdSource(ids, META).is_resident
-    assert placement_lines(IdSource(ids, META)) == placement_lines(IdSource(ids, CPU)) == []
+def test_ids_that_do_not_fit_are_read_from_the_host_and_the_run_says_so(tmp_path, monkeypatch):
+    data = make_trainer(tiny_config(tmp_path)).data
+    resident = IdSource(data.corpus.train, META)
     monkeypatch.setattr(dataloader, "_fits", lambda *_: False)
-    source = IdSource(ids, META)
-    assert not source.is_resident
+    source = IdSource(data.corpus.train, META)
+    assert (resident.is_resident, source.is_resident) == (True, False)
     assert source.windows(np.array([3, 4]), 7).device == META
-    assert "5,000 characters" in placement_lines(source)[0]
+    lines = ["\n".join(text_lines(replace(data, train=ids), ())) for ids in (data.train, resident, source)]
+    assert ["half of the GPU's free memory" in line for line in lines] == [False, False, True]
 
 
 FORMS = [
@@ -79,23 +80,6 @@ FORMS = [
         ({}, {"dropout": 0.3}, {"dropout": 0.3, "dropout_mask": "window"}, {"layer_norm": True}),
     )
 ]
-
-
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_every_tensor_of_a_step_is_on_the_device(form):
-    """Of training, evaluation, and training in eval mode; a tensor on the host among them is an error of torch."""
-    model = CharRNN(ModelConfig(embedding_dim=8, hidden_dim=16, **form), 11).to(META)
-    ids, starts = IdSource(some_ids(np.uint8), META), np.arange(4)
-    loss_of = NextCharLoss(model)
-    for mode, grad in ((True, True), (False, False), (False, True)):
-        model.train(mode)
-        state = zeroed(model.zero_state(4, META), to_device(np.array([True, False, True, False]), META))
-        with torch.set_grad_enabled(grad):
-            loss, after = loss_of(ids.windows(starts, 9), state)
-        if grad:
-            loss.backward()
-            assert all(p.grad is not None and p.grad.device == META for p in model.parameters())
-        assert all(part.device == META for part in (loss, *detach(after)))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from infer import Engine
 from infer.model_file import graph_structure, validator
 from infer.model_file import session as limits
 from infer.model_file.layout import Sizes
-from infer.model_file.protobuf import DamagedError, Reader, UnsafeError
+from infer.model_file.protobuf import DamagedError, Parser, UnsafeError
 from infer.model_file.validator import DIGESTS
 
 CELLS = ("GRU", "LSTM")
@@ -536,10 +536,10 @@ def spelled(value: int) -> bytes:
 
 def fields(data: bytes) -> list[tuple[int, int, int | bytes]]:
     """A message's fields: number, wire type, value. Raises: DamagedError for what is none."""
-    reader, found, at = Reader(data), [], 0
+    parser, found, at = Parser(data), [], 0
     while at < len(data):
-        tag, at = reader._varint(at, len(data))
-        value, end = reader._varint(at, len(data)) if tag & 7 in (0, 2) else (0, at)
+        tag, at = parser._varint(at, len(data))
+        value, end = parser._varint(at, len(data)) if tag & 7 in (0, 2) else (0, at)
         if tag & 7:
             at, end = end, end + {1: 8, 2: value, 5: 4}.get(tag & 7, len(data))
             value = data[at:end]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from doors import NASTY, bounded, check_command, generator
 from tiny_models import write_model
 
@@ -18,6 +19,7 @@ import infer.ui.app
 from charrnn.errors import ConfigError
 from charrnn.vocab import Vocab
 from infer.cli import run
+from infer.commands import app
 
 # What a value of any option may be: numbers at and beyond the ends of every type, no numbers, and hostile text.
 VALUES = [
@@ -28,19 +30,10 @@ VALUES = [
     *("error", "skip", "replace", "all", "val", "::1", "0.0.0.0", "localhost", "7860", "65536"),
 ]
 OPTIONS = {
-    "generate": [
-        *("-m", "-p", "--prompt-file", "--temp", "--top-k", "--top-p", "--min-p", "--repetition-penalty"),
-        *("--repetition-window", "--seed", "--num-samples", "--stop", "--unknown", "--threads"),
-    ],
-    "info": ["-m"],
-    "score": ["--split", "--unknown", "--threads"],
-    "bench": ["-m", "--rounds", "--temp", "--top-k", "--top-p", "--threads"],
-    "ui": ["-m", "--models", "--host", "--port"],
-    "serve": [
-        *("-m", "--host", "--port", "--workers", "--threads", "--max-streams", "--max-queue", "--max-tokens-limit"),
-        *("--timeout", "--drain-timeout", "--api-key", "--cors-origin", "--log-format"),
-    ],
+    name: [option for option in command.params if option.param_type_name == "option" and not option.is_flag]
+    for name, command in typer.main.get_command(app).commands.items()
 }
+OPTIONS = {name: [opt for option in options for opt in option.opts] for name, options in OPTIONS.items()}
 FLAGS = ["--greedy", "--no-stream", "--no-echo", "--past-end", "--stats", "--json", "--version", "-h", "--nonsense"]
 
 
@@ -99,7 +92,9 @@ def arguments(rng, places) -> list[str]:
     return ["/dev/null" if value == "/dev/zero" and command != "info" else value for value in given]
 
 
-def try_commands(count, seed, places, capfd):
+@pytest.mark.parametrize(("count", "seed"), [(60, 17), pytest.param(1500, 18, marks=pytest.mark.slow)])
+def test_any_arguments_end_with_0_or_with_2_and_one_line(places, quick, capfd, monkeypatch, count, seed):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
     rng = generator(seed)
     for _ in range(count):
         given = arguments(rng, places)
@@ -110,17 +105,6 @@ def try_commands(count, seed, places, capfd):
             code = run(given)
         sys.stdout.flush()
         check_command(given, code, *capfd.readouterr())
-
-
-def test_any_arguments_end_with_0_or_with_2_and_one_line(places, quick, capfd, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
-    try_commands(60, 17, places, capfd)
-
-
-@pytest.mark.slow
-def test_many_more_arguments_end_with_0_or_2(places, quick, capfd, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=lambda: b"the")))
-    try_commands(1_500, 18, places, capfd)
 
 
 # ---- the page
@@ -236,21 +220,6 @@ def test_a_clients_share_of_the_queue_is_limited(page):
             ask(page, "POST", "/gradio_api/cancel", json.dumps(fields).encode())
 
 
-def test_headers_that_do_not_arrive_close_the_connection(page, monkeypatch):
-    monkeypatch.setattr("infer.http_limits.HEADER_TIMEOUT_S", 0.2)
-    host, port = page.netloc.split(":")
-    for sent in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: "):
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
-            connection.sendall(sent)
-            assert closed(connection)
-    # So it does after a request that was answered.
-    with contextlib.closing(http.client.HTTPConnection(page.netloc, timeout=20)) as connection:
-        connection.request("GET", "/gradio_api/app_id")
-        assert connection.getresponse().read()
-        connection.sock.sendall(b"GET")
-        assert closed(connection.sock)
-
-
 def closed(connection: socket.socket) -> bool:
     try:
         return connection.recv(1000) == b""
@@ -274,7 +243,8 @@ def test_a_clients_open_connections_are_limited(page, monkeypatch):
             assert b"404" in connection.recv(1000)
 
 
-def try_requests(count, seed, page, capfd):
+@pytest.mark.parametrize(("count", "seed"), [(100, 19), pytest.param(5000, 20, marks=pytest.mark.slow)])
+def test_requests_of_any_kind_are_answered_or_refused(page, capfd, count, seed):
     rng = generator(seed)
     uploads = Path(page.blocks.GRADIO_CACHE)
     before = sum(1 for _ in uploads.rglob("*")) if uploads.is_dir() else 0
@@ -299,12 +269,3 @@ def try_requests(count, seed, page, capfd):
     after = sum(1 for _ in uploads.rglob("*")) if uploads.is_dir() else 0
     assert after == before
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_requests_of_any_kind_are_answered_or_refused(page, capfd):
-    try_requests(100, 19, page, capfd)
-
-
-@pytest.mark.slow
-def test_many_more_requests_are_answered_or_refused(page, capfd):
-    try_requests(5000, 20, page, capfd)

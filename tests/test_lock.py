@@ -111,22 +111,13 @@ def test_an_empty_folder_is_removed_with_its_new_parents(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_a_folder_that_was_there_before_stays(tmp_path):
-    (tmp_path / "run").mkdir()
-    with exclusive(tmp_path / "run"):
-        pass
-    assert names_in(tmp_path / "run") == []
-
-
-def test_a_parent_that_came_to_hold_something_else_stays(tmp_path):
-    with exclusive(tmp_path / "runs" / "one"):
+def test_what_was_there_before_or_was_left_stays(tmp_path):
+    (tmp_path / "before").mkdir()
+    with exclusive(tmp_path / "before"), exclusive(tmp_path / "runs" / "one"), exclusive(tmp_path / "run"):
         (tmp_path / "runs" / "notes.txt").touch()
-    assert names_in(tmp_path / "runs") == ["notes.txt"]
-
-
-def test_what_a_run_left_stays(tmp_path):
-    with exclusive(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    assert names_in(tmp_path / "before") == []
+    assert names_in(tmp_path / "runs") == ["notes.txt"]
     assert names_in(tmp_path / "run") == [".lock", "metrics.jsonl"]
 
 

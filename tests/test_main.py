@@ -1,7 +1,5 @@
 """The command line of training, as a user types it, and what a whole run leaves behind."""
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -10,19 +8,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
-from training import fresh_accelerator, some_text, stopping_after
+from training import fresh_accelerator, refused, some_text, stopping_after
 from typer.testing import CliRunner
 
-from benchmarks.training import reset_accelerator
-from charrnn.config import RunConfig, load_config
+from charrnn.config import load_config
 from charrnn.errors import PreemptedError, RunStoppedError
 from infer.engine import Engine
 from train import main as command
 from train.checkpoint.format import load_newest
-from train.distributed.setup import check_processes, set_threads
+from train.distributed.setup import set_threads
 from train.run import run
 
 ROOT = Path(__file__).parent.parent
@@ -51,24 +47,6 @@ def accelerate(folder, *arguments, **environment):
         capture_output=True, text=True, cwd=folder, timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
-
-
-def refused(folder, *arguments):
-    """The one line that train/main.py's `main` prints when it refuses, here in this process."""
-    reset_accelerator()
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(folder),
-        mock.patch.object(sys, "argv", ["main.py", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as end,
-    ):
-        command.main()
-    assert end.value.code == 2, err.getvalue()
-    assert out.getvalue() == ""
-    assert err.getvalue().count("\n") == 1, err.getvalue()
-    return err.getvalue()
 
 
 def records_of(run_dir):
@@ -177,13 +155,6 @@ def test_a_stop_signal_writes_a_checkpoint_to_resume_from(folder, monkeypatch, c
 
     assert run(config, config_name="small", resume=True).exists()
     assert [r["step"] for r in records_of(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
-
-
-def test_the_batch_size_must_be_divisible():
-    config = RunConfig.model_validate({"data": {"batch_size": 12}, "train": {"accumulation_steps": 2}})
-    check_processes(config, 3)
-    with pytest.raises(Exception, match="12 is not divisible by 4 process"):
-        check_processes(config, 4)
 
 
 def test_all_cores_are_used_whatever_the_launcher_set(monkeypatch):

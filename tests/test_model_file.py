@@ -44,16 +44,12 @@ def test_what_is_no_model_file_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "text.onnx").write_text("To be, or not to be\n" * 100)
     assert "another kind of file" in refused(tmp_path / "text.onnx")
     assert "cannot read" in refused(tmp_path / ("x" * 300))
-    os.mkfifo(tmp_path / "pipe")
-    assert "a pipe" in refused(tmp_path / "pipe")
-
-
-def test_an_onnx_model_of_another_program_is_refused(tmp_path):
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, tmp_path / "other.onnx")
+    onnx.save(helper.make_model(graph), tmp_path / "other.onnx")
     assert "not charrnn's" in refused(tmp_path / "other.onnx")
+    os.mkfifo(tmp_path / "pipe")
+    assert "a pipe" in refused(tmp_path / "pipe")
 
 
 def text_of(path: Path) -> str:
@@ -75,11 +71,11 @@ def test_a_file_cut_short_is_refused_or_lacks_nothing_that_matters(tmp_path_fact
     assert text == text_of(folder / "whole.onnx")
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.6, 0.9])
-def test_a_file_whose_graph_is_cut_short_is_refused(tmp_path, fraction):
+def test_a_file_whose_graph_is_cut_short_is_refused(tmp_path):
     whole = model_bytes()
-    (tmp_path / "short.onnx").write_bytes(whole[: int(fraction * whole.rindex(b"charrnn.format_version"))])
-    assert "cut short" in refused(tmp_path / "short.onnx")
+    for fraction in (0.01, 0.3, 0.6, 0.9):
+        (tmp_path / "short.onnx").write_bytes(whole[: int(fraction * whole.rindex(b"charrnn.format_version"))])
+        assert "cut short" in refused(tmp_path / "short.onnx")
 
 
 @pytest.mark.parametrize(

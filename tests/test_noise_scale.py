@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from training import ListRecorder, make_trainer, tiny_config
 
 from train.loop.noise_scale import NoiseScale
@@ -84,17 +83,6 @@ def test_a_resumed_run_goes_on_with_the_estimate(tmp_path):
 def test_the_closing_line_names_the_batch():
     assert "would have helped up to a batch of about 310" in noise_line(309.7, 128)
     assert "a batch of more than 40 brings little: more devices would not have helped" in noise_line(40.2, 128)
-
-
-def test_identical_windows_have_no_noise(tmp_path):
-    trainer = make_trainer(tiny_config(tmp_path, ["train.noise_scale_every=1"], text="ab" * 3000))
-    window = torch.zeros(8, 17, dtype=torch.long)
-    state = trainer.model.zero_state(8)
-    small = trainer.update.gradient_square(window[:4], tuple(part[:, :4] for part in state)).item()
-    large = trainer.update.gradient_square(window, state).item()
-    estimate = NoiseScale()
-    estimate.measure(small, 4, large, 8)
-    assert abs(estimate.noise) < 1e-4 * estimate.signal
 
 
 def test_a_step_that_the_loss_scaler_skips_is_not_measured():

@@ -64,12 +64,12 @@ def test_a_rounded_file_is_not_rounded_again(tmp_path):
 
 
 def test_weights_in_a_wrong_place_fail_the_export_of_a_rounded_file(tmp_path, monkeypatch):
-    path, build = write_model(tmp_path / "m.onnx"), export.build_from_folded
+    path, build = write_model(tmp_path / "m.onnx"), export.build_onnx
 
     def scrambled(config, vocab, matrices, metadata, precision):
         return build(config, vocab, matrices | {"recurrent0": matrices["recurrent0"][::-1]}, metadata, precision)
 
-    monkeypatch.setattr(export, "build_from_folded", scrambled)
+    monkeypatch.setattr(export, "build_onnx", scrambled)
     with pytest.raises(ExportError, match="was not written"):
         export.export(path, tmp_path / "out.onnx", "int8", None)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

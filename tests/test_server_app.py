@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from charrnn.errors import ConfigError, ModelFileError
-from infer.addresses import is_loopback, listen
+from infer.addresses import is_loopback
 from infer.model_file.loader import default_model
 from infer.server import app as server_app
 from infer.server.app import build_app
@@ -38,15 +38,11 @@ def error(response):
     return body
 
 
-def test_while_models_load_health_and_completions_are_503(connect):
+def test_while_models_load_or_requests_drain_completions_are_503(connect):
     client = connect()
     assert (client.get("/health").status_code, client.get("/health").json()) == (503, {"status": "loading"})
     refused = client.post("/v1/completions", json={"prompt": "a"})
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert error(refused)["type"] == "server_error"
-
-
-def test_while_draining_requests_are_503(connect):
+    assert (refused.status_code, refused.headers["retry-after"], error(refused)["type"]) == (503, "1", "server_error")
     refused = connect(draining=True).post("/v1/completions", json={"prompt": "a"})
     assert (refused.status_code, error(refused)["code"]) == (503, "shutting_down")
 
@@ -124,7 +120,7 @@ def test_an_api_key_is_asked_for(connect):
     for host in ("x/health?", "x/metrics#", "127.0.0.1/?"):  # which make another URL of the same path
         assert client.get("/v1/models", headers={"Host": host}).status_code == 401
     assert client.get("/v1/models", headers={"Authorization": "Bearer s3cret"}).status_code == 200
-    assert [client.get(path).status_code for path in ("/metrics", "/health")] == [200, 503]
+    assert [client.get(path).status_code for path in ("/", "/metrics", "/health")] == [200, 200, 503]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +164,13 @@ def test_cors_preflight_is_answered_without_a_key(connect):
     assert client.options("/v1/completions", headers=headers | {"Origin": "https://e.com"}).status_code == 400
 
 
+def test_the_page_shows_a_curl_line(connect):
+    got = connect().get("/").text
+    assert f"curl {HERE}/v1/completions" in got
+    assert "<code>a</code>" in got
+    assert ["Bearer KEY" in text for text in (got, connect(api_key="x").get("/").text)] == [False, True]
+
+
 def test_metrics_are_read_by_prometheus_own_parser(connect):
     client = connect()
     client.get("/nothing/at/all")
@@ -194,14 +197,9 @@ def test_models_are_named_after_their_files(tmp_path):
         named_models([f"x={tmp_path / 'none.onnx'}"])
 
 
-def test_an_address_that_cannot_be_had_is_one_line():
-    assert [is_loopback(h) for h in ("127.0.0.1", "localhost", "::1", "[::1]", "0.0.0.0", "example.org")] == [
-        True, True, True, True, False, False,
-    ]  # fmt: skip
-    with listen("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="cannot serve on 127"):
-        listen("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(ConfigError, match="choose another --port or --host"):
-        listen("no such host", 0)
+def test_loopback_is_known_by_address_or_name():
+    hosts = {"127.0.0.1": True, "localhost": True, "::1": True, "[::1]": True, "0.0.0.0": False, "example.org": False}
+    assert {host: is_loopback(host) for host in hosts} == hosts
 
 
 @pytest.mark.parametrize("as_json", [False, True])

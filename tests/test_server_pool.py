@@ -176,16 +176,6 @@ def test_best_of_takes_an_empty_text_last(gru):
     assert choice["text"] == "b"
 
 
-def test_a_job_that_failed_is_never_done():
-    async def main():
-        ticket = Ticket(lambda _: None, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event(), METRICS)
-        ticket.fail(ApiError(500, "failed"))
-        assert ticket.finished
-        assert not ticket.done
-
-    run(main())
-
-
 @pytest.mark.parametrize(("scores", "events"), [(0, 300), (1, 5)])
 def test_a_client_that_does_not_read_loses_its_row(scores, events):
     """1,000 characters an event: 256 Ki of them may wait, or 4 Ki with log probabilities."""

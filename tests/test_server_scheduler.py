@@ -1,5 +1,6 @@
 """The scheduler of infer serve on a thread's own terms: jobs in, events out, no processes and no HTTP."""
 
+import base64
 from collections import defaultdict
 from queue import SimpleQueue
 
@@ -107,14 +108,6 @@ def test_choices_of_a_job_are_those_of_generate_batch(int8):
     assert max(counts["running"] for counts in run.counts) <= 3
 
 
-def test_stop_texts_end_a_choice_where_generate_does(int8):
-    whole = alone(int8, PROMPT, 200, 3)
-    for stop in (whole[20:23], whole[100], whole):
-        run = Run(int8, [job(int8, length=200, seeds=[3], stop=(stop, "~~"))])
-        assert run.texts[0, 0] == whole.partition(stop)[0]
-        assert run.finish[0, 0] == "stop"
-
-
 def test_scores_are_the_log_probabilities_of_what_was_drawn(int8):
     run = Run(int8, [job(int8, logprobs=2, score_prompt=True, length=30, seeds=[4, 5])])
     for i in range(2):
@@ -174,18 +167,13 @@ def test_a_state_ends_before_the_stop_text(int8):
     ],
 )  # fmt: skip
 def test_damaged_states_are_refused(int8, damage):
-    import base64
-
     run = Run(int8, [job(int8, length=5, return_state=True)])
     raw = base64.b64decode(run.states[0, 0].encode(SHA))
     TextState.decode(base64.b64encode(raw).decode(), SHA, int8)
     with pytest.raises(StateError):
         TextState.decode(base64.b64encode(damage(raw)).decode(), SHA, int8)
-
-
-def test_a_state_that_rounds_above_1_is_taken(int8):
-    state = TextState(tuple(np.full_like(part, 1 + 1e-6) for part in int8.zero_state(1)), (1,), 0, 0)
-    assert TextState.decode(state.encode(SHA), SHA, int8).recent == (1,)
+    rounded = TextState(tuple(np.full_like(part, 1 + 1e-6) for part in int8.zero_state(1)), (1,), 0, 0)
+    assert TextState.decode(rounded.encode(SHA), SHA, int8).recent == (1,)
 
 
 def test_prompts_that_share_a_prefix_read_it_once(int8):
@@ -258,37 +246,26 @@ def test_a_cancelled_job_leaves_and_the_others_go_on(int8):
     assert len(run.texts[1, 0]) < 10**5
 
 
-def test_an_error_of_the_engine_ends_its_jobs_alone(gru, monkeypatch):
-    def fail(*_):
-        raise SamplingError("the logits are not finite")
+@pytest.mark.parametrize(
+    ("method", "calls", "error", "message"),
+    [
+        ("decode", 1, SamplingError("the logits are not finite"), "the logits are not finite"),
+        ("step", 0, MemoryError("(3, 50) ids"), "out of memory: (3, 50) ids"),
+    ],
+)
+def test_an_error_ends_the_jobs_of_the_call_alone(gru, monkeypatch, method, calls, error, message):
+    run_well, left = getattr(gru, method), iter([None] * calls + [error])
 
-    decode, failing = gru.decode, [True]
-    monkeypatch.setattr(gru, "decode", lambda *a, **k: fail() if failing.pop() else decode(*a, **k))
-    failing = [False] * 500 + [True]
-    run = Run(gru, [job(gru, 0)], then=[job(gru, 1)])
-    assert run.errors == {0: "the logits are not finite"}
-    assert run.texts[1, 0] == alone(gru, PROMPT, 50, 1)
+    def fails_once(*args, **kwargs):
+        if failure := next(left, None):
+            raise failure
+        return run_well(*args, **kwargs)
 
-
-def test_an_error_of_prefill_ends_the_jobs_that_are_read_alone(gru, monkeypatch):
-    step, failing = gru.step, [MemoryError("(3, 50) ids")]
-
-    def fails_once(ids, state):
-        if failing:
-            raise failing.pop()
-        return step(ids, state)
-
-    monkeypatch.setattr(gru, "step", fails_once)
+    monkeypatch.setattr(gru, method, fails_once)
     run = Run(gru, [job(gru, i) for i in range(3)], then=[job(gru, 3)])
-    assert run.errors == dict.fromkeys(range(3), "out of memory: (3, 50) ids")
+    assert run.errors == dict.fromkeys(range(3), message)
     assert run.texts[3, 0] == alone(gru, PROMPT, 50, 1)
     assert run.scheduler.running == run.scheduler.waiting == 0
-
-
-def test_bytes_come_out_as_whole_characters(byte_engine):
-    run = Run(byte_engine, [job(byte_engine, length=80, seeds=[2], logprobs=0)])
-    assert run.texts[0, 0] == alone(byte_engine, PROMPT, 80, 2)
-    assert len(run.scores[0, 0]) == 80
 
 
 def test_a_document_ends_its_choice(model_folder):

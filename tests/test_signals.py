@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, PreemptedError, RunStoppedError
+from charrnn.errors import EXIT_INTERRUPTED
 from charrnn.log import configure_logging
-from train.distributed.signals import StopSignals, stop_error
+from train.distributed.signals import StopSignals
 
 ROOT = Path(__file__).parent.parent
 STOPS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
@@ -81,13 +81,6 @@ def test_the_first_signal_decides_and_later_ones_change_nothing(noted, capsys, f
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_signal_just_before_the_end_is_recorded(noted):
-    signals = StopSignals(noted)
-    with signals.handled():
-        signal.raise_signal(signal.SIGTERM)
-    assert signals.received == signal.SIGTERM
-
-
 def test_a_signal_during_installation_is_recorded(noted, monkeypatch):
     install, sent = signal.signal, []
 
@@ -148,13 +141,6 @@ def test_everything_is_restored_after_the_block(error):
         near.close()
         far.close()
     assert during == expected
-
-
-def test_after_the_block_ctrl_c_raises_again():
-    with StopSignals().handled():
-        pass
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
 
 
 def test_in_other_threads_nothing_is_installed(noted):
@@ -226,12 +212,6 @@ def test_ctrl_c_twice_ends_a_process_after_sigterm():
         assert waiting.process.wait(2) == EXIT_INTERRUPTED
     finally:
         waiting.process.kill()
-
-
-def test_ctrl_c_and_preemption_end_with_codes_of_their_own():
-    stopped, preempted = stop_error(signal.SIGINT, "line"), stop_error(signal.SIGUSR1, "line")
-    assert (type(stopped), stopped.exit_code, str(stopped)) == (RunStoppedError, EXIT_INTERRUPTED, "line")
-    assert (type(preempted), preempted.exit_code, str(preempted)) == (PreemptedError, EXIT_PREEMPTED, "line")
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

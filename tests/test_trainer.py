@@ -14,10 +14,10 @@ from charrnn.vocab import Vocab
 from charrnn.windows import WindowPlan
 from infer import Engine
 from train.checkpoint.format import load_for_inference, load_newest, step_folders
-from train.checkpoint.vocab_transfer import StartingPoint, transfer_weights
+from train.checkpoint.vocab_transfer import transfer_weights
 from train.export.exporter import export_checkpoint
 from train.loop.errors import out_of_memory
-from train.summary import new_lines
+from train.summary import text_lines
 
 CELLS = ("GRU", "LSTM")
 MODES = ("sliding", "carry")
@@ -42,18 +42,10 @@ def test_resume_equals_uninterrupted_run(tmp_path, rnn, windows):
     assert best.step == resumed_best.step
     assert all(torch.equal(best.weights[k], resumed_best.weights[k]) for k in best.weights)
 
-
-def test_the_test_above_can_fail(tmp_path):
-    """Without the random generators a run with dropout does not resume bit for bit."""
-    config = tiny_config(tmp_path, ["model.dropout=0.3"])
-    whole = make_trainer(tiny_config(tmp_path, ["model.dropout=0.3", f"train.run_dir={tmp_path / 'whole'}"]))
-    whole.fit()
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(config, ListRecorder(stop_at=8)).fit()
-    resumed = make_trainer(config)
-    torch.manual_seed(999)
-    resumed.fit()
-    assert not same_weights(whole.model, resumed.model)
+    again = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / 'again'}"]))
+    torch.manual_seed(999)  # without the random generators a run with dropout is another one
+    again.fit()
+    assert not same_weights(whole.model, again.model)
 
 
 @pytest.mark.parametrize(("rnn", "windows"), list(itertools.product(CELLS, MODES)))
@@ -86,18 +78,11 @@ def test_the_first_loss_is_the_mean_negative_log_likelihood_of_the_batch(tmp_pat
     assert trainer.recorder.losses()[1] == pytest.approx(math.log(len(trainer.data.vocab)), rel=0.1)
 
 
-def test_carried_state_makes_a_difference_within_an_epoch_and_none_at_its_start(tmp_path):
-    trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry"]))
-    trainer.train_step()
-    carried = trainer.update.state[0]
-    assert carried.shape == (2, 8, 16)
-    assert carried.abs().sum() > 0
-    assert not carried.requires_grad
-
-
 def test_lanes_that_begin_afresh_forget_and_the_others_go_on(tmp_path):
     trainer = make_trainer(tiny_config(tmp_path, ["data.windows=carry", "data.reset=0.5", "model.rnn=LSTM"]))
     trainer.train_step()
+    assert trainer.update.state[0].shape == (2, 8, 16)
+    assert not trainer.update.state[0].requires_grad
     batch = trainer.data.plan.batch(1)
     assert 0 < batch.reset.sum() < len(batch.reset)
     for part, carried in zip(trainer.update.state_before(batch.reset), trainer.update.state, strict=True):
@@ -187,51 +172,63 @@ def test_early_stopping_decays_the_rate_and_then_ends(tmp_path, caplog):
     assert "decaying the learning rate" in caplog.text
 
 
-def test_init_from_starts_with_the_weights_and_vocabulary_of_another_run(tmp_path):
-    first = make_trainer(tiny_config(tmp_path))
-    first.fit()
-    (tmp_path / "words.txt").write_text("the owl over the fox\n" * 200)
-    config = tiny_config(tmp_path, [f"train.run_dir={tmp_path / 'second'}"])
-    second = make_trainer(config, init_from=tmp_path / "run")
-    assert second.progress.step == 0
-    assert second.data.vocab == first.data.vocab
-    assert len(second.data.corpus.vocab) < len(second.data.vocab)
-    best = load_for_inference(tmp_path / "run")
-    assert all(torch.equal(second.model.state_dict()[k], best.weights[k]) for k in best.weights)
-    window = second.data.train.windows(second.data.plan.batch(0).starts[:1], 9)
-    assert second.data.vocab.decode(window[0].tolist()) in "the owl over the fox\n" * 3
-    second.fit()
-
-
 def fine_tuned(folder, text, assignments=(), **options):
     """A trainer on `text` that starts from the run in `folder`."""
     (folder / "words.txt").write_text(text)
     return make_trainer(tiny_config(folder, [f"train.run_dir={folder / 'second'}", *assignments]), **options)
 
 
-def test_vocab_keep_refuses_characters_the_model_does_not_know(tmp_path):
-    make_trainer(tiny_config(tmp_path)).fit()
-    with pytest.raises(CheckpointError, match=r"2 character\(s\) that the model .* '&', 'Z'.*leave out --vocab keep"):
-        fine_tuned(tmp_path, "Zebra & quagga\n" * 200, ["data.vocab=keep"], init_from=tmp_path / "run")
-    assert fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=keep"], init_from=tmp_path / "run").data.vocab
-    with pytest.raises(CheckpointError, match="name it with --init-from"):
-        fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=keep"])
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A finished run, to start others from."""
+    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("origin")))
+    trainer.fit()
+    return trainer
 
 
-def test_fine_tuning_keeps_what_is_known_and_starts_new_characters_from_the_mean(tmp_path):
-    first = make_trainer(tiny_config(tmp_path))
-    first.fit()
-    second = fine_tuned(tmp_path, "Zebra & quagga\n" * 200, init_from=tmp_path / "run")
-    assert second.data.vocab.symbols == (*first.data.vocab.symbols, "&", "Z")
-    old, new = load_for_inference(tmp_path / "run").weights, second.model.state_dict()
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (
+            "Zebra & quagga\n",
+            ["data.vocab=keep"],
+            r"2 character\(s\) that the model .* '&', 'Z'.*leave out --vocab keep",
+        ),
+        ("the owl\n", ["data.vocab=bytes"], "vocabulary of chars, the corpus of bytes"),
+        ("the owl\n", ["model.rnn=LSTM"], r"model\.rnn is GRU there and LSTM here"),
+        ("the owl\n", ["train.init_from=README.md"], "is a file; name the run folder"),
+        ("the owl\n", ["train.init_from=none", "data.vocab=keep"], "name it with --init-from"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, origin, text, settings, message):
+    settings = [f"train.init_from={origin.checkpoints.run_dir}", *settings]
+    with pytest.raises(CheckpointError, match=message):
+        fine_tuned(tmp_path, text * 400, settings)
+
+
+def test_a_known_vocabulary_is_kept_with_the_weights(tmp_path, origin):
+    text = "the owl over the fox\n"
+    second = fine_tuned(tmp_path, text * 200, ["data.vocab=keep"], init_from=origin.checkpoints.run_dir)
+    assert second.progress.step == 0
+    assert second.data.vocab == origin.data.vocab
+    assert len(second.data.corpus.vocab) < len(second.data.vocab)
+    best = load_for_inference(origin.checkpoints.run_dir)
+    assert all(torch.equal(second.model.state_dict()[k], best.weights[k]) for k in best.weights)
+    window = second.data.train.windows(second.data.plan.batch(0).starts[:1], 9)
+    assert second.data.vocab.decode(window[0].tolist()) in text * 3
+
+
+def test_fine_tuning_keeps_what_is_known_and_starts_new_characters_from_the_mean(tmp_path, origin):
+    second = fine_tuned(tmp_path, "Zebra & quagga\n" * 200, init_from=origin.checkpoints.run_dir)
+    assert second.data.vocab.symbols == (*origin.data.vocab.symbols, "&", "Z")
+    old, new = load_for_inference(origin.checkpoints.run_dir).weights, second.model.state_dict()
     for name in old:
         assert torch.equal(new[name][: len(old[name])], old[name])
     for name in ("embedding.weight", "head.weight", "head.bias"):
         assert torch.allclose(new[name][-2:], old[name].mean(0, keepdim=True).expand_as(new[name][-2:]), atol=1e-6)
     window = second.data.train.windows(second.data.plan.batch(0).starts[:1], 9)
     assert second.data.vocab.decode(window[0].tolist()) in "Zebra & quagga\n" * 3
-    [line] = new_lines(StartingPoint(second.data.vocab, new=("&", "Z")))
-    assert "2 character(s)" in line
+    assert "2 character(s)" in (line := text_lines(second.data, ("&", "Z"))[1])
     assert "'&', 'Z'" in line
 
 
@@ -252,39 +249,22 @@ def test_new_characters_cost_the_old_ones_at_most_their_share(count):
     assert cost.max() <= math.log(1 + count / 20) + 1e-5
 
 
-def test_a_fine_tuned_run_resumes_bit_for_bit_and_exports(tmp_path):
-    make_trainer(tiny_config(tmp_path)).fit()
+def test_a_fine_tuned_run_resumes_bit_for_bit_and_exports(tmp_path, origin):
     text = "Zebra & quagga, a lazy fox\n" * 150
-    whole = fine_tuned(tmp_path, text, init_from=tmp_path / "run")
+    whole = fine_tuned(tmp_path, text, init_from=origin.checkpoints.run_dir)
     whole.fit()
     again = [f"train.run_dir={tmp_path / 'third'}"]
     with pytest.raises(KeyboardInterrupt):
-        fine_tuned(tmp_path, text, again, recorder=ListRecorder(stop_at=8), init_from=tmp_path / "run").fit()
+        fine_tuned(tmp_path, text, again, recorder=ListRecorder(stop_at=8), init_from=origin.checkpoints.run_dir).fit()
     resumed = fine_tuned(tmp_path, text, again)
     assert resumed.progress.step == 5
     assert resumed.data.vocab == whole.data.vocab
     resumed.fit()
-    ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_weights(whole.model, resumed.model)
     export_checkpoint(load_for_inference(tmp_path / "third"), tmp_path / "model.onnx")
     engine = Engine(tmp_path / "model.onnx")
     assert engine.vocab == whole.data.vocab
     assert len("".join(engine.generate("Zebra &", length=20))) == 20
-
-
-def test_bytes_and_characters_do_not_go_on_from_each_other_and_a_file_is_no_run(tmp_path):
-    make_trainer(tiny_config(tmp_path)).fit()
-    with pytest.raises(CheckpointError, match="vocabulary of chars, the corpus of bytes"):
-        fine_tuned(tmp_path, "the owl\n" * 400, ["data.vocab=bytes"], init_from=tmp_path / "run")
-    with pytest.raises(CheckpointError, match="is a file; name the run folder"):
-        fine_tuned(tmp_path, "the owl\n" * 400, init_from=tmp_path / "words.txt")
-
-
-def test_init_from_refuses_another_shape(tmp_path):
-    make_trainer(tiny_config(tmp_path)).fit()
-    config = tiny_config(tmp_path, ["model.rnn=LSTM", f"train.run_dir={tmp_path / 'second'}"])
-    with pytest.raises(CheckpointError, match=r"model\.rnn is GRU there and LSTM here"):
-        make_trainer(config, init_from=tmp_path / "run")
 
 
 def test_without_a_validation_split_the_newest_model_is_the_best(tmp_path):

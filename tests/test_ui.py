@@ -41,16 +41,7 @@ def model(gru):
 # predictions
 
 
-def test_the_stream_grows_to_the_engines_text(gru):
-    seconds = itertools.count()
-    states = list(generate(gru, "the ", 100, **OPTIONS, seed="3", clock=lambda: float(next(seconds))))
-    assert len(states) > 2
-    assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(states))
-    assert states[-1].text == "".join(gru.generate("the ", 100, SamplingOptions(0.8), seed=3))
-    assert states[-1].seed == 3
-
-
-def test_speed_excludes_what_the_page_does_with_the_text(gru):
+def test_the_stream_grows_to_the_engines_text_by_the_models_time(gru):
     now = [0.0]
 
     def clock() -> float:
@@ -60,13 +51,13 @@ def test_speed_excludes_what_the_page_does_with_the_text(gru):
     states = []
     for state in generate(gru, "the ", 100, **OPTIONS, seed="3", clock=clock):
         states.append(state)
-        now[0] += 1000.0
-    pieces = len(list(gru.generate("the ", 100, SamplingOptions(0.8), seed=3)))
-    assert states[-1].seconds <= 2 * pieces
+        now[0] += 1000.0  # what the page does with the text
+    assert len(states) > 2
+    assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(states))
+    pieces = list(gru.generate("the ", 100, SamplingOptions(0.8), seed=3))
+    assert (states[-1].text, states[-1].seed) == ("".join(pieces), 3)
+    assert states[-1].seconds <= 2 * len(pieces)
     assert states[-1].chars_per_s == pytest.approx(100 / states[-1].seconds)
-
-
-def test_an_empty_seed_is_a_new_one_each_time(gru):
     assert len({list(generate(gru, "", 1, **OPTIONS, seed=" "))[-1].seed for _ in range(3)}) == 3
 
 
@@ -96,16 +87,19 @@ def test_invalid_inputs_are_refused_with_the_reason(gru, change, error, message)
         next(generate(gru, **{"prompt": "a", "length": 10, **OPTIONS, "seed": "1"} | change))
 
 
-def test_surprisal_equals_that_of_single_steps(gru):
+def test_surprisal_and_candidates_equal_those_of_single_steps(gru):
     text = "the romeo\nmoon"
-    state, last, bits = gru.zero_state(1), gru.vocab.start_id, []
+    state, last, bits, tops = gru.zero_state(1), gru.vocab.start_id, [], []
     for i in gru.vocab.encode(text):
         logits, state = gru.step(np.array([[last]]), state)
-        bits.append(-math.log2(probabilities(logits[0, 0])[i]))
+        p = probabilities(logits[0, 0])
+        bits.append(-math.log2(p[i]))
+        tops += sorted(p, reverse=True)[:5]
         last = int(i)
     characters = surprisal(gru, text)
     assert "".join(character.char for character in characters) == text
     assert [character.bits for character in characters] == pytest.approx(bits, rel=1e-4)
+    assert [p for character in characters for _, p in character.candidates] == pytest.approx(tops, rel=1e-4)
     assert surprisal(gru, "") == []
 
 
@@ -119,13 +113,6 @@ def test_surprisal_of_a_character_is_the_sum_of_its_bytes(byte_engine):
     )
 
 
-def test_candidates_are_the_most_likely_in_order(gru):
-    (character,) = surprisal(gru, "a")
-    logits, _ = gru.prefill(np.array([gru.vocab.start_id]))
-    top = sorted(probabilities(logits[0]), reverse=True)[:5]
-    assert [p for _, p in character.candidates] == pytest.approx(top, rel=1e-4)
-
-
 def test_the_distribution_sums_to_1_before_and_after(gru):
     result = next_character(gru, "rom", 0.7, 5, 0.9)
     rows = [*result.bars, result.others]
@@ -134,11 +121,8 @@ def test_the_distribution_sums_to_1_before_and_after(gru):
     assert sum(bar.after for bar in rows) == pytest.approx(1)
     assert result.kept == sum(bar.after > 0 for bar in result.bars) <= 5
     assert result.entropy[1] < result.entropy[0]
-
-
-def test_temperature_0_leaves_one_character(gru):
-    result = next_character(gru, "", 0, 0, 1)
-    assert (result.kept, result.entropy[1], result.bars[0].after) == (1, 0, 1)
+    greedy = next_character(gru, "", 0, 0, 1)
+    assert (greedy.kept, greedy.entropy[1], greedy.bars[0].after) == (1, 0, 1)
 
 
 # views
@@ -181,6 +165,8 @@ def test_without_a_folder_checkpoints_is_listed(tmp_path, model, monkeypatch):
     Path("checkpoints").mkdir()
     write_model(Path("checkpoints/other.onnx"))
     assert Models(model).names() == [model.name, "other.onnx"]
+    with pytest.raises(ConfigError, match="is not a folder"):
+        Models(model, tmp_path / "absent")
 
 
 def test_a_model_is_loaded_once_until_its_file_changes(tmp_path):
@@ -206,11 +192,6 @@ def test_a_symbolic_link_keeps_its_name_and_opens(tmp_path, model):
     models = Models(tmp_path / "best.onnx", tmp_path)
     assert models.names() == ["best.onnx", "other.onnx"]
     assert all(models.engine(name).vocab for name in models.names())
-
-
-def test_a_folder_that_is_none_is_refused(tmp_path, model):
-    with pytest.raises(ConfigError, match="is not a folder"):
-        Models(model, tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
@@ -246,19 +227,15 @@ def page(model):
     return build_page(Models(model))
 
 
-def test_the_page_sends_nothing_and_its_queue_is_bounded(page):
+def test_the_page_sends_nothing_its_queue_is_bounded_and_empty_numbers_are_nan(page):
     assert not page.analytics_enabled
     assert page._queue.max_size == MAX_QUEUE
     labels = {block.label for block in page.blocks.values() if getattr(block, "label", None)}
     assert {"Prompt", "Length", "Temperature", "Top-k", "Top-p", "Seed", "Model"} <= labels
-
-
-def test_a_slider_hands_on_a_number_or_nan(page):
     sliders = [block for block in page.blocks.values() if block.get_block_name() == "slider"]
     assert len(sliders) == 7
     for slider in sliders:
-        assert slider.preprocess(3) == 3
-        assert slider.preprocess(10**9) == 10**9
+        assert [slider.preprocess(3), slider.preprocess(10**9)] == [3, 10**9]
         assert math.isnan(slider.preprocess(None))
         assert math.isnan(slider.preprocess("three"))
 

@@ -11,6 +11,7 @@ from charrnn.config import RunConfig
 from charrnn.vocab import Vocab
 from train.export.onnx_graph import build_onnx
 from train.export.quantize import Precision
+from train.export.weights import fold
 
 CHARS = Vocab.of_chars("\n !ROMEabcdefghijklmnopqrstuvwxyz:")
 GATES = {"GRU": 3, "LSTM": 4}
@@ -66,7 +67,7 @@ def model_bytes(
     config = run_config(**sizes)
     weights = random_weights(config, len(vocab)) if weights is None else weights
     told = metadata(config, vocab, {"precision": precision} | (changed or {}))
-    return build_onnx(config.model, vocab, weights, told, precision).SerializeToString()
+    return build_onnx(config.model, vocab, fold(config.model, weights), told, precision).SerializeToString()
 
 
 def write_model(path: Path, vocab: Vocab = CHARS, **kwargs: Any) -> Path:

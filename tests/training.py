@@ -1,22 +1,26 @@
 """Small training runs in this process, for the tests of the trainer."""
 
 import contextlib
+import io
 import logging
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from numpy.typing import ArrayLike
 
+from benchmarks.training import reset_accelerator
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
+from train import main as command
 from train.checkpoint.resume import starting_point
 from train.distributed.setup import make_accelerator
 from train.loop.trainer import Trainer
@@ -25,8 +29,7 @@ from train.tracking.recorder import Recorder
 
 def fresh_accelerator(**options: Any) -> Accelerator:
     """An Accelerator on the CPU; its singletons would otherwise keep the settings of the test before."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerator()
     return Accelerator(cpu=True, **options)
 
 
@@ -143,3 +146,21 @@ def largest_difference(ours: ArrayLike, theirs: ArrayLike) -> float:
     assert ours.size
     assert np.isfinite([ours, theirs]).all()
     return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
+
+
+def refused(folder: Path, *arguments: object) -> str:
+    """The one line that train/main.py's `main` prints when it refuses, here in this process."""
+    reset_accelerator()
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        mock.patch.object(sys, "argv", ["main.py", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        command.main()
+    assert end.value.code == 2, err.getvalue()
+    assert out.getvalue() == ""
+    assert err.getvalue().count("\n") == 1, err.getvalue()
+    return err.getvalue()

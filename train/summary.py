@@ -4,13 +4,13 @@ import math
 import os
 import shlex
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from charrnn.config import RunConfig, TrainConfig
-from charrnn.data.corpus import Corpus
 from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
 from charrnn.errors import listing
 from charrnn.windows import SPLITS
@@ -18,7 +18,7 @@ from train.checkpoint.format import Checkpoint, step_folders, step_of
 from train.checkpoint.vocab_transfer import StartingPoint
 from train.distributed.precision import describe_precision
 from train.distributed.setup import device_name
-from train.loop.dataloader import IdSource, TrainingData
+from train.loop.dataloader import TrainingData
 from train.loop.schedule import Progress
 from train.tracking.console import format_duration
 
@@ -43,30 +43,52 @@ def opening_lines(
         num_parameters: Of the model.
         total_steps: 0 if only time limits the run.
     """
-    model, windows, corpus, vocab = config.model, config.data, data.corpus, data.vocab
+    model, windows = config.model, config.data
+    origin = "new, from given weights" if start.weights else "new"
     if start.resumed:
         origin = f"resumed at step {start.resumed.step:,}"
-    else:
-        origin = "new, from given weights" if start.weights else "new"
-    splits = zip(SPLITS, (corpus.train, corpus.val, corpus.test), strict=True)
     return [
         f"run       {run_dir} ({origin})",
-        f"device    {describe_device(config.train, accelerator)}",
+        f"device    {_device(config.train, accelerator)}",
         f"model     {model.rnn} {model.num_layers} x {model.hidden_dim}, embedding {model.embedding_dim}, "
         f"dropout {model.dropout:g}: {num_parameters:,} parameters",
-        f"corpus    {corpus.name}: {corpus.num_chars:,} characters "
-        f"({', '.join(f'{name} {len(ids):,}' for name, ids in splits)}), "
-        f"vocabulary of {len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}",
-        *new_lines(start),
-        *placement_lines(data.train),
-        *generated_lines(data),
-        *entropy_lines(corpus),
+        *text_lines(data, start.new),
         f"training  {_length(total_steps, config.train.time_limit)}; {windows.windows} windows of {windows.seq_len} "
         f"characters, {windows.batch_size} a step, {data.plan.steps_per_epoch:,} steps an epoch",
     ]
 
 
-def describe_device(train: TrainConfig, accelerator: Accelerator) -> str:
+def text_lines(data: TrainingData, new: Sequence[str]) -> list[str]:
+    """The text, and what to compare the loss with. new: characters that the given weights lack."""
+    corpus, vocab, train = data.corpus, data.vocab, data.train
+    splits = zip(SPLITS, (corpus.train, corpus.val, corpus.test), strict=True)
+    lines = [
+        f"corpus    {corpus.name}: {corpus.num_chars:,} characters "
+        f"({', '.join(f'{name} {len(ids):,}' for name, ids in splits)}), "
+        f"vocabulary of {len(vocab)} {'bytes' if vocab.kind == 'bytes' else 'characters'}",
+    ]
+    if new:
+        lines.append(
+            f"new       {len(new)} character(s) that the given weights lack start from their plain forms or the mean: "
+            f"{listing([repr(c) for c in new], 20)}"
+        )
+    if not train.is_resident and train.device.type != "cpu":
+        lines.append(
+            f"ids       the training split of {len(train):,} characters would take more than half of the GPU's free "
+            "memory, and is read from the host"
+        )
+    if generated := len(train) - len(corpus.train):
+        lines.append(f"generated {generated:,} characters by the teachers, trained on as well")
+    lines.append(f"entropy   {sampled_entropies(corpus.train, len(corpus.vocab)).line()}")
+    if (nats := corpus.ngram_loss) is not None:
+        lines.append(
+            f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split "
+            f"(interpolated Kneser-Ney {NGRAM_ORDER}-grams)"
+        )
+    return lines
+
+
+def _device(train: TrainConfig, accelerator: Accelerator) -> str:
     """Devices, processes, threads and precision."""
     device, processes = accelerator.device, accelerator.num_processes
     name = device_name(device) if device.type == "cpu" else f"{processes} x {device_name(device)}"
@@ -74,42 +96,6 @@ def describe_device(train: TrainConfig, accelerator: Accelerator) -> str:
     requested = launched if train.mixed_precision == "auto" else train.mixed_precision
     precision = describe_precision(requested, accelerator.mixed_precision, device.type)
     return f"{name}, {processes} process(es) x {torch.get_num_threads()} CPU thread(s), precision {precision}"
-
-
-def new_lines(start: StartingPoint) -> list[str]:
-    """The characters that the given weights lack."""
-    if not start.new:
-        return []
-    names = listing([repr(c) for c in start.new], 20)
-    what = f"{len(start.new)} character(s) that the given weights lack start from their plain forms or the mean"
-    return [f"new       {what}: {names}"]
-
-
-def generated_lines(data: TrainingData) -> list[str]:
-    """A line if the teachers' own text is trained on."""
-    generated = len(data.train) - len(data.corpus.train)
-    return [f"generated {generated:,} characters by the teachers, trained on as well"] if generated else []
-
-
-def placement_lines(ids: IdSource) -> list[str]:
-    """A line if the training split does not fit on the GPU."""
-    if ids.is_resident or ids.device.type == "cpu":
-        return []
-    return [
-        f"ids       the training split of {len(ids):,} characters would take more than half of the GPU's free memory, "
-        "and is read from the host"
-    ]
-
-
-def entropy_lines(corpus: Corpus) -> list[str]:
-    """What to compare the loss with: the text's entropies and an n-gram model's loss, which takes a second."""
-    lines = [f"entropy   {sampled_entropies(corpus.train, len(corpus.vocab)).line()}"]
-    if (nats := corpus.ngram_loss) is not None:
-        lines.append(
-            f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split "
-            f"(interpolated Kneser-Ney {NGRAM_ORDER}-grams)"
-        )
-    return lines
 
 
 def _length(total_steps: int, time_limit_s: float) -> str:
@@ -161,23 +147,18 @@ def closing_lines(
     ]
     if "train/noise_scale" in metrics:
         losses.append(noise_line(metrics["train/noise_scale"], best.config.data.batch_size))
+    loss, baseline = metrics.get("val/stream/loss"), data.corpus.ngram_loss
+    if loss is not None and baseline is not None and loss > baseline:
+        losses.append(
+            f"warning   stream {loss:.4f} is worse than the n-gram baseline of {baseline:.4f} nats/char; train longer "
+            "(--time-limit, --epochs), start from pretrained weights (--init-from base) or add text"
+        )
     size = model_file.stat().st_size / 2**20
     prompt = ' -p "ROMEO:"' if not data.vocab.unknown_in("ROMEO:") else ""
     return [
         f"done      {progress.step:,} steps, {progress.elapsed_s:,.0f} s; best at step {best.step:,}",
         *losses,
-        *baseline_warning(metrics.get("val/stream/loss"), data.corpus.ngram_loss),
         f"files     {run_dir}{os.sep}: best, config.yaml, metrics.jsonl",
         f"model     {model_file} ({size:.1f} MiB, differs from torch by {difference:.0e} at most)",
         f"next      infer generate -m {shlex.quote(str(model_file))}{prompt}",
-    ]
-
-
-def baseline_warning(loss: float | None, baseline: float | None) -> list[str]:
-    """A warning if the trained model's `stream` loss is above the n-gram baseline; both in nats/char."""
-    if loss is None or baseline is None or loss <= baseline:
-        return []
-    return [
-        f"warning   stream {loss:.4f} is worse than the n-gram baseline of {baseline:.4f} nats/char; train longer "
-        "(--time-limit, --epochs), start from pretrained weights (--init-from base) or add text"
     ]

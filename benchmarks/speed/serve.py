@@ -89,10 +89,10 @@ def engine_side(engine: Engine, count: int, seconds: float) -> tuple[float, floa
 
 async def server_side(served: Served, client: Client, seconds: float) -> tuple[float, float, float]:
     """Characters a second that clients receive, and the worker's and the HTTP process's processor seconds for each."""
-    pids = [*served.worker_pids(), served.process.pid]
-    before, chars = [served.cpu_s(pid) for pid in pids], sum(client.chars)
+    processes, chars = served.processes(), sum(client.chars)
+    before = [sum(process.cpu_times()[:2]) for process in processes]
     rate = await client.rate(seconds)
-    worker, http = (served.cpu_s(pid) - cpu for pid, cpu in zip(pids, before, strict=True))
+    http, worker = (sum(process.cpu_times()[:2]) - cpu for process, cpu in zip(processes, before, strict=True))
     chars = sum(client.chars) - chars
     return rate, worker / chars, http / chars
 

@@ -5,17 +5,17 @@ graphs end its process. So a file must consist of the parts that train.export wr
 protobuf fields, these weights in these shapes, these constants with these values, and a graph whose structure has one
 of the digests in graph_digests.txt (written by `python tests/graph_digests.py`). It needs no package for ONNX; weights
 stay unread.
-Source: onnx.proto (IR version 8). Letters: V, E, H, L as in docs/model-file.md.
+Letters: V, E, H, L as in docs/model-file.md.
 """
 
+import math
 import re
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from infer.model_file.graph_structure import GRAPH, MAX_RANK, layerless, structure_digest
+from infer.model_file.graph_structure import layerless, structure_digest
 from infer.model_file.layout import Sizes, constants
-from infer.model_file.protobuf import DamagedError, Fields, Reader, Span, UnsafeError, span
+from infer.model_file.protobuf import DamagedError, Message, Parser, Span, UnsafeError
 
 DIGESTS = frozenset(Path(__file__).with_name("graph_digests.txt").read_text("ascii").split())
 # protobuf's own limit for a message, and so onnxruntime's for a file.
@@ -29,9 +29,6 @@ _OPSETS = {"": 17, "com.microsoft": 1}
 _TYPES = {1: ("f32", 4), 2: ("u8", 1), 3: ("i8", 1), 7: ("i64", 8), 9: ("bool", 1), 10: ("f16", 2), 11: ("f64", 8)}
 _DTYPES = {"f4": "f32", "u1": "u8", "i1": "i8", "i8": "i64", "b1": "bool", "f2": "f16", "f8": "f64"}
 
-# The fields that a message of ours has, by their numbers in onnx.proto.
-_MODEL = {1, 2, 3, 7, 8, 14}  # ir_version, producer_name, producer_version, graph, opset_import, metadata_props
-_TENSOR = {1, 2, 8, 9}  # dims, data_type, name, raw_data
 Shape = tuple[int, ...]
 _Tensor = tuple[str, Shape, Span]  # element type, shape and where the data lies
 
@@ -41,13 +38,13 @@ class Outline:
     """What a file's headers hold.
 
     Attributes:
-        reader: Of its bytes.
+        parser: Of its bytes.
         size: In bytes.
         metadata: Key -> value.
         graph: Where the graph lies.
     """
 
-    reader: Reader
+    parser: Parser
     size: int
     metadata: dict[str, str]
     graph: Span
@@ -59,34 +56,30 @@ def outline(data: bytes) -> Outline:
     Raises:
         DamagedError, UnsafeError: for bytes that are no ONNX file, or one that charrnn does not write.
     """
-    reader = Reader(data)
-    model = reader.fields((0, len(data)), _MODEL, "model")
-    graph = reader.one(model, 7)
-    if graph is None:
+    parser = Parser(data)
+    model = parser.parse((0, len(data)), "model")
+    if model["graph"] is None:
         raise DamagedError("it has no graph")
-    spans = [span(pair) for pair in model.get(14, [])]
-    if len(spans) > MAX_METADATA_KEYS or sum(end - start for start, end in spans) > MAX_METADATA_BYTES:
+    entries = model["metadata_props"]
+    size = sum(len(entry["key"]) + len(entry["value"]) for entry in entries)
+    if len(entries) > MAX_METADATA_KEYS or size > MAX_METADATA_BYTES:
         raise UnsafeError(f"its metadata takes more than {MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_KEYS} keys")
     metadata: dict[str, str] = {}
-    for pair in spans:
-        fields = reader.fields(pair, {1, 2}, "metadata entry")
-        key, value = reader.text(fields, 1), reader.text(fields, 2)
-        if key in metadata:
-            raise UnsafeError(f"its metadata has {key[:40]!r} twice")
-        metadata[key] = value
+    for entry in entries:
+        if entry["key"] in metadata:
+            raise UnsafeError(f"its metadata has {entry['key'][:40]!r} twice")
+        metadata[entry["key"]] = entry["value"]
     if "charrnn.format_version" in metadata:  # another program's file is reported as such, whatever it needs
-        _check_versions(reader, model)
-    return Outline(reader, len(data), metadata, span(graph))
+        _check_versions(model)
+    return Outline(parser, len(data), metadata, model["graph"])
 
 
-def _check_versions(reader: Reader, model: Fields) -> None:
-    if (version := reader.number(model, 1)) != _IR_VERSION:
-        raise UnsafeError(f"it is written in ONNX's IR version {version}")
-    for value in model.get(8, []):
-        opset = reader.fields(span(value), {1, 2}, "set of operators")
-        domain, version = reader.text(opset, 1), reader.number(opset, 2)
-        if _OPSETS.get(domain) != version:
-            raise UnsafeError(f"it needs version {version} of the operators {domain[:80]!r}")
+def _check_versions(model: Message) -> None:
+    if model["ir_version"] != _IR_VERSION:
+        raise UnsafeError(f"it is written in ONNX's IR version {model['ir_version']}")
+    for opset in model["opset_import"]:
+        if _OPSETS.get(opset["domain"]) != opset["version"]:
+            raise UnsafeError(f"it needs version {opset['version']} of the operators {opset['domain'][:80]!r}")
 
 
 def check_graph(found: Outline, sizes: Sizes) -> None:
@@ -95,16 +88,20 @@ def check_graph(found: Outline, sizes: Sizes) -> None:
     Raises:
         DamagedError, UnsafeError: with the part.
     """
-    graph = found.reader.fields(found.graph, GRAPH, "graph")
-    weights = _read_weights(found.reader, graph, sizes)
-    if structure_digest(found.reader, graph, weights, sizes) not in DIGESTS:
+    if graph_digest(found, sizes) not in DIGESTS:
         raise UnsafeError("its graph is joined otherwise than those that charrnn writes")
+
+
+def graph_digest(found: Outline, sizes: Sizes) -> str:
+    """Return the digest of a graph's structure, after checking its weights."""
+    graph = found.parser.parse(found.graph, "graph")
+    return structure_digest(graph, _check_weights(found.parser.data, graph["initializer"], sizes), sizes)
 
 
 # ---- weights
 
 
-def _read_weights(reader: Reader, graph: Fields, sizes: Sizes) -> dict[str, str]:
+def _check_weights(data: bytes, initializers: list[Message], sizes: Sizes) -> dict[str, str]:
     """Check every weight's name, type and shape, and every constant's value.
 
     Returns:
@@ -112,17 +109,16 @@ def _read_weights(reader: Reader, graph: Fields, sizes: Sizes) -> dict[str, str]
     """
     expected = constants(sizes)
     tensors: dict[str, _Tensor] = {}
-    for value in graph.get(5, []):
-        name, tensor = _read_tensor(reader, span(value))
-        if name in tensors:
-            raise UnsafeError(f"it has the weights {name[:80]!r} twice")
-        tensors[name] = tensor
+    for tensor in initializers:
+        if tensor["name"] in tensors:
+            raise UnsafeError(f"it has the weights {tensor['name'][:80]!r} twice")
+        tensors[tensor["name"]] = _check_tensor(tensor)
     embedding = tensors.get("embedding", ("", (0, 0)))[1]
     embedding_dim = embedding[1] if len(embedding) == 2 else 0
     for name, (kind, dims, (start, end)) in tensors.items():
         if (array := expected.get(name)) is not None:
             same_type = (kind, dims) == (_DTYPES[array.dtype.str[1:]], array.shape)
-            if not same_type or reader.data[start:end] != array.tobytes():
+            if not same_type or data[start:end] != array.tobytes():
                 raise UnsafeError(f"its constant {name[:80]!r} is not that of {sizes}")
         elif (shape := _weight_shape(name, sizes, embedding_dim)) is None:
             raise UnsafeError(f"it has weights called {name[:80]!r}")
@@ -131,27 +127,19 @@ def _read_weights(reader: Reader, graph: Fields, sizes: Sizes) -> dict[str, str]
     return {name: name if name in expected else f"{layerless(name)} {tensors[name][0]}" for name in tensors}
 
 
-def _read_tensor(reader: Reader, message: Span) -> tuple[str, _Tensor]:
-    """Return a tensor's name, element type, shape and where its data lies, all of which must be in the file."""
-    tensor = reader.fields(message, _TENSOR | {13, 14}, "tensor")
-    name = reader.text(tensor, 8)
-    shown = repr(name[:80])
-    if 13 in tensor or 14 in tensor:
+def _check_tensor(tensor: Message) -> _Tensor:
+    """Return a tensor's element type, shape and where its data lies, all of which must be in the file."""
+    shown = repr(tensor["name"][:80])
+    if tensor["external_data"] or tensor["data_location"]:
         raise UnsafeError(f"its weights {shown} lie in another file")
-    kind = reader.one(tensor, 2)
-    if not isinstance(kind, int) or kind not in _TYPES:
-        raise UnsafeError(f"its weights {shown} are of type {kind}")
-    dims = tuple(islice(reader.packed(tensor.get(1, [])), MAX_RANK + 1))
-    if len(dims) > MAX_RANK:
-        raise UnsafeError(f"it has a tensor of more than {MAX_RANK} dimensions")
-    raw = reader.one(tensor, 9)
-    start, end = (0, 0) if raw is None else span(raw)
-    name_of_type, size = _TYPES[kind]
-    for dim in dims:
-        size *= dim
-    if size != end - start:
+    if tensor["data_type"] not in _TYPES:
+        raise UnsafeError(f"its weights {shown} are of type {tensor['data_type']}")
+    dims = tuple(tensor["dims"])
+    start, end = tensor["raw_data"] or (0, 0)
+    kind, size = _TYPES[tensor["data_type"]]
+    if math.prod(dims) * size != end - start:
         raise UnsafeError(f"its weights {shown} of shape {_shown(dims)} have {end - start} bytes in the file")
-    return name, (name_of_type, dims, (start, end))
+    return kind, dims, (start, end)
 
 
 def _weight_shape(name: str, sizes: Sizes, embedding_dim: int) -> Shape | None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from html import escape
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from starlette.applications import Starlette
@@ -10,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -27,6 +30,7 @@ MAX_BODY_BYTES = 2 << 20
 # An oversized body is read and discarded up to this size, as clients read the response only after sending.
 _MOST_DROPPED_BYTES = 64 << 20
 BODY_TIMEOUT_S = 10.0
+_PAGE = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -152,6 +156,13 @@ class Routes:
         text, kind = self._service.metrics.text(), "text/plain; version=0.0.4; charset=utf-8"
         return Response(text, headers={"content-type": kind})
 
+    async def page(self, request: Request) -> Response:
+        """GET /: what this server is, and a curl command to try it with."""
+        models = ", ".join(f"<code>{escape(name)}</code>" for name in self._service.pools)
+        key = " -H 'Authorization: Bearer KEY'" if self._service.api_key is not None else ""
+        html = _PAGE.substitute(models=models, url=escape(str(request.base_url)), key=key)
+        return HTMLResponse(html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
 
 def _model(pool: Pool) -> dict[str, Any]:
     facts = pool.facts or {}
@@ -159,24 +170,17 @@ def _model(pool: Pool) -> dict[str, Any]:
     return {"id": pool.name, "object": "model", "created": facts.get("created", 0), "owned_by": "charrnn"} | own
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error_response(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = request.scope["path"][:200]
-    response = error_response(ApiError(error.status_code, f"{request.method} {path}: {error.detail}"))
-    response.headers.update(error.headers or {})  # Allow, with 405
-    return response
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # for the access log; the client is gone
-
-
-async def _defect(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """Return the response to an error; a defect's traceback is logged by uvicorn."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # for the access log; the client is gone
+    if isinstance(error, ApiError):
+        return error_response(error)
+    if isinstance(error, HTTPException):
+        path = request.scope["path"][:200]
+        response = error_response(ApiError(error.status_code, f"{request.method} {path}: {error.detail}"))
+        response.headers.update(error.headers or {})  # Allow, with 405
+        return response
     name = request.scope["request_id"]
     response = error_response(ApiError(500, f"internal server error; see request {name} in the server's log"))
     response.headers["x-request-id"] = name  # Starlette's error middleware is outside of Guard
@@ -186,9 +190,7 @@ async def _defect(request: Request, error: Exception) -> Response:
 def build_app(service: Service) -> Starlette:
     """Build the ASGI application."""
     routes = Routes(service)
-    handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-        ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _gone, Exception: _defect,
-    }  # fmt: skip
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _answer_error)
     middleware = [Middleware(Guard, service=service)]
     if service.origins:
         cors = Middleware(CORSMiddleware, allow_origins=service.origins, allow_methods=["GET", "POST"],
@@ -196,6 +198,7 @@ def build_app(service: Service) -> Starlette:
         middleware.insert(0, cors)
     return Starlette(
         routes=[
+            Route("/", routes.page),
             Route("/health", routes.health),
             Route("/metrics", routes.metrics),
             Route("/v1/models", routes.models),

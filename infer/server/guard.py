@@ -20,7 +20,7 @@ from infer.server.pool import Pool
 log = logging.getLogger("charrnn.serve")
 
 # Served without an API key, for orchestrators and scrapers.
-_OPEN_PATHS = ("/health", "/metrics")
+_OPEN_PATHS = ("/", "/health", "/metrics")
 _PATHS = (*_OPEN_PATHS, "/v1/models", "/v1/completions", "/tokenize", "/detokenize", "/tokenizer_info")
 
 

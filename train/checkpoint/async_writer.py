@@ -69,6 +69,6 @@ class CheckpointWriter:
         if first:
             checkpoints.save_step(self.run_dir, checkpoint, self._keep)
         if best:
-            checkpoints.save_best(self.run_dir, checkpoint)
+            checkpoints.save_for_inference(self.run_dir / checkpoints.BEST, checkpoint)
         if step and not first:
             checkpoints.save_step(self.run_dir, checkpoint, self._keep)

@@ -5,7 +5,7 @@ They run over gloo between hosts, so they never wait for a GPU.
 
 import datetime
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,35 +15,13 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from charrnn.errors import CharRNNError, TrainingError
+from charrnn.errors import CharRNNError
 
 T = TypeVar("T")
 
 _MAX_RANKS_REPORTED = 4
 # Ranks may wait for hours while one prepares a corpus; a lost peer is detected by the watchdog.
 _TIMEOUT = datetime.timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class StepStatus:
-    """What a rank reports before a step.
-
-    Attributes:
-        stop_signal: Stop signal it received, 0 for none.
-        failed: Whether it has an error to raise.
-        elapsed_s: Its clock, seconds of the run; rank 0's is used by all.
-        starts: (B,) where the windows of the global batch begin, as it computed them.
-    """
-
-    stop_signal: int
-    failed: bool
-    elapsed_s: float
-    starts: NDArray[np.int64]
-
-    def pack(self) -> torch.Tensor:
-        """(4,) int64: signal, failed, clock in microseconds, CRC-32 of the starts."""
-        clock, checksum = round(self.elapsed_s * 1e6), zlib.crc32(self.starts.tobytes())
-        return torch.tensor([self.stop_signal, int(self.failed), clock, checksum])
 
 
 @dataclass(frozen=True)
@@ -73,15 +51,24 @@ class Collectives:
         if self.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
-    def all_gather_status(self, status: StepStatus) -> GlobalStatus:
-        """Combine the status of all ranks."""
-        if self.world_size == 1:
-            failed = (0,) if status.failed else ()
-            return GlobalStatus(status.stop_signal, round(status.elapsed_s, 6), failed, ())
-        mine = status.pack()  # (4,)
-        everyone = mine.expand(self.world_size, -1).clone()  # (world, 4)
-        dist.all_gather(list(everyone.unbind()), mine, group=self._group)
-        signals, failures, clocks, batches = everyone.T.tolist()
+    def all_gather_status(
+        self, stop_signal: int, failed: bool, elapsed_s: float, starts: NDArray[np.int64]
+    ) -> GlobalStatus:
+        """Combine what the ranks report before a step.
+
+        Args:
+            stop_signal: Stop signal that this rank received, 0 for none.
+            failed: Whether it has an error to raise.
+            elapsed_s: Its clock, seconds of the run.
+            starts: (B,) where the windows of the global batch begin, as it computed them.
+        """
+        everyone = [pack_status(stop_signal, failed, elapsed_s, starts)]
+        if self.world_size > 1:
+            mine = torch.tensor(everyone[0])  # (4,)
+            gathered = mine.expand(self.world_size, -1).clone()  # (world, 4)
+            dist.all_gather(list(gathered.unbind()), mine, group=self._group)
+            everyone = gathered.tolist()
+        signals, failures, clocks, batches = zip(*everyone, strict=True)
         return GlobalStatus(
             stop_signal=next((s for s in signals if s), 0),
             elapsed_s=clocks[0] / 1e6,
@@ -134,11 +121,6 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, CharRNNError | None]:
         return None, error
 
 
-def check_same_batch(status: GlobalStatus, step: int) -> None:
-    """Raise a TrainingError if ranks computed different windows for step number `step`."""
-    if status.mismatched_ranks:
-        raise TrainingError(
-            f"batch mismatch at step {step}: rank(s) {', '.join(map(str, status.mismatched_ranks))} and rank 0 would "
-            "train on different windows; use the same charrnn version, config and text on every machine, then rerun "
-            "the same command"
-        )
+def pack_status(stop_signal: int, failed: bool, elapsed_s: float, starts: NDArray[np.int64]) -> Sequence[int]:
+    """Four integers: signal, failed, clock in microseconds, CRC-32 of the starts."""
+    return stop_signal, int(failed), round(elapsed_s * 1e6), zlib.crc32(starts.tobytes())

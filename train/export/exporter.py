@@ -19,7 +19,7 @@ from infer import scoring
 from infer.engine import Engine
 from infer.model_file.loader import FORMAT_VERSION
 from train.checkpoint.format import Checkpoint, load_for_inference, model_of
-from train.export.onnx_graph import build_from_folded
+from train.export.onnx_graph import build_onnx
 from train.export.parity import Step, divergence, parity, step_of
 from train.export.quantize import Precision
 from train.export.weights import Weights, fold, weights_in
@@ -98,7 +98,7 @@ def write_checked(
         ExportError: leaving no file, if the difference reaches the limit or the disk refuses.
     """
     metadata = _metadata_in(exact.metadata, precision)
-    proto = build_from_folded(exact.config, exact.vocab, exact.folded, metadata, precision)
+    proto = build_onnx(exact.config, exact.vocab, exact.folded, metadata, precision)
     measure, limit = (parity, PARITY_TOLERANCE) if precision == "fp32" else (divergence, DIVERGENCE_LIMIT)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from train.export import onnx_sampling
 from train.export.graph_builder import GraphBuilder, float32, int64, values_read
 from train.export.onnx_network import CONTRIB, Network
 from train.export.quantize import Precision
-from train.export.weights import Weights, fold
+from train.export.weights import Weights
 
 # An old opset and file version run in more runtimes.
 _OPSET = 17
@@ -19,24 +19,17 @@ _IR_VERSION = 8
 
 
 def build_onnx(
-    config: ModelConfig, vocab: Vocab, weights: Weights, metadata: dict[str, str], precision: Precision = "fp32"
+    config: ModelConfig, vocab: Vocab, folded: Weights, metadata: dict[str, str], precision: Precision = "fp32"
 ) -> onnx.ModelProto:
     """Return the model as an ONNX graph with every weight inside, checked.
 
     Args:
         config: The network's shape.
         vocab: The vocabulary.
-        weights: torch's state dict of a CharRNN, as numpy arrays.
+        folded: Of `train.export.weights.fold`.
         metadata: The file's metadata.
         precision: Of the matrices.
     """
-    return build_from_folded(config, vocab, fold(config, weights), metadata, precision)
-
-
-def build_from_folded(
-    config: ModelConfig, vocab: Vocab, folded: Weights, metadata: dict[str, str], precision: Precision = "fp32"
-) -> onnx.ModelProto:
-    """`build_onnx` of the weights that `fold` returns."""
     network = Network(config, vocab, folded, precision)
     op = GraphBuilder()
     logits, state = network.read(op, "ids", network.split_state(op))

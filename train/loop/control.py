@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from charrnn.errors import CharRNNError
+from charrnn.errors import CharRNNError, TrainingError
 from charrnn.windows import Index
-from train.distributed.collectives import Collectives, StepStatus, check_same_batch
+from train.distributed.collectives import Collectives
 from train.distributed.signals import StopSignals
 
 
@@ -50,12 +50,15 @@ class Control:
         Raises:
             CharRNNError: The error that some rank has met, or that the ranks' batches differ; on every rank.
         """
-        status = self.collectives.all_gather_status(
-            StepStatus(self.signals.received, self._error is not None, elapsed_s, starts)
-        )
+        status = self.collectives.all_gather_status(self.signals.received, self._error is not None, elapsed_s, starts)
         if status.failed_ranks:
             self.raise_deferred()
-        check_same_batch(status, step + 1)
+        if ranks := status.mismatched_ranks:
+            raise TrainingError(
+                f"batch mismatch at step {step + 1}: rank(s) {', '.join(map(str, ranks))} and rank 0 would train on "
+                "different windows; use the same charrnn version, config and text on every machine, then rerun the "
+                "same command"
+            )
         self.stopped_by = status.stop_signal
         return status.elapsed_s
 

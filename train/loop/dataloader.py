@@ -1,6 +1,5 @@
 """A run's batches: how many there are, and from window starts to tensors where the model is."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,10 +228,3 @@ def window_plan(config: RunConfig, num_chars: int) -> WindowPlan:
     return WindowPlan(
         num_chars, data.seq_len, data.batch_size, data.windows, data.stride, config.train.seed, data.reset
     )
-
-
-def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Steps of the complete run by epochs and max_steps, whichever is less; 0 when only time limits it."""
-    by_epochs = max(1, math.ceil(config.train.epochs * steps_per_epoch)) if config.train.epochs else 0
-    limits = [n for n in (by_epochs, config.train.max_steps) if n]
-    return min(limits, default=0)

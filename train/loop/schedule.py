@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from charrnn.config import RunConfig, seconds
-from train.loop.dataloader import total_steps
 from train.loop.optimizer import lr_at, lr_factor
 
 
@@ -59,7 +58,9 @@ class Schedule:
 
     def __init__(self, config: RunConfig, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
         """clock: seconds."""
-        self.progress, self.total_steps = Progress(), total_steps(config, steps_per_epoch)
+        by_epochs = max(1, math.ceil(config.train.epochs * steps_per_epoch)) if config.train.epochs else 0
+        self.progress = Progress()
+        self.total_steps = min((n for n in (by_epochs, config.train.max_steps) if n), default=0)
         self._config, self._clock = config, clock
         self._limit_s = config.train.time_limit
         self._step_began: float | None = None

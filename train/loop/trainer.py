@@ -27,10 +27,10 @@ from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients, device_name
 from train.distributed.signals import StopSignals
 from train.loop.control import Control
-from train.loop.cuda_graph import graphed_step
+from train.loop.cuda_graph import graphed_step, on_stream, side_stream
 from train.loop.dataloader import IdSource, TrainingData, window_plan
 from train.loop.distill import with_targets
-from train.loop.errors import is_out_of_memory, memory_explained, out_of_memory
+from train.loop.errors import memory_explained
 from train.loop.evaluation import evaluate, sample_text
 from train.loop.flops import flops_per_char
 from train.loop.metrics import CpuShare, Metrics
@@ -95,8 +95,10 @@ class Trainer:
         if config.distill.teachers:
             self.data = with_targets(config, self.data, start.resumed, accelerator, self.control)
         optimizer = make_optimizer(self.model, config.optim)
-        loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
-        loss_module, prepared = accelerator.prepare(loss, optimizer)
+        stream = side_stream(accelerator.device)
+        with on_stream(stream):
+            loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
+            loss_module, prepared = accelerator.prepare(loss, optimizer)
         compress_gradients(loss_module, config.train.grad_compression)
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
@@ -127,9 +129,11 @@ class Trainer:
         self.update.graphed = graphed_step(
             self.update.compute,
             accelerator,
+            loss_module,
             prepared,
             self.update.state,
             config,
+            stream,
             documents=start.vocab.document_end is not None,
         )
 
@@ -153,7 +157,7 @@ class Trainer:
         self.schedule.start()
         self.metrics.start()
         self._cpu_share = CpuShare()
-        with self._finishing_writes():
+        with memory_explained(self.config), self._finishing_writes():
             if self.schedule.evaluation_missing():
                 self.evaluate()
                 self.save(step=False)
@@ -329,14 +333,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _finishing_writes(self) -> Iterator[None]:
-        """After an error in the block, let the checkpoint in flight reach the disk, and explain a lack of memory."""
+        """After an error in the block, let the checkpoint in flight reach the disk."""
         try:
             yield
-        except BaseException as error:
+        except BaseException:
             with contextlib.suppress(CharRNNError):  # the first error is the one to report
                 self.checkpoints.wait()
-            if is_out_of_memory(error):
-                raise out_of_memory(self.config, str(error)) from None
             raise
 
     def _losses(self, sample: int) -> dict[str, float]:
