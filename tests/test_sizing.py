@@ -13,6 +13,7 @@ import torch
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
 from charrnn.config import UNSIZED, ModelConfig, load_config
+from charrnn.data import corpus
 from charrnn.data.corpus import prepare
 from infer.engine import Engine
 from train.checkpoint.format import load_newest
@@ -50,8 +51,11 @@ def losses(run_dir):
     return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
 
 
-def test_a_text_alone_suffices_and_the_run_resumes(folder, capsys):
+def test_a_text_alone_suffices_and_the_run_resumes(folder, capsys, monkeypatch):
+    counted, loss = [], corpus.ngram_loss
+    monkeypatch.setattr(corpus, "ngram_loss", lambda *args: counted.append(args) or loss(*args))
     assert started(train__max_steps=12).resolve() == folder / "checkpoints" / "words" / "model.onnx"
+    assert len(counted) == 1  # for the recipe, the opening lines and the closing ones
     run_dir = folder / "checkpoints" / "words"
     said = r"^recipe    fine-tune the base model \(LSTM 2 x 16, \d\.\d\d nats/char on .*\), dropout \S+, \d+ rows x"
     assert re.search(said, capsys.readouterr().err, re.MULTILINE)
