@@ -81,10 +81,11 @@ def test_the_config_of_a_run_reproduces_it(folder):
 
 
 def test_what_the_user_sets_is_kept(folder):
-    started("model.hidden_dim=24", "data.seq_len=8", train__max_steps=3, model__rnn="GRU")
+    started("model.hidden_dim=24", "data.seq_len=8", "data.windows=sliding", train__max_steps=3, model__rnn="GRU")
     config = load_config(folder / "checkpoints" / "words" / "config.yaml", {})
     assert (config.model.rnn, config.model.hidden_dim, config.data.seq_len) == ("GRU", 24, 8)
     assert config.train.init_from == "none"  # the base has another network
+    assert config.data.reset == 0
 
 
 def test_weights_that_the_user_names_decide_the_network(folder):
@@ -93,11 +94,6 @@ def test_weights_that_the_user_names_decide_the_network(folder):
     started(train__max_steps=3, train__init_from="other")
     config = load_config(folder / "checkpoints" / "words" / "config.yaml", {})
     assert (config.model.rnn, config.model.hidden_dim, config.train.init_from) == ("GRU", 20, "other")
-
-
-def test_sliding_windows_of_the_users_leave_no_reset(folder):
-    started("data.windows=sliding", train__max_steps=3)
-    assert load_config(folder / "checkpoints" / "words" / "config.yaml", {}).data.reset == 0
 
 
 def test_a_reset_is_the_users_to_set_since_rows_are_carried():
