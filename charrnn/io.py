@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from charrnn.errors import CorpusError
+from charrnn.errors import CharRNNError, CorpusError
 
 CHUNK_BYTES = 4 << 20
 MARKER = ".charrnn"  # in every cache and run folder
@@ -38,12 +38,19 @@ def reading(path: Path) -> Iterator[None]:
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Create `folder`, and convert an OSError in the block to a CorpusError that names it."""
-    try:
+    remedy = "free some space, or choose another folder with --set data.cache_dir=DIR"
+    with os_errors(CorpusError, f"cannot write to {folder}", remedy):
         folder.mkdir(parents=True, exist_ok=True)
         yield
+
+
+@contextmanager
+def os_errors(kind: type[CharRNNError], what: str, remedy: str) -> Iterator[None]:
+    """Convert an OSError in the block to an error of that kind: what failed, the reason, the remedy."""
+    try:
+        yield
     except OSError as error:
-        remedy = "free some space, or choose another folder with --set data.cache_dir=DIR"
-        raise CorpusError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
+        raise kind(f"{what}: {error.strerror or error}; {remedy}") from error
 
 
 # ---- paths

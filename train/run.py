@@ -14,7 +14,7 @@ from charrnn.config import RunConfig, dump_config
 from charrnn.data.corpus import Corpus, prepare
 from charrnn.data.download import without_credentials
 from charrnn.errors import CheckpointError, ConfigError
-from charrnn.io import expand_user
+from charrnn.io import expand_user, os_errors
 from charrnn.log import configure_logging
 from train import summary
 from train.checkpoint.folders import BEST, remove_unfinished
@@ -159,14 +159,8 @@ def announce(trainer: Trainer, start: StartingPoint, explanation: list[str], con
     facts = (config, trainer.data, start, trainer.accelerator, run_dir, trainer.model.num_parameters(), steps)
     for line in [*summary.opening_lines(*facts), *explanation]:
         logger.info(line)
-    trainer.recorder.display = Display(
-        steps,
-        config.train.time_limit,
-        trainer.progress.step,
-        trainer.data.plan.steps_per_epoch,
-        elapsed_s=trainer.progress.elapsed_s,
-        console=console,
-    )
+    schedule, epoch = trainer.schedule, trainer.data.plan.steps_per_epoch
+    trainer.recorder.display = Display(steps, epoch, schedule.share, schedule.remaining_s, console=console)
 
 
 def run_folder(config: RunConfig, config_name: str, corpus: Corpus) -> Path:
@@ -226,12 +220,8 @@ def open_recorder(
     """This rank's recorder; the main process writes config.yaml too. Raises a CheckpointError if it cannot."""
     if not accelerator.is_main_process:
         return Recorder()
-    try:
+    with os_errors(CheckpointError, f"cannot write to run folder {run_dir}", "choose another --run-dir"):
         (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write to run folder {run_dir}: {error.strerror}; choose another --run-dir"
-        ) from None
     if is_finished(config, corpus, start):  # the tracker has it all
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tracker": "none"})})
     extra = {"corpus": identity_fields(corpus), "processes": accelerator.num_processes}

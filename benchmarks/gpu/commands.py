@@ -113,7 +113,9 @@ def ranks(setup: Setup) -> Value:
     device = "cuda:0" if setup.on_gpu else "cpu"
     jobs = {"one": _TRAIN, "two": [*_TORCHRUN, "2", "benchmarks/gpu/two_ranks.py", device]}
     if setup.on_gpu:
-        jobs |= {name: [*_TORCHRUN, "1", "train/main.py"] for name in ("nccl", "nccl-graph")}
+        jobs["nccl"] = [*_TORCHRUN, "1", "train/main.py"]
+        # What torch asks for where collectives are captured.
+        jobs["nccl-graph"] = ["env", "TORCH_NCCL_ASYNC_ERROR_HANDLING=0", *jobs["nccl"]]
     commands = {name: [*job, *options(setup, name, setup.size(60, 12), **exact)] for name, job in jobs.items()}
     if setup.on_gpu:
         commands["nccl-graph"] += ["--set", "train.cuda_graph=true"]

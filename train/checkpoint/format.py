@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError
+from charrnn.io import os_errors
 from charrnn.model.rnn import CharRNN, State
 from charrnn.vocab import Vocab
 from train.checkpoint.folders import BEST, MANIFEST, read_folder, recover, remove, step_folders, step_of, write_folder
@@ -85,16 +86,12 @@ def save_step(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     files["optimizer.safetensors"] = _pack(checkpoint.optimizer)
     files["state.safetensors"] = _pack(state)
     write_folder(folder, files)
-    try:
+    remedy = f"check the disk and its permissions, then rerun the same command to resume from {folder.name}"
+    with os_errors(CheckpointError, f"cannot remove old checkpoints of {run_dir}", remedy):
         saved = step_folders(run_dir)
         # Counted from this one: a newer one is damaged or from another run, and must not displace usable ones.
         for old in saved[saved.index(folder) + keep :]:
             remove(old)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot remove old checkpoints of {run_dir}: {error.strerror}; check the disk and its permissions, then "
-            f"rerun the same command to resume from {folder.name}"
-        ) from None
     return folder
 
 

@@ -27,7 +27,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients, device_name
 from train.distributed.signals import StopSignals
 from train.loop.control import Control
-from train.loop.cuda_graph import graphed_step
+from train.loop.cuda_graph import graphed_step, on_stream, side_stream
 from train.loop.dataloader import IdSource, TrainingData, window_plan
 from train.loop.distill import with_targets
 from train.loop.errors import memory_explained
@@ -95,8 +95,10 @@ class Trainer:
         if config.distill.teachers:
             self.data = with_targets(config, self.data, start.resumed, accelerator, self.control)
         optimizer = make_optimizer(self.model, config.optim)
-        loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
-        loss_module, prepared = accelerator.prepare(loss, optimizer)
+        stream = side_stream(accelerator.device)
+        with on_stream(stream):
+            loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
+            loss_module, prepared = accelerator.prepare(loss, optimizer)
         compress_gradients(loss_module, config.train.grad_compression)
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
@@ -127,9 +129,11 @@ class Trainer:
         self.update.graphed = graphed_step(
             self.update.compute,
             accelerator,
+            loss_module,
             prepared,
             self.update.state,
             config,
+            stream,
             documents=start.vocab.document_end is not None,
         )
 
