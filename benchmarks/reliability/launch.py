@@ -46,7 +46,7 @@ MESSAGES = {
     "died": "rank {} {} died or stopped responding",
     "hung": "rank {} {} made no progress",
     "store lost": "lost connection to the rendezvous store {}; {}",
-    "cannot write": "cannot write {}; free space",
+    "cannot write": "cannot write {}: {}; {}",
 }
 
 
