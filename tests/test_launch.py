@@ -126,31 +126,20 @@ def values(environment, *names):
 
 
 ALONE = {"WORLD_SIZE": None, "RANK": None, "MASTER_ADDR": None}
+CPU = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no", "CUDA_VISIBLE_DEVICES": None}
+GPU = {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "bf16", "CUDA_VISIBLE_DEVICES": "0"}
 GPUS = {"ACCELERATE_MIXED_PRECISION": "bf16", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}
+ONE_MACHINE = {"WORLD_SIZE": "8", "ACCELERATE_USE_CPU": None, "CUDA_VISIBLE_DEVICES": None}
+TWO_MACHINES = {"WORLD_SIZE": "16", "GROUP_WORLD_SIZE": "2"}
 
 
 @pytest.mark.parametrize(
     ("name", "machines", "processes", "expected"),
     [
-        (
-            "one-cpu.yaml",
-            1,
-            1,
-            ALONE | {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no", "CUDA_VISIBLE_DEVICES": None},
-        ),
-        (
-            "one-gpu.yaml",
-            1,
-            1,
-            ALONE | {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "bf16", "CUDA_VISIBLE_DEVICES": "0"},
-        ),
-        (
-            "many-gpus.yaml",
-            1,
-            8,
-            GPUS | {"WORLD_SIZE": "8", "ACCELERATE_USE_CPU": None, "CUDA_VISIBLE_DEVICES": None},
-        ),
-        ("several-machines.yaml", 2, 16, GPUS | {"WORLD_SIZE": "16", "GROUP_WORLD_SIZE": "2"}),
+        ("one-cpu.yaml", 1, 1, ALONE | CPU),
+        ("one-gpu.yaml", 1, 1, ALONE | GPU),
+        ("many-gpus.yaml", 1, 8, GPUS | ONE_MACHINE),
+        ("several-machines.yaml", 2, 16, GPUS | TWO_MACHINES),
     ],
 )
 def test_accelerates_files_start_these_processes(tmp_path, name, machines, processes, expected):

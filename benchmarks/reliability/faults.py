@@ -147,7 +147,8 @@ def full_disk(draw: Draw) -> Injection:
 
     def check(launch: Launch, code: int) -> str:
         free_disk(launch.run_dir)
-        expected = "error: " + message("cannot write", rf"[^\n]*{re.escape(launch.run_dir.name)}[^\n]*")
+        folder = rf"[^\n]*{re.escape(launch.run_dir.name)}[^\n]*"
+        expected = "error: " + message("cannot write", folder, r"[^\n]*", "free space")
         return _ended_with(EXIT_USER_ERROR, expected, launch, code)
 
     return Injection(struck("fill", "write", draw), check=check)

@@ -46,7 +46,7 @@ MESSAGES = {
     "died": "rank {} {} died or stopped responding",
     "hung": "rank {} {} made no progress",
     "store lost": "lost connection to the rendezvous store {}; {}",
-    "cannot write": "cannot write {}; free space",
+    "cannot write": "cannot write {}: {}; {}",
 }
 
 
@@ -173,7 +173,7 @@ class Launch:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            _kill({e["pid"] for e in self.events("start")})
+            _send(signal.SIGKILL, *(e["pid"] for e in self.events("start")))
             raise
         record(self.path, "ended", code=code, step=self.steps())
         return code
@@ -182,7 +182,7 @@ class Launch:
         """Records a fault from outside, and sends the signal."""
         where = f"{signal.Signals(number).name} to {pid} from outside"
         record(self.path, "fault", step=self.steps(), action="signal", phase="", where=where)
-        os.kill(pid, number)
+        _send(number, pid)
 
     def signal_training(self, number: int, rank: int | None, draw: random.Random) -> None:
         """Sends a signal to a rank, or to the launcher (None), at a random moment of training."""
@@ -210,11 +210,11 @@ class Launch:
         self.wait_for(lambda: self.events("fault"))
         stopped = {e["pid"] for e in self.events("fault")}
         self.wait_for(lambda: len(self.codes()) >= len(self.ranks()) - len(stopped), limit_s=60)
-        _kill(stopped)
+        _send(signal.SIGKILL, *stopped)
 
 
-def _kill(pids: set[int]) -> None:
-    """SIGKILLs processes that may have ended."""
+def _send(number: int, *pids: int) -> None:
+    """Sends a signal to processes that may have ended."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
