@@ -63,7 +63,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
     collectives = Collectives(accelerator)
     check_config(config, collectives, accelerator, sized=settings is None)
     with watch_peers(config, collectives) as watchdog, contextlib.ExitStack() as stack:
-        corpus = collectives.local_main_first(lambda: prepare(config.data, progress=collectives.is_local_main))
+        corpus = collectives.local_main_first(lambda: prepare(config.data))
         corpus = replace(corpus, source=without_credentials(corpus.source))
         run_dir = run_folder(config, config_name, corpus)
         explanation: list[str] = []

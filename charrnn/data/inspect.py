@@ -38,7 +38,7 @@ def inspect(
 ) -> None:
     """Print size, lines, symbols, split, entropies and duplicates of a corpus."""
     chosen = load_config(config, {"data.source": data}, assignments or ())
-    facts = describe(chosen.data, prepare(chosen.data, progress=True))
+    facts = describe(chosen.data, prepare(chosen.data))
     print(json.dumps(facts) if as_json else as_text(facts))
 
 
@@ -91,12 +91,12 @@ def _document_facts(data: DataConfig) -> dict[str, int] | None:
     count, seen = 0, set()
     for part in find_parts(data).parts:
         if part.documents:
-            for text in part.documents(lambda _: None):
+            for text in part.documents():
                 count += 1
                 seen.add(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
         else:
             digest = hashlib.sha256()
-            for chunk in part.chunks(lambda _: None):
+            for chunk in part.chunks():
                 digest.update(chunk)
             count += 1
             seen.add(digest.digest())
