@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import typer
 
@@ -21,28 +21,20 @@ from charrnn.cores import cores
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "accelerate", "onnxruntime")
 # Parameters of mallopt(3), and the most that glibc raises the first to by itself; the second follows at twice that.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _DEFAULT_MMAP_THRESHOLD = -1, -3, 32 << 20
 
 
-def machine() -> dict[str, Any]:
-    """Returns CPU, usable cores, versions and UTC time, for a report."""
+def machine_line() -> str:
+    """Formats CPU, usable cores, versions and UTC time: the first line of every benchmark."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": cores(),
-        **{name: version(name) for name in _PACKAGES},
-        "time": datetime.now(UTC).isoformat(timespec="minutes"),
-    }
-
-
-def machine_line(here: Mapping[str, Any] | None = None) -> str:
-    """Formats `machine()`, or the one given, as the first line of every benchmark."""
-    m = here or machine()
-    return f"machine  {m['cpu']}, {m['cores']} cores; {', '.join(f'{p} {m[p]}' for p in _PACKAGES)}; {m['time']}"
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return f"machine  {cpu}, {cores()} cores; {versions}; {datetime.now(UTC).isoformat(timespec='minutes')}"
 
 
 class Cell(StrEnum):

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-ROOT = Path(__file__).resolve().parent.parent
+import psutil
+
+from benchmarks.common import ROOT
+
 _START_S = 60
 
 
@@ -37,25 +40,22 @@ class Served:
         """Its log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
+    def processes(self) -> list[psutil.Process]:
+        """The server, and its workers after it."""
+        server = psutil.Process(self.process.pid)
+        return [server, *server.children()]
+
     def worker_pids(self) -> list[int]:
         """Its children."""
-        task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in task.read_text().split()]
+        return [process.pid for process in self.processes()[1:]]
 
     def rss_bytes(self) -> int:
         """Resident memory of the server and its workers."""
-        pids = [self.process.pid, *self.worker_pids()]
-        found = [re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M) for pid in pids]
-        return sum(1024 * int(line[1]) for line in found if line)
-
-    def cpu_s(self, pid: int) -> float:
-        """Processor seconds of one of its processes."""
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return sum(process.memory_info().rss for process in self.processes())
 
     def open_files(self) -> int:
         """File descriptors of the server itself."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return self.processes()[0].num_fds()
 
     def gauge(self, name: str, label: str = "") -> float:
         """The sum of a metric over its labels, or over those that contain `label`."""

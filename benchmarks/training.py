@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from accelerate.state import AcceleratorState, GradientState
 
+from benchmarks.common import ROOT
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.checkpoint.vocab_transfer import StartingPoint
 from train.distributed.setup import make_accelerator, set_threads
 from train.loop.trainer import Trainer
+from train.tracking.metrics_log import MetricsLog
 from train.tracking.recorder import Recorder
 
-ROOT = Path(__file__).resolve().parent.parent
 _BATCHES_OF_TEXT = 64
 
 
@@ -71,7 +72,7 @@ def make_trainer(config: RunConfig, *, log: bool = False, clock: Callable[[], fl
     corpus, accelerator, run_dir = prepare(config.data), make_accelerator(config.train), Path(config.train.run_dir)
     if log:
         run_dir.mkdir(exist_ok=True)
-    recorder = Recorder.open(config, run_dir, {}, 0) if log else Recorder()
+    recorder = Recorder(MetricsLog(run_dir / "metrics.jsonl", 0)) if log else Recorder()
     return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder, clock)
 
 

@@ -11,20 +11,18 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import ListRecorder, logged, make_rank, some_text, tiny_config
 
-import train.loop.evaluation
 from charrnn.config import RunConfig
 from charrnn.data.corpus import prepare
-from charrnn.windows import EvalBatch
 from train.loop.trainer import Trainer
 from train.main import leave
 
@@ -125,57 +123,21 @@ def prepare_texts(folder: Path) -> None:
     prepare(run_config(traffic_folder(folder), (), "none").data)
 
 
-@dataclass
-class Seen:
-    """What one process really read.
-
-    starts: of the windows of each batch. fed: for each update, for each micro-batch, the CRC-32 of each row the model
-    was given. counted: for each protocol of each evaluation, the positions whose prediction counted.
-    """
-
-    starts: list[list[int]] = field(default_factory=list)
-    fed: list[list[list[int]]] = field(default_factory=list)
-    counted: list[list[int]] = field(default_factory=list)
-
-
 @contextlib.contextmanager
-def watched(trainer: Trainer) -> Iterator[Seen]:
-    """Notes what the trainer reads while the block runs."""
-    seen = Seen()
-    read, step, nll_sum = trainer.data.train.windows, trainer.train_step, train.loop.evaluation.nll_sum
+def watched(trainer: Trainer) -> Iterator[list[list[int]]]:
+    """Notes where the windows begin of each batch that the trainer reads while the block runs."""
+    starts: list[list[int]] = []
+    read = trainer.data.train.windows
 
-    def noting_read(starts: Any, length: int) -> Tensor:
-        seen.starts.append(starts.tolist())
-        return read(starts, length)
+    def noting(at: Any, length: int) -> Tensor:
+        starts.append(at.tolist())
+        return read(at, length)
 
-    def noting_step() -> None:
-        seen.fed.append([])
-        step()
-
-    def noting_fed(module: nn.Module, arguments: tuple[Tensor, Any]) -> None:
-        if module.training:
-            seen.fed[-1].append([zlib.crc32(row.numpy().tobytes()) for row in arguments[0]])
-
-    def noting_counted(model: Any, ids: Any, batches: Iterable[EvalBatch], *rest: Any) -> Tensor:
-        mine = list(batches)
-        seen.counted.append([position for batch in mine for position in counted_positions(batch)])
-        return nll_sum(model, ids, mine, *rest)
-
-    trainer.data.train.windows, trainer.train_step = noting_read, noting_step
-    train.loop.evaluation.nll_sum = noting_counted
-    hook = trainer.model.register_forward_pre_hook(noting_fed)
+    trainer.data.train.windows = noting
     try:
-        yield seen
+        yield starts
     finally:
-        hook.remove()
-        train.loop.evaluation.nll_sum = nll_sum
-        del trainer.data.train.windows, trainer.train_step
-
-
-def counted_positions(batch: EvalBatch) -> list[int]:
-    """Where in its split the batch's counted predictions are made from."""
-    positions = batch.starts[:, None] + range(batch.length)  # (R, length)
-    return positions[batch.counted].tolist()
+        del trainer.data.train.windows
 
 
 class Traffic(TorchDispatchMode):
@@ -224,7 +186,7 @@ def train_segment(folder: Path, segment: Segment) -> dict[str, Any]:
         "generator": zlib.crc32(torch.get_rng_state().numpy().tobytes()),
         "state_before": as_lists(trainer.update.state),
     }
-    with watched(trainer) as seen:
+    with watched(trainer) as starts:
         trainer.fit()
     trainer.accelerator.wait_for_everyone()  # the last checkpoint is rank 0's work
     return figures | {
@@ -235,7 +197,7 @@ def train_segment(folder: Path, segment: Segment) -> dict[str, Any]:
         "messages": messages,
         "state_after": as_lists(trainer.update.state),
         "weights": zlib.crc32(b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())),
-        **vars(seen),
+        "starts": starts,
     }
 
 

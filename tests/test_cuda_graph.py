@@ -6,7 +6,7 @@ from torch import nn
 from training import ListRecorder, make_trainer, tiny_config
 
 from charrnn.config import ModelConfig, OptimConfig
-from charrnn.errors import ConfigError
+from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
 from train.loop.cuda_graph import DirectCapture, GraphedStep, obstacle
 from train.loop.optimizer import make_optimizer
@@ -45,8 +45,8 @@ class Side:
         loss, norm, self.state = self.update(window, zeroed(self.state, torch.from_numpy(reset)))
         return loss, norm
 
-    def graphed(self, capture, *recover):
-        return GraphedStep(self.update, self.optimizer, self.state, SEQ_LEN, capture, *recover)
+    def graphed(self, capture, *options):
+        return GraphedStep(self.update, self.optimizer, self.state, SEQ_LEN, capture, *options)
 
     def weights(self):
         return [p.detach().clone() for p in self.model.parameters()]
@@ -159,22 +159,30 @@ def test_a_failed_capture_goes_on_eagerly_and_says_so(caplog):
     ]
 
 
-def test_a_capture_without_memory_ends_the_run():
-    graphed = Side().graphed(Failing(torch.OutOfMemoryError("tried to allocate 2 GiB")))
-    for step in range(3):
-        graphed(*inputs(step))
-    with pytest.raises(torch.OutOfMemoryError, match="2 GiB"):
-        graphed(*inputs(3))
+@pytest.mark.parametrize(("error", "kind", "part"), [
+    (RuntimeError("not permitted"), TrainingError, "set train.cuda_graph to false"),
+    (torch.OutOfMemoryError("tried to allocate 2 GiB"), torch.OutOfMemoryError, "2 GiB"),
+])  # fmt: skip
+def test_a_failed_capture_ends_the_run_where_ranks_must_agree(error, kind, part):
+    graphed = Side().graphed(Failing(error), None, 0)
+    with pytest.raises(kind, match=part):
+        graphed(*inputs(0))
 
 
-@pytest.mark.parametrize(
-    ("facts", "part"),
-    [(("cpu", 1, False), "not cpu"), (("cuda", 1, True), "document_end"), (("cuda", 2, False), "2 processes")],
-)
+DDP = {"backend": "nccl", "nccl": (2, 27, 3), "async_error_handling": "0"}
+
+
+@pytest.mark.parametrize(("facts", "part"), [
+    ({"device_type": "cpu"}, "not cpu"),
+    ({"documents": True}, "document_end"),
+    ({**DDP, "backend": "gloo"}, "gloo"),
+    ({**DDP, "nccl": (2, 9, 5)}, "2.9.5"),
+    ({**DDP, "compressed": True}, "grad_compression"),
+    ({**DDP, "async_error_handling": None}, "TORCH_NCCL_ASYNC_ERROR_HANDLING=0"),
+])  # fmt: skip
 def test_what_can_not_be_captured_is_known_beforehand(facts, part):
-    device_type, num_processes, documents = facts
-    assert part in obstacle(device_type, num_processes, documents=documents)
-    assert obstacle("cuda", 1, documents=False) == ""
+    assert part in obstacle(**{"device_type": "cuda", **facts})
+    assert obstacle("cuda") == obstacle("cuda", **DDP) == ""
 
 
 @pytest.mark.parametrize("settings", [

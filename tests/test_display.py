@@ -30,10 +30,10 @@ def test_durations_read_well(seconds, text):
     assert format_duration(seconds) == text
 
 
-def plain(clock, **options):
+def plain(clock):
     out = io.StringIO()
     console = Console(file=out, width=40)
-    return out, Display(5000, 0, 0, 490, console=console, clock=clock, **options)
+    return out, Display(5000, 490, lambda: 0.05, lambda speed: 3.4e6 / speed, console=console, clock=clock)
 
 
 def test_without_a_terminal_a_record_is_one_whole_line():
@@ -43,7 +43,7 @@ def test_without_a_terminal_a_record_is_one_whole_line():
         clock.now += 10
         display.update({"step": 250, **RECORD})
     assert out.getvalue() == (
-        "step 250/5,000  epoch 0.51  loss 1.8324  2.644 bits/char  18,032 chars/s  lr 2.00e-03  left 3m10s\n"
+        "step 250/5,000  epoch 0.51  loss 1.8324  2.644 bits/char  18,032 chars/s  lr 2.00e-03  left 3m09s\n"
     )
 
 
@@ -65,7 +65,7 @@ def test_without_a_terminal_only_training_lines_are_thinned():
 def test_a_terminal_shows_a_bar_with_all_metrics():
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=True, width=160)
-    with Display(5000, 0, 0, 490, console=console, clock=clock) as display:
+    with Display(5000, 490, lambda: 0.05, lambda speed: 190, console=console, clock=clock) as display:
         clock.now += 10
         display.update({"step": 250, **RECORD})
         ConsoleHandler(console).show("a word [in brackets]")
@@ -79,7 +79,7 @@ def test_a_terminal_shows_a_bar_with_all_metrics():
 def test_the_bar_fits_80_columns():
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=True, width=80)
-    with Display(500_000, 0, 0, 4900, console=console, clock=clock) as display:
+    with Display(500_000, 4900, lambda: 0.25, lambda speed: 1_216_800, console=console, clock=clock) as display:
         clock.now += 400_000
         display.update({"step": 123_456, **RECORD, "train/chars_per_s": 12_345_678.0})
         display._bar.refresh()
@@ -92,7 +92,8 @@ def test_the_bar_fits_80_columns():
 def test_the_bar_is_for_terminals_that_can_redraw(monkeypatch, dumb):
     monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
     out = io.StringIO()
-    with Display(5000, 0, 0, 490, console=Console(file=out, force_terminal=True, width=120)) as display:
+    console = Console(file=out, force_terminal=True, width=120)
+    with Display(5000, 490, lambda: 0.05, lambda speed: 190, console=console) as display:
         display.update({"step": 250, **RECORD})
     assert ("━━" not in out.getvalue()) == dumb
     assert out.getvalue().startswith("step 250/5,000") == dumb
@@ -103,19 +104,3 @@ def test_a_sample_cannot_steer_the_terminal():
     with display:
         display.update({"step": 1, "sample": "a\x1b[2Jb\x9b\u3000c\n:smile:"})
     assert out.getvalue() == "  | a\\x1b[2Jb\\x9b\u3000c\n  | :smile:\n"
-
-
-def test_time_left_is_unknown_until_a_step_has_been_made():
-    out, display = plain(Clock())
-    with display:
-        display.update({"step": 0, **RECORD})
-    assert out.getvalue().endswith("left ?\n")
-
-
-def test_time_left_is_by_the_nearer_limit():
-    clock = Clock()
-    out = io.StringIO()
-    with Display(5000, 60, 0, 490, elapsed_s=20, console=Console(file=out), clock=clock) as display:
-        clock.now += 10
-        display.update({"step": 250, **RECORD})
-    assert "left 30s" in out.getvalue()

@@ -1,5 +1,6 @@
 """The files of launch/: each is started as its first lines say, and what arrives at the training is looked at."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from accelerate.commands.config import load_config_from_file
@@ -120,70 +121,49 @@ def test_every_documented_message_is_in_the_sources():
 # --- Accelerate's files
 
 
-@pytest.fixture
-def probe(tmp_path):
-    (tmp_path / "probe.py").write_text(PROBE)
-    (tmp_path / "seen").mkdir()
-    return tmp_path
-
-
-def accelerate(folder, name, *options):
-    """`accelerate launch --config_file launch/NAME` on the probe, started."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / name, *options, "probe.py"]
-    return Job(command, folder, clean_environment(HOME=str(folder), PROBE_FOLDER=str(folder / "seen")))
-
-
-def seen_by(folder, *launchers):
-    """rank -> environment, once the launchers have ended well."""
-    for launcher in launchers:
-        code, output = launcher.ended()
-        assert code == 0, output
-    return {path.name: json.loads(path.read_text()) for path in (folder / "seen").iterdir()}
-
-
 def values(environment, *names):
     return tuple(environment.get(name) for name in names)
 
 
-def test_one_cpu_is_a_single_process_in_float32(probe):
-    (environment,) = seen_by(probe, accelerate(probe, "one-cpu.yaml")).values()
-    assert values(environment, "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION") == ("True", "no")
-    assert values(environment, "WORLD_SIZE", "RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES") == (None,) * 4
+ALONE = {"WORLD_SIZE": None, "RANK": None, "MASTER_ADDR": None}
+CPU = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no", "CUDA_VISIBLE_DEVICES": None}
+GPU = {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "bf16", "CUDA_VISIBLE_DEVICES": "0"}
+GPUS = {"ACCELERATE_MIXED_PRECISION": "bf16", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}
+ONE_MACHINE = {"WORLD_SIZE": "8", "ACCELERATE_USE_CPU": None, "CUDA_VISIBLE_DEVICES": None}
+TWO_MACHINES = {"WORLD_SIZE": "16", "GROUP_WORLD_SIZE": "2"}
 
 
-def test_one_gpu_is_a_single_process_in_bf16(probe):
-    (environment,) = seen_by(probe, accelerate(probe, "one-gpu.yaml")).values()
-    assert values(environment, "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION") == ("False", "bf16")
-    assert values(environment, "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK") == ("0", None, None)
-
-
-def test_many_gpus_is_one_process_per_gpu_in_bf16(probe):
-    # Port 0 asks for a free one: another run may hold the default.
-    seen = seen_by(probe, accelerate(probe, "many-gpus.yaml", "--main_process_port", "0"))
-    assert sorted(seen) == [str(rank) for rank in range(8)]
-    for rank, environment in seen.items():
-        assert values(environment, "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE") == (rank, "8", "8")
-        assert values(environment, "ACCELERATE_MIXED_PRECISION", "MASTER_ADDR") == ("bf16", "127.0.0.1")
-        assert values(environment, "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES") == (None, None)
-
-
-def test_several_machines_meet_at_machine_0(probe):
+@pytest.mark.parametrize(
+    ("name", "machines", "processes", "expected"),
+    [
+        ("one-cpu.yaml", 1, 1, ALONE | CPU),
+        ("one-gpu.yaml", 1, 1, ALONE | GPU),
+        ("many-gpus.yaml", 1, 8, GPUS | ONE_MACHINE),
+        ("several-machines.yaml", 2, 16, GPUS | TWO_MACHINES),
+    ],
+)
+def test_accelerates_files_start_these_processes(tmp_path, name, machines, processes, expected):
+    (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "seen").mkdir()
     port = str(free_port())
-    machines = [
-        accelerate(
-            probe, "several-machines.yaml", "--machine_rank", str(rank),
-            "--main_process_ip", "127.0.0.1", "--main_process_port", port,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    seen = seen_by(probe, *machines)
-    assert sorted(map(int, seen)) == list(range(16))
+    launchers = []
+    for machine in range(machines):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / name]
+        command += ["--main_process_port", port] if processes > 1 else []
+        command += ["--machine_rank", str(machine), "--main_process_ip", "127.0.0.1"] if machines > 1 else []
+        environment = clean_environment(HOME=str(tmp_path), PROBE_FOLDER=str(tmp_path / "seen"))
+        launchers.append(Job([*command, "probe.py"], tmp_path, environment))
+    for launcher in launchers:
+        code, output = launcher.ended()
+        assert code == 0, output
+    seen = {path.name: json.loads(path.read_text()) for path in (tmp_path / "seen").iterdir()}
+    assert sorted(seen) == (sorted(map(str, range(processes))) if processes > 1 else ["alone"])
     for rank, environment in seen.items():
-        machine, local = divmod(int(rank), 8)
-        assert values(environment, "GROUP_RANK", "LOCAL_RANK") == (str(machine), str(local))
-        assert values(environment, "WORLD_SIZE", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE") == ("16", "2", "8")
-        assert values(environment, "MASTER_ADDR", "MASTER_PORT") == ("127.0.0.1", port)
-        assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+        assert {field: environment.get(field) for field in expected} == expected
+        if processes > 1:
+            machine, local = divmod(int(rank), 8)
+            assert values(environment, "GROUP_RANK", "LOCAL_RANK") == (str(machine), str(local))
+            assert environment["MASTER_PORT"] == port
 
 
 @pytest.mark.parametrize("name", ACCELERATE_FILES)
@@ -197,15 +177,9 @@ def test_accelerate_reads_every_field_of_its_files(name):
 # --- SLURM
 
 
-def sbatch_options():
-    return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", SBATCH.read_text(), re.MULTILINE))
-
-
 def test_the_batch_job_is_warned_in_time_and_requeueable():
-    options = sbatch_options()
-    assert options["requeue"] == ""
-    assert options["open-mode"] == "append"
-    assert options["ntasks-per-node"] == "1"
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", SBATCH.read_text(), re.MULTILINE))
+    assert values(options, "requeue", "open-mode", "ntasks-per-node") == ("", "append", "1")
     warned_s = int(re.fullmatch(r"B:USR1@(\d+)", options["signal"])[1])
     granted_s = int(re.search(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", SBATCH.read_text())[1])
     assert 30 < granted_s < warned_s
@@ -242,16 +216,12 @@ def test_a_batch_job_without_gpus_is_one_process_per_node(tmp_path):
     assert get_args_parser().parse_args(cluster.srun()["command"][1:]).nproc_per_node == "1"
 
 
-@pytest.mark.parametrize("code", [1, 2, 137])
-def test_a_failed_batch_job_is_not_requeued(tmp_path, code):
-    cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING="2", STUB_TORCHRUN_EXITS=str(code))
-    assert cluster.submit(SBATCH).ended()[0] == code
-    assert cluster.requeued() == []
-
-
 @pytest.mark.parametrize(
     ("sent", "training", "code", "requeued"),
     [
+        ([], "2", 1, []),
+        ([], "2", 2, []),
+        ([], "2", 137, []),
         (["SIGUSR1"], "75 after 1", 1, ["4711"]),
         (["SIGUSR1"], "0 after 1", 0, []),  # done before the time was up
         (["SIGTERM"], "75 after 1", 1, []),  # scancel; or SLURM requeues by itself
@@ -259,8 +229,8 @@ def test_a_failed_batch_job_is_not_requeued(tmp_path, code):
         (["SIGUSR1", "SIGUSR1"], "75 after 2", 1, ["4711"]),
     ],
 )
-def test_a_signal_to_the_batch_job_reaches_every_node(tmp_path, sent, training, code, requeued):
-    cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING=training)
+def test_a_batch_job_passes_signals_on_and_requeues_after_a_warning(tmp_path, sent, training, code, requeued):
+    cluster = Cluster.of_stubs(tmp_path, torchrun=True, STUB_TRAINING=training, STUB_TORCHRUN_EXITS=str(code))
     job = cluster.submit(SBATCH)
 
     def wait_for_signals(count):
@@ -395,17 +365,11 @@ def step_of(run_dir):
 def training_processes(folder):
     """rank -> process id of those that train in `folder`."""
     found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().decode().split("\0")
-            environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-            here = (path / "cwd").readlink() == folder
-        except OSError:
-            continue
-        rank = next((e.removeprefix("RANK=") for e in environment if e.startswith("RANK=")), None)
-        # The launcher has the same words, and no rank.
-        if here and rank and "train/main.py" in words:
-            found[int(rank)] = int(path.name)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            # The launcher has the same words, and no rank.
+            if process.cwd() == str(folder) and "train/main.py" in process.cmdline() and "RANK" in process.environ():
+                found[int(process.environ()["RANK"])] = process.pid
     return found
 
 

@@ -51,47 +51,37 @@ def faults(value, kind, path="."):
     ]
 
 
-def kubernetes_faults(text):
-    claim, job = yaml.safe_load_all(text)
-    return faults(claim, "V1PersistentVolumeClaim") + faults(job, "KubeflowOrgV1PyTorchJob")
-
-
-def test_the_kubernetes_manifest_fits_the_schemas():
-    assert kubernetes_faults(KUBERNETES) == []
-    assert [(t["apiVersion"], t["kind"]) for t in yaml.safe_load_all(KUBERNETES)] == [
-        ("v1", "PersistentVolumeClaim"),
-        ("kubeflow.org/v1", "PyTorchJob"),
-    ]
+MANIFESTS = {
+    KUBERNETES: ("V1PersistentVolumeClaim", "KubeflowOrgV1PyTorchJob"),
+    SERVE: ("V1Deployment", "V1Service", "V2HorizontalPodAutoscaler"),
+}
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("manifest", "right", "wrong"),
     [
-        ("restartPolicy", "restartPolcy"),
-        ("maxRestarts: 3", "maxRestarts: three"),
-        ("terminationGracePeriodSeconds", "terminationGracePeriod"),
-        ("mountPath: /checkpoints", "path: /checkpoints"),
-        ("- name: pytorch\n", "- id: pytorch\n"),
+        (KUBERNETES, "", ""),
+        (KUBERNETES, "restartPolicy", "restartPolcy"),
+        (KUBERNETES, "maxRestarts: 3", "maxRestarts: three"),
+        (KUBERNETES, "terminationGracePeriodSeconds", "terminationGracePeriod"),
+        (KUBERNETES, "mountPath: /checkpoints", "path: /checkpoints"),
+        (KUBERNETES, "- name: pytorch\n", "- id: pytorch\n"),
+        (SERVE, "", ""),
+        (SERVE, "readinessProbe", "readyProbe"),
+        (SERVE, "scaleTargetRef", "targetRef"),
+        (SERVE, "maxReplicas: 8", "maxReplicas: x"),
     ],
 )
-def test_a_fault_in_the_kubernetes_manifest_is_found(right, wrong):
-    assert right in KUBERNETES
-    assert kubernetes_faults(KUBERNETES.replace(right, wrong))
+def test_a_manifest_fits_the_schemas_and_a_fault_in_it_is_found(manifest, right, wrong):
+    assert right in manifest
+    documents = yaml.safe_load_all(manifest.replace(right, wrong) if right else manifest)
+    found = [f for tree, kind in zip(documents, MANIFESTS[manifest], strict=True) for f in faults(tree, kind)]
+    assert bool(found) == bool(right), found
 
 
-def serve_faults(text):
-    kinds = ("V1Deployment", "V1Service", "V2HorizontalPodAutoscaler")
-    found = [faults(part, kind) for part, kind in zip(yaml.safe_load_all(text), kinds, strict=True)]
-    return [fault for part in found for fault in part]
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [("", ""), ("readinessProbe", "readyProbe"), ("scaleTargetRef", "targetRef"), ("maxReplicas: 8", "maxReplicas: x")],
-)
-def test_the_server_manifest_fits_the_schemas(right, wrong):
-    assert right in SERVE
-    assert bool(serve_faults(SERVE.replace(right, wrong) if right else SERVE)) == bool(right)
+def test_the_manifest_is_of_the_training_operator():
+    _, job = yaml.safe_load_all(KUBERNETES)
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
 
 
 def read_by_skypilot(text, tmp_path):
@@ -109,21 +99,18 @@ def read_by_skypilot(text, tmp_path):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_skypilot_reads_its_task_file(tmp_path):
-    code, output = read_by_skypilot(SKYPILOT, tmp_path)
-    assert code == 0, output
-    assert output.splitlines()[-1] == "1 True {'A100': 8} MOUNT_CACHED"
-
-
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
+        ("", ""),
         ("use_spot", "use_spots"),
         ("num_nodes: 1", "num_nodes: one"),
         ("MOUNT_CACHED", "MOUNT_CASHED"),
         ("setup:", "set:"),
     ],
 )
-def test_a_fault_in_the_task_file_is_found(tmp_path, right, wrong):
+def test_skypilot_reads_its_task_file_and_finds_a_fault_in_it(tmp_path, right, wrong):
     assert right in SKYPILOT
-    assert read_by_skypilot(SKYPILOT.replace(right, wrong), tmp_path)[0] != 0
+    code, output = read_by_skypilot(SKYPILOT.replace(right, wrong) if right else SKYPILOT, tmp_path)
+    assert bool(code) == bool(right), output
+    assert right or output.splitlines()[-1] == "1 True {'A100': 8} MOUNT_CACHED"

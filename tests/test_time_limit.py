@@ -129,6 +129,8 @@ def test_steps_or_time_decay_whichever_is_further():
     timed.progress.elapsed_s = 70
     assert timed.decay(5) == 0.75
     assert timed.decay(40) == 1
+    assert timed.remaining_s(128 * 128) == 30  # by the nearer limit: a step a second
+    assert timed.remaining_s(128 * 128 * 2) == 25
 
 
 def test_evaluations_are_spread_evenly_over_steps_and_time():

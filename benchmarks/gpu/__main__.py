@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from enum import StrEnum
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,13 @@ import typer
 
 from benchmarks.gpu.report import failures, tables
 from benchmarks.gpu.results import END, Results, read_all
+from benchmarks.gpu.setup import Setup, tiny_text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Phase(StrEnum):
-    """Phases, in their order."""
+    """Phases, each a module with a function `run`, in their order."""
 
     correct = "correct"
     commands = "commands"
@@ -43,26 +44,20 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder for runs.", show_default="temporary")] = None,
 ) -> None:
     """Check and time the trainer on this machine's GPU."""
-    failed = check_machine(phase, text, out.resolve(), work)
-    print(f"failed: {', '.join(failed) or 'none'}")
-    raise typer.Exit(bool(failed))
-
-
-def check_machine(phase: Phase | None, text: str, out: Path, work: Path | None) -> list[str]:
-    """Run one phase, or all and write the tables; return what failed."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="charrnn-gpu-") as temporary:
         folder = (work or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         if phase:
             run_phase(phase, text, out, folder)
-            return failures({phase: read_all(out)[phase]})
-        ended = run_all(text, out, folder)
-    found = read_all(out)
-    lines = tables(found)
-    (out / "tables.md").write_text("\n".join(lines))
-    print("\n".join(lines))
-    return [*ended, *failures(found)]
+            failed = failures({phase: read_all(out)[phase]})
+        else:
+            unended = run_all(text, out, folder)
+            failed = [*unended, *failures(read_all(out))]
+            (out / "tables.md").write_text("\n".join(tables(read_all(out))))
+            print((out / "tables.md").read_text())
+    print(f"failed: {', '.join(failed) or 'none'}")
+    raise typer.Exit(bool(failed))
 
 
 def run_all(text: str, out: Path, work: Path) -> list[str]:
@@ -95,8 +90,6 @@ def _seconds(phase: Phase) -> float:
 
 def run_phase(phase: Phase, text: str, out: Path, work: Path) -> None:
     """One phase, in this process."""
-    from benchmarks.gpu.setup import Setup, tiny_text
-
     on_gpu = torch.cuda.is_available()
     results = Results(out / f"{phase}.json", _seconds(phase))
     text = str(Path(text).resolve()) if text and Path(text).exists() else text
@@ -104,26 +97,7 @@ def run_phase(phase: Phase, text: str, out: Path, work: Path) -> None:
     if not on_gpu:
         os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}  # small tensors gain nothing from threads
         torch.set_num_threads(1)
-    if phase is Phase.correct:
-        from benchmarks.gpu import loop, numerics
-
-        checks = [numerics.environment, loop.graph, numerics.parity, numerics.types, loop.resuming, numerics.curve]
-        checks += [numerics.weight_layout, numerics.evaluation, loop.dynamic, loop.divergence, loop.data_parallel]
-        checks += [loop.failed_capture, numerics.precisions, loop.out_of_memory]
-        for check in checks:
-            results.check(check.__name__, partial(check, setup))
-    elif phase is Phase.commands:
-        from benchmarks.gpu.commands import run_commands
-
-        run_commands(setup, results)
-    elif phase is Phase.race:
-        from benchmarks.gpu.race import Race
-
-        Race(setup, results).run()
-    else:
-        from benchmarks.gpu.speed import run_speed
-
-        run_speed(setup, results)
+    import_module(f"benchmarks.gpu.{phase}").run(setup, results)
     results.check(END, dict)
 
 

@@ -1,4 +1,4 @@
-"""Seconds of training to a loss on one device: what the trainer and the transformer have in common, and their clock.
+"""Seconds of training to a loss on one device: our trainer, the transformer, and the clock that both are under.
 
 After every interval of training a side is evaluated on the complete validation split by the `windows` protocol, in
 fp32: each window of 256 characters from a zero state. The clock of a side runs while it trains, its first step
@@ -10,15 +10,17 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.gpu.reference_transformer import Recipe, Shape, TransformerTraining
+from benchmarks.gpu.results import Value
+from benchmarks.gpu.transformer import Recipe, Shape, Transformer
 from benchmarks.training import log_if_due, make_trainer, synchronize
 from charrnn.config import RunConfig
 from charrnn.data.corpus import Corpus
@@ -61,10 +63,11 @@ class Clock:
 
 
 class Side(Protocol):
-    """A contestant. chars_per_step: of a training step."""
+    """A contestant. chars_per_step: of a training step. compile_s: seconds of compilation before the clock starts."""
 
     chars_per_step: int
     model: nn.Module
+    compile_s: float | None
 
     def train_step(self) -> bool:
         """Takes one step; returns False, and takes none, at the schedule's end."""
@@ -78,9 +81,11 @@ class Side(Protocol):
 class Ours:
     """The product's trainer with a config's schedule, without checkpoints."""
 
+    compile_s: float | None = None
+
     def __init__(self, config: RunConfig, clock: Clock) -> None:
         self.trainer = make_trainer(config, clock=clock)
-        self.model: nn.Module = self.trainer.model
+        self.model: Any = self.trainer.model
         self.chars_per_step = config.data.batch_size * config.data.seq_len
 
     def train_step(self) -> bool:
@@ -93,41 +98,67 @@ class Ours:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Computes them from a zero state."""
-        model = self.trainer.model
-        return model(ids, model.zero_state(len(ids), ids.device))[0]
+        return self.model(ids, self.model.zero_state(len(ids), ids.device))[0]
 
 
 class Reference:
-    """The transformer, in bf16 on a GPU."""
+    """The transformer: in bf16 on a GPU; compiled, if wanted, before the clock starts."""
 
-    def __init__(self, shape: Shape, recipe: Recipe, corpus: Corpus, device: torch.device) -> None:
-        ids = IdSource(corpus.train, device)
-        self.training = TransformerTraining(shape, recipe, len(corpus.vocab), ids, bf16=device.type == "cuda")
-        self.model: nn.Module = self.training.model
+    compile_s: float | None = None
+
+    def __init__(
+        self, shape: Shape, recipe: Recipe, corpus: Corpus, device: torch.device, *, compiled: bool = False
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.context, self.step = recipe, shape.context, 0
+        self._ids, self._random = IdSource(corpus.train, device), np.random.default_rng(recipe.seed)
+        self.model: nn.Module = Transformer(shape, len(corpus.vocab)).to(device)
         self.chars_per_step = recipe.batch_size * shape.context
+        decayed: list[nn.Parameter] = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, fused=True)
+        self._network: Callable[[Tensor], Tensor] = self.model
+        if compiled:
+            self._compile(device)
+
+    def _compile(self, device: torch.device) -> None:
+        began = time.perf_counter()
+        # Without a GPU the checks are rehearsed, and C++ that is compiled for it would take minutes.
+        self._network = torch.compile(self.model, backend="inductor" if device.type == "cuda" else "aot_eager")
+        for _ in range(2):
+            self._loss().backward()
+        self._optimizer.zero_grad()
+        self.compile_s = time.perf_counter() - began
+        # From the beginning again: windows and dropout masks.
+        self._random = np.random.default_rng(self.recipe.seed)
+        torch.manual_seed(self.recipe.seed)
+
+    def _loss(self) -> Tensor:
+        """Of the next windows, (), in nats/char."""
+        starts = self._random.integers(0, len(self._ids) - self.context, self.recipe.batch_size)  # (B,)
+        window = self._ids.windows(starts, self.context + 1)  # (B, T + 1)
+        device = window.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = self._network(window[:, :-1])  # (B, T, V)
+        return F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten())
 
     def train_step(self) -> bool:
         """Takes one step, unless the recipe's last was taken."""
-        if self.training.step_number >= self.training.recipe.steps:
+        if self.step >= self.recipe.steps:
             return False
-        self.training.step()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.recipe.lr(self.step)
+        self._loss().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.step += 1
         return True
 
     def logits(self, ids: Tensor) -> Tensor:
         """Computes them for each window by itself."""
         return self.model(ids)
-
-
-@dataclass
-class Result:
-    """How a side did. seconds, chars_per_s: of training. memory: peak bytes on a GPU. reached_s: None = not reached."""
-
-    chars_per_s: float = 0.0
-    memory: int | None = None
-    seconds: float = 0.0
-    steps: int = 0
-    reached_s: float | None = None
-    curve: list[tuple[float, float]] = field(default_factory=list)  # (seconds, nats/char)
 
 
 @torch.no_grad()
@@ -147,42 +178,43 @@ def windows_loss(side: Side, ids: IdSource, window: int) -> float:
     return loss
 
 
-def warm_up(makers: Sequence[Callable[[Clock], Side]], device: torch.device) -> None:
-    """Takes two steps of each side, thrown away: libraries are loaded and kernels chosen before any clock starts."""
-    for make in makers:
-        side = make(Clock(device))
-        for _ in range(2):
-            side.train_step()
+def race(make: Callable[[Clock], Side], ids: IdSource, window: int, limits: Limits) -> Value:
+    """Trains one side until it ends, and evaluates it on `ids` meanwhile.
 
-
-def race(make: Callable[[Clock], Side], ids: IdSource, window: int, limits: Limits) -> Result:
-    """Trains one side until it ends, and evaluates it on `ids` meanwhile."""
-    on_gpu, clock, result = ids.device.type == "cuda", Clock(ids.device), Result()
+    Returns:
+        seconds, chars_per_s: of training. reached_s: None = not reached. memory: peak bytes on a GPU. curve: up to 40
+        of its (seconds, nats/char). steps, best, best_s, compile_s.
+    """
+    on_gpu, clock, memory = ids.device.type == "cuda", Clock(ids.device), 0
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        result.memory = -torch.cuda.memory_allocated()
+        memory = torch.cuda.memory_allocated()
     side = make(clock)
     side.model.train()
-    ended, due = False, limits.interval
-    while not ended and result.reached_s is None:
+    steps, curve, due, ended = 0, [(0.0, math.inf)], limits.interval, False
+    while not ended and curve[-1][1] > limits.target:
         clock.start()
         while True:
             ended = not side.train_step()
-            result.steps += not ended
-            ended = ended or result.steps == limits.steps or clock() >= limits.seconds
+            steps += not ended
+            ended = ended or steps == limits.steps or clock() >= limits.seconds
             if ended or clock() >= due:
                 break
         clock.stop()
-        seconds, loss = clock(), windows_loss(side, ids, window)
-        result.curve.append((seconds, loss))
-        print(f"{seconds:.1f} s, {result.steps} steps, {loss:.4f}", file=sys.stderr)
-        if loss <= limits.target:
-            result.reached_s = seconds
-        due = max(due, seconds // limits.interval * limits.interval) + limits.interval
-    result.seconds = clock()
-    result.chars_per_s = result.steps * side.chars_per_step / result.seconds
-    if result.memory is not None:
-        result.memory += torch.cuda.max_memory_allocated()
-    return result
+        curve.append((clock(), windows_loss(side, ids, window)))
+        print(f"{curve[-1][0]:.1f} s, {steps} steps, {curve[-1][1]:.4f}", file=sys.stderr)
+        due = max(due, clock() // limits.interval * limits.interval) + limits.interval
+    best_s, best = min(curve, key=lambda point: point[1])
+    return {
+        "seconds": clock(),
+        "chars_per_s": steps * side.chars_per_step / clock(),
+        "reached_s": clock() if curve[-1][1] <= limits.target else None,
+        "memory": torch.cuda.max_memory_allocated() - memory if on_gpu else None,
+        "steps": steps,
+        "best": best,
+        "best_s": best_s,
+        "curve": [(round(s, 2), round(loss, 4)) for s, loss in curve[1 :: -(-len(curve) // 40)]],
+        "compile_s": side.compile_s,
+    }

@@ -1,4 +1,4 @@
-"""Phase `correct`, the training loop: graph against eager, resuming, divergence, memory, DDP."""
+"""Checks of the training loop: graph against eager, resuming, divergence, memory, DDP."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import free_port
 from benchmarks.gpu.results import Value
-from benchmarks.gpu.setup import Setup, train
+from benchmarks.gpu.setup import Setup, largest_difference, train
 from benchmarks.quality.dynamic import DynamicOptions, dynamic_loss
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.errors import TrainingError
@@ -18,7 +18,6 @@ from charrnn.model.rnn import CharRNN, NextCharLoss
 from train.distributed.setup import compress_gradients
 from train.loop.cuda_graph import WARMUP_STEPS
 from train.loop.dataloader import IdSource
-from train.loop.trainer import Trainer
 
 
 def graph(setup: Setup) -> Value:
@@ -29,20 +28,17 @@ def graph(setup: Setup) -> Value:
     found: Value = {}
     for precision in setup.precisions:
         for rnn, accumulation in (("LSTM", 1), ("GRU", 2)):
-            options: dict[str, Any] = {
-                "model__rnn": rnn,
-                "model__layer_norm": rnn == "LSTM",
-                "model__dropout": 0.2,
-                "model__dropout_mask": "window",
-                "train__accumulation_steps": accumulation,
-                "train__mixed_precision": precision,
-            }
-            sides = {}
-            for mode in (False, True):
-                trainer = setup.trainer(setup.config(**options), setup.folder("graph"), graph=mode)
-                sides[mode] = train(trainer, setup.size(40, 8))
-            differences = [abs(a - b) for a, b in zip(sides[False], sides[True], strict=True)]
-            found[f"{precision}, {rnn}"] = {"first 5": max(differences[:5]), "all": max(differences)}
+            config = setup.config(
+                model__rnn=rnn,
+                model__layer_norm=rnn == "LSTM",
+                model__dropout=0.2,
+                model__dropout_mask="window",
+                train__accumulation_steps=accumulation,
+                train__mixed_precision=precision,
+            )
+            eager, replayed = (setup.losses(config, setup.size(40, 8), graph=mode) for mode in (False, True))
+            first, all_ = largest_difference(eager[:5], replayed[:5]), largest_difference(eager, replayed)
+            found[f"{precision}, {rnn}"] = {"first 5": first, "all": all_}
     return {"ok": all(v["first 5"] < 1e-4 and v["all"] < 5e-3 for v in found.values()), **found}
 
 
@@ -51,8 +47,8 @@ def failed_capture(setup: Setup) -> Value:
 
     On a CPU there is no capture that could fail.
     """
-    options: dict[str, Any] = {"model__dropout": 0.3, "train__mixed_precision": setup.precisions[-1]}
-    losses, forwards, steps = {}, 0, setup.size(20, 8)
+    config = setup.config(model__dropout=0.3, train__mixed_precision=setup.precisions[-1], train__noise_scale_every=0)
+    forwards, steps = 0, setup.size(20, 8)
 
     def read_loss(_module: Any, _inputs: Any, outputs: tuple[Tensor, Any]) -> None:
         nonlocal forwards
@@ -60,13 +56,9 @@ def failed_capture(setup: Setup) -> Value:
         if forwards == WARMUP_STEPS + 1:
             outputs[0].item()  # no capture allows it
 
-    for fails in (False, True):
-        config = setup.config(**options, train__noise_scale_every=0)
-        trainer = setup.trainer(config, setup.folder("failed-capture"), graph=fails)
-        if fails:
-            trainer.update.loss_module.register_forward_hook(read_loss)
-        losses[fails] = train(trainer, steps)
-    difference = max(abs(a - b) for a, b in zip(losses[False], losses[True], strict=True))
+    failing = setup.trainer(config, graph=True)
+    failing.update.loss_module.register_forward_hook(read_loss)
+    difference = largest_difference(train(failing, steps), setup.losses(config, steps))
     eager = forwards == steps + setup.on_gpu
     return {"ok": eager and difference < 1e-3, "eager": eager, "largest difference": difference}
 
@@ -89,30 +81,25 @@ def resuming(setup: Setup) -> Value:
         for name, change in kinds.items():
             config = setup.config(model__rnn="LSTM", train__mixed_precision=precision, **change)
             graph = name == "replayed"
-            straight, again = (_weights_after(setup, config, graph, 2 * half) for _ in range(2))
-            resumed = _weights_after(setup, config, graph, half, half)
-            found[f"{precision}, {name}"] = [_largest(straight, again), _largest(straight, resumed)]
+            straight = _weights_after(setup, config, graph, 2 * half)
+            others = [_weights_after(setup, config, graph, *segments) for segments in ([2 * half], [half, half])]
+            found[f"{precision}, {name}"] = [
+                max(float((straight[name] - other[name]).abs().max()) for name in straight) for other in others
+            ]
     return {"ok": not any(resumed for _, resumed in found.values()), "again, resumed": found}
 
 
 def _weights_after(setup: Setup, config: RunConfig, graph: bool, *segments: int) -> dict[str, Tensor]:
     """The weights after so many steps, with a checkpoint and a new trainer between segments."""
-    folder = setup.folder("resuming")
+    run_dir = None
     for steps in segments:
-        trainer = setup.trainer(config, folder, graph=graph)
+        trainer = setup.trainer(config, graph=graph, run_dir=run_dir)
         train(trainer, steps)
-        _save(trainer)
+        trainer.save(step=True)
+        trainer.checkpoints.wait()
+        run_dir = trainer.checkpoints.run_dir
         torch.randn(1000, device=setup.device)  # other uses of the generators must not matter
     return {name: value.detach().cpu().clone() for name, value in trainer.model.state_dict().items()}
-
-
-def _save(trainer: Trainer) -> None:
-    trainer.save(step=True)
-    trainer.checkpoints.wait()
-
-
-def _largest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
 def divergence(setup: Setup) -> Value:
@@ -122,10 +109,9 @@ def divergence(setup: Setup) -> Value:
         config = setup.config(
             train__mixed_precision=precision, optim__lr=1e6, optim__grad_clip=0, optim__warmup_steps=0
         )
-        trainer = setup.trainer(config, setup.folder("divergence"))
+        trainer = setup.trainer(config)
         try:
-            train(trainer, setup.size(80, 40))
-            found[precision] = f"no error; last losses {trainer.recorder.losses()[-2:]}"  # type: ignore[attr-defined]
+            found[precision] = f"no error; last losses {train(trainer, setup.size(80, 40))[-2:]}"
             ok = ok and trainer.accelerator.mixed_precision == "fp16"
         except TrainingError as error:
             found[precision] = str(error)[:100]
@@ -134,14 +120,14 @@ def divergence(setup: Setup) -> Value:
 
 def dynamic(setup: Setup) -> Value:
     """Dynamic evaluation, which takes gradients in evaluation mode, lowers the loss of a short stream."""
-    config = setup.config(model__rnn="LSTM", model__layer_norm=True)
-    trainer = setup.trainer(config, setup.folder("dynamic"))
+    trainer = setup.trainer(setup.config(model__rnn="LSTM", model__layer_norm=True))
     train(trainer, setup.size(100, 10))
     short = IdSource(trainer.data.corpus.val[: setup.size(4000, 400)], setup.device)
-    fixed = dynamic_loss(trainer.model, short, trainer.data.train, DynamicOptions(lr=0.0, decay=0.0, statistics=20))
-    moved = dynamic_loss(trainer.model, short, trainer.data.train, DynamicOptions(statistics=20))
-    values = [side["dynamic/stream/loss"] for side in (fixed, moved)]
-    return {"ok": values[1] < values[0], "fixed, dynamic": values}
+    static, moved = (
+        dynamic_loss(trainer.model, short, trainer.data.train, options)["dynamic/stream/loss"]
+        for options in (DynamicOptions(lr=0.0, decay=0.0, statistics=20), DynamicOptions(statistics=20))
+    )
+    return {"ok": moved < static, "static, dynamic": [static, moved]}
 
 
 def out_of_memory(setup: Setup) -> Value:
@@ -152,7 +138,7 @@ def out_of_memory(setup: Setup) -> Value:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
-        setup.trainer(config, setup.folder("memory")).fit()
+        setup.trainer(config).fit()
     except TrainingError as error:
         return {"ok": "ran out of memory" in str(error), "error": str(error)[:200]}
     finally:

@@ -1,14 +1,15 @@
-"""Phase `correct`, arithmetic: losses and gradients against the CPU, in every precision."""
+"""Checks of the arithmetic: losses and gradients against the CPU, in every precision."""
 
 import statistics
 import warnings
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.results import Value
-from benchmarks.gpu.setup import Setup, allow_tf32, train
+from benchmarks.gpu.setup import Setup, allow_tf32, largest_difference, train
 from charrnn.config import ModelConfig
 from charrnn.model.rnn import CharRNN, NextCharLoss, State
 from train.loop.dataloader import IdSource
@@ -16,17 +17,12 @@ from train.loop.evaluation import evaluate
 from train.loop.flops import published_peak
 
 _SYMBOLS = 65
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def environment(setup: Setup) -> Value:
     """Versions and the GPU's properties."""
-    import accelerate
-    import numpy
-    import onnx
-    import onnxruntime
-
-    found: Value = {m.__name__: m.__version__ for m in (torch, accelerate, numpy, onnx, onnxruntime)}
+    found: Value = {name: version(name) for name in ("torch", "accelerate", "numpy", "onnx", "onnxruntime")}
     if setup.on_gpu:
         name = torch.cuda.get_device_name()
         found |= {
@@ -58,16 +54,12 @@ def types(setup: Setup) -> Value:
 def weight_layout(setup: Setup) -> Value:
     """No model has its recurrent weights copied at every call, which cuDNN's caller warns of."""
     found: Value = {}
-    kinds: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "layer norm": {"model__layer_norm": True},
-        "dropout": {"model__dropout": 0.2},
-    }
-    for name, change in kinds.items():
+    kinds: list[dict[str, Any]] = [{}, {"model__layer_norm": True}, {"model__dropout": 0.2}]
+    for change in kinds:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
-            train(setup.trainer(setup.config(model__rnn="LSTM", **change), setup.folder("layout")), 2)
-        found[name] = sum("contiguous chunk" in str(w.message) for w in seen)
+            setup.losses(setup.config(model__rnn="LSTM", **change), 2)
+        found[" ".join(change) or "plain"] = sum("contiguous chunk" in str(w.message) for w in seen)
     return {"ok": not any(found.values()), **found}
 
 
@@ -113,26 +105,23 @@ def curve(setup: Setup) -> Value:
     """The losses of 60 steps in fp32 against the CPU's."""
     allow_tf32(False)
     found: Value = {}
-    count = setup.size(60, 12)
     for cell, norm in (("LSTM", True), ("GRU", False)):
         config = setup.config(model__rnn=cell, model__layer_norm=norm)
-        ours = train(setup.trainer(config, setup.folder("curve")), count)
-        theirs = train(setup.trainer(config, setup.folder("curve"), cpu=True), count)
-        differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-        found[cell] = {"first 10": max(differences[:10]), "all": max(differences), "last loss": ours[-1]}
-    ok = all(v["first 10"] < 1e-4 and v["all"] < 5e-3 for v in found.values())
-    return {"ok": ok, **found}
+        ours, theirs = (setup.losses(config, setup.size(60, 12), cpu=cpu) for cpu in (False, True))
+        first, all_ = largest_difference(ours[:10], theirs[:10]), largest_difference(ours, theirs)
+        found[cell] = {"first 10": first, "all": all_, "last loss": ours[-1]}
+    return {"ok": all(v["first 10"] < 1e-4 and v["all"] < 5e-3 for v in found.values()), **found}
 
 
 def evaluation(setup: Setup) -> Value:
     """The validation loss of one set of weights in fp32, where TF32 must be off, against the CPU's."""
     config = setup.config("shakespeare.yaml", model__dropout=0.0, train__mixed_precision="no")
-    trainer = setup.trainer(config, setup.folder("evaluation"))
+    trainer = setup.trainer(config)
     train(trainer, setup.size(150, 10))
     allow_tf32(True)  # torch's default for cuDNN
     here = evaluate(trainer.model, trainer.data.val, config.eval, trainer.accelerator)
     weights = {name: value.cpu() for name, value in trainer.model.state_dict().items()}
-    other = setup.trainer(config, setup.folder("evaluation"), cpu=True)
+    other = setup.trainer(config, cpu=True)
     other.model.load_state_dict(weights)
     there = evaluate(other.model, IdSource(other.data.corpus.val, torch.device("cpu")), config.eval, other.accelerator)
     allow_tf32(False)
@@ -146,7 +135,7 @@ def precisions(setup: Setup) -> Value:
     for precision in setup.precisions:
         options = {"model__dropout": 0.0, "data__batch_size": setup.size(128, 8), "log__every": 10}
         config = setup.config("shakespeare.yaml", train__mixed_precision=precision, **options)
-        trainer = setup.trainer(config, setup.folder("precision"))
+        trainer = setup.trainer(config)
         losses = train(trainer, setup.size(300, 20))
         validation = evaluate(trainer.model, trainer.data.val, config.eval, trainer.accelerator)
         scaler = trainer.accelerator.scaler

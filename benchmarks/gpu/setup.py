@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.common import ROOT
 from benchmarks.training import log_if_due, reset_accelerator, synchronize
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
@@ -19,8 +21,14 @@ from train.loop.cuda_graph import DirectCapture, GraphedStep
 from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "two", "owls", "watch\n"]
+_WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "two", "owls", "watch\n"]
+# Small carried batches; on a CPU tiny ones.
+_SMALL = {"data.windows": "carry", "data.batch_size": 16, "data.seq_len": 48, "data.reset": 0.05}
+_SMALL |= {"model.embedding_dim": 32, "model.hidden_dim": 64, "optim.warmup_steps": 5, "train.mixed_precision": "no"}
+TINY = {"data.batch_size": 8, "data.seq_len": 16, "model.embedding_dim": 8, "model.hidden_dim": 16}
+# Steps alone: no end, evaluations, checkpoints or samples.
+_STEPS = {"train.epochs": 0, "train.max_steps": 10**6, "train.time_limit": 0, "train.cuda_graph": False}
+_STEPS |= {"eval.every": 0, "checkpoint.every": 0, "sample.length": 0, "log.every": 1}
 
 
 class ListRecorder(Recorder):
@@ -33,10 +41,6 @@ class ListRecorder(Recorder):
     def record(self, values: dict[str, Any]) -> None:
         """Append one record."""
         self.records.append(values)
-
-    def losses(self) -> list[float]:
-        """The training losses so far."""
-        return [r["train/loss"] for r in self.records if "train/loss" in r]
 
 
 @dataclass(frozen=True)
@@ -74,52 +78,26 @@ class Setup:
             name: Of a file in configs/; empty for small carried batches.
             options: Fields as section__key.
         """
-        small: dict[str, Any] = {
-            "data__windows": "carry",
-            "data__batch_size": 16,
-            "data__seq_len": 48,
-            "data__reset": 0.05,
-            "model__embedding_dim": 32,
-            "model__hidden_dim": 64,
-            "optim__warmup_steps": 5,
-            "train__mixed_precision": "no",
-        }
-        if not self.on_gpu:
-            small |= {"data__batch_size": 8, "data__seq_len": 16, "model__embedding_dim": 8, "model__hidden_dim": 16}
-        shared = {
-            "data__source": self.text,
-            "data__cache_dir": str(self.work / "data"),
-            "train__epochs": 0,
-            "train__max_steps": 10**6,
-            "train__time_limit": 0,
-            "train__threads": 0 if self.on_gpu else 1,
-            "train__cuda_graph": False,
-            "eval__every": 0,
-            "checkpoint__every": 0,
-            "sample__length": 0,
-            "log__every": 1,
-        }
-        fields = ({} if name and self.on_gpu else small) | shared | options
-        path = ROOT / "configs" / name if name else None
-        return load_config(path, {key.replace("__", "."): value for key, value in fields.items()})
+        fields: dict[str, Any] = {"data.source": self.text, "data.cache_dir": str(self.work / "data"), **_STEPS}
+        fields |= {"train.threads": self.size(0, 1)}
+        fields |= ({} if name else _SMALL) if self.on_gpu else _SMALL | TINY
+        return load_config(ROOT / "configs" / name if name else None, fields | by_field(options))
 
-    def folder(self, name: str, *, empty: bool = True) -> Path:
-        """A folder for a run."""
-        path = self.work / name
-        if empty:
-            shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def trainer(self, config: RunConfig, run_dir: Path, *, cpu: bool = False, graph: bool = False) -> Trainer:
-        """A trainer in this process, which resumes what the folder holds.
+    def trainer(
+        self, config: RunConfig, *, cpu: bool = False, graph: bool = False, run_dir: Path | None = None
+    ) -> Trainer:
+        """A trainer in this process.
 
         Args:
             config: The run's.
-            run_dir: Its folder.
             cpu: Train on the CPU.
             graph: Replay the step as a CUDA graph; on a CPU run it over the same static buffers.
+            run_dir: Of a run to resume; an empty folder otherwise.
         """
+        if run_dir is None:
+            run_dir = self.work / "run"
+            shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir(exist_ok=True)
         config = self.with_graph(config) if graph else config
         reset_accelerator()
         with patch.dict(os.environ, ACCELERATE_USE_CPU=str(cpu or not self.on_gpu).lower()):
@@ -133,10 +111,19 @@ class Setup:
         assert (trainer.update.graphed is not None) == graph
         return trainer
 
+    def losses(self, config: RunConfig, steps: int, **options: Any) -> list[float]:
+        """The training losses of a new trainer's first steps. options: of `trainer`."""
+        return train(self.trainer(config, **options), steps)
+
     def with_graph(self, config: RunConfig) -> RunConfig:
         """The config with train.cuda_graph on, where there is a GPU."""
         section = config.train.model_copy(update={"cuda_graph": self.on_gpu})
         return config.model_copy(update={"train": section})
+
+
+def by_field(options: dict[str, Any]) -> dict[str, Any]:
+    """Python's section__key to section.key."""
+    return {name.replace("__", "."): value for name, value in options.items()}
 
 
 def replay_without_gpu(trainer: Trainer) -> None:
@@ -152,7 +139,12 @@ def train(trainer: Trainer, steps: int) -> list[float]:
         trainer.train_step()
         log_if_due(trainer)
     assert isinstance(trainer.recorder, ListRecorder)
-    return trainer.recorder.losses()
+    return [r["train/loss"] for r in trainer.recorder.records if "train/loss" in r]
+
+
+def largest_difference(left: Sequence[float], right: Sequence[float]) -> float:
+    """Of two curves of one length."""
+    return max(abs(a - b) for a, b in zip(left, right, strict=True))
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -165,5 +157,5 @@ def tiny_text(folder: Path) -> Path:
     """Words in a random order, 40,000 characters."""
     draw = random.Random(0)
     path = folder / "words.txt"
-    path.write_text(" ".join(draw.choice(WORDS) for _ in range(10_000))[:40_000])
+    path.write_text(" ".join(draw.choice(_WORDS) for _ in range(10_000))[:40_000])
     return path

@@ -1,5 +1,6 @@
 """Phase `speed`: cuDNN's cells alone, the trainer's characters/s eager and replayed, and where a step's time goes."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -33,27 +34,19 @@ def cells(setup: Setup) -> Value:
     """us a time step of one LSTM layer of torch's with as wide an input, the floor: forward, and both ways."""
     found: Value = {}
     length = setup.size(128, 8)
-    dtypes = (torch.float16, torch.bfloat16, torch.float32) if setup.on_gpu else (torch.float32,)
-    for dtype in dtypes:
-        for width in (256, 512, 1024) if setup.on_gpu else (16,):
-            for rows in (32, 64, 128, 256) if setup.on_gpu else (8,):
-                rnn = torch.nn.LSTM(width, width).to(setup.device, dtype)
-                shape = (length, rows, width)
-                x = torch.randn(shape, device=setup.device, dtype=dtype, requires_grad=True)
-                gradient = torch.randn(shape, device=setup.device, dtype=dtype)
-                wanted = [x, *rnn.parameters()]
-
-                def forward(rnn: torch.nn.LSTM = rnn, x: Tensor = x) -> Tensor:
-                    return rnn(x)[0]
-
-                def both(forward: Any = forward, wanted: Any = wanted, gradient: Tensor = gradient) -> None:
-                    torch.autograd.grad(forward(), wanted, gradient)
-
-                measured = [_replayed(setup, function) for function in (forward, both)]
-                found[f"{str(dtype)[6:]} {width} x {rows} rows"] = [
-                    round(1e6 * _median_s(function) / length, 2) for function in measured
-                ]
+    sizes = itertools.product((torch.float16, torch.bfloat16, torch.float32), (256, 512, 1024), (32, 64, 128, 256))
+    for dtype, width, count in sizes if setup.on_gpu else [(torch.float32, 16, 8)]:
+        rnn = torch.nn.LSTM(width, width).to(setup.device, dtype)
+        x = torch.randn((length, count, width), device=setup.device, dtype=dtype, requires_grad=True)
+        gradient, wanted = torch.randn_like(x), [x, *rnn.parameters()]
+        functions = [partial(rnn, x), partial(_both, rnn, x, wanted, gradient)]
+        us = [1e6 * _median_s(_replayed(setup, function)) / length for function in functions]
+        found[f"{str(dtype)[6:]} {width} x {count} rows"] = [round(value, 2) for value in us]
     return {"forward, both": found}
+
+
+def _both(rnn: torch.nn.LSTM, x: Tensor, wanted: list[Tensor], gradient: Tensor) -> None:
+    torch.autograd.grad(rnn(x)[0], wanted, gradient)
 
 
 def _median_s(function: Callable[[], object]) -> float:
@@ -74,19 +67,23 @@ def _replayed(setup: Setup, function: Callable[[], object]) -> Callable[[], obje
     return capture.capture(step)
 
 
+def _trainer(setup: Setup, name: str, precision: str, graph: bool, log_every: int) -> Trainer:
+    """A trainer that has made its first steps."""
+    file, options = SIZES[name]
+    options = options if setup.on_gpu else {}
+    config = setup.config(file, train__mixed_precision=precision, log__every=log_every, **options)
+    trainer = setup.trainer(config, graph=graph)
+    train(trainer, 10)
+    return trainer
+
+
 def throughput(setup: Setup, name: str, *, precision: str, graph: bool) -> Value:
     """The trainer's own loop: characters/s, share of the bf16 peak, host time and memory."""
-    file, options = SIZES[name]
-    changes = {"train__mixed_precision": precision, "log__every": 10, **options}
-    if not setup.on_gpu:
-        changes["model__hidden_dim"] = 16
-    config = setup.config(file, **changes)
     if setup.on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trainer = setup.trainer(config, setup.folder("throughput"), graph=graph)
-    train(trainer, 10)
-    count = setup.size(40, 5)
+    trainer = _trainer(setup, name, precision, graph, 10)
+    config, count = trainer.config, setup.size(40, 5)
     seconds = seconds_of(lambda: train(trainer, count)) / count
     chars = config.data.batch_size * config.data.seq_len / seconds
     flops = chars * flops_per_char(config.model, len(trainer.data.vocab))
@@ -113,10 +110,7 @@ def _host_us(trainer: Trainer, count: int = 8) -> float:
 
 def idle(setup: Setup, name: str, *, precision: str, graph: bool, count: int = 10) -> Value:
     """How long the GPU is idle in a step, how many kernels it runs, and the dearest kernels and host calls."""
-    file, options = SIZES[name]
-    config = setup.config(file, train__mixed_precision=precision, log__every=10**6, **options)
-    trainer = setup.trainer(config, setup.folder("idle"), graph=graph)
-    train(trainer, 10)
+    trainer = _trainer(setup, name, precision, graph, 10**6)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.on_gpu else [])]
     with profile(activities=activities) as profiler:
         wall = seconds_of(lambda: train(trainer, count))
@@ -144,7 +138,7 @@ def busy_us(spans: list[tuple[float, float]]) -> float:
     return busy
 
 
-def run_speed(setup: Setup, results: Results) -> None:
+def run(setup: Setup, results: Results) -> None:
     """All measurements."""
     precisions = ("fp16", "bf16") if setup.on_gpu else ("no",)
     for name in SIZES:

@@ -1,14 +1,15 @@
-"""train/main.py for several ranks on one GPU, which NCCL refuses: gloo carries the tensors, all use the same device."""
+"""train/main.py for several ranks on one GPU, which NCCL refuses: gloo carries the tensors, all use the same device.
+
+`torchrun --nproc-per-node 2 benchmarks/gpu/two_ranks.py DEVICE OPTIONS OF train/main.py`
+"""
 
 import functools
 import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
     os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # DDP without device_ids
-    if device := os.environ.get("TWO_RANKS_DEVICE"):
+    if (device := sys.argv.pop(1)) != "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
 
     from train.distributed import setup

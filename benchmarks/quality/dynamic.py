@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.common import run
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
-from train.evaluate import Part, open_split
+from train.checkpoint.format import load_for_inference, model_of
+from train.evaluate import Part, open_text
 from train.given_text import GivenText
 from train.loop.dataloader import IdSource
 
@@ -112,16 +113,18 @@ def _move(parameters: list[torch.nn.Parameter], steps: Tensors, pull: Tensors, s
 
 def command(
     source: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder (its best/) or a checkpoint.")],
-    split: Annotated[Part, typer.Option(help="Part of the run's own text.")] = Part.VAL,
+    split: Annotated[Part, typer.Option(help="Part of the run's own text.")] = "val",
     segment: Annotated[int, typer.Option(min=1, help="Characters between two updates.")] = DynamicOptions.segment,
     lr: Annotated[float, typer.Option(min=0.0, help="Learning rate of an update.")] = DynamicOptions.lr,
     decay: Annotated[float, typer.Option(min=0.0, help="Pull back to the initial weights.")] = DynamicOptions.decay,
 ) -> None:
     """Loss of a checkpoint that goes on learning from what it has predicted."""
     device = Accelerator().device
-    opened = open_split(source, GivenText(), split.value, "", device)
-    train_ids = IdSource(opened.corpus.train, device, opened.table)
-    losses = dynamic_loss(opened.model, opened.ids, train_ids, DynamicOptions(segment, lr, decay))
+    checkpoint = load_for_inference(source)
+    corpus, table = open_text(checkpoint, str(source), GivenText(), "")
+    model, ids = model_of(checkpoint).to(device), IdSource(getattr(corpus, split), device, table)
+    train_ids = IdSource(corpus.train, device, table)
+    losses = dynamic_loss(model, ids, train_ids, DynamicOptions(segment, lr, decay))
     loss, bits = losses.values()
     typer.echo(f"dynamic/stream   {loss:.4f} nats/char  {bits:.4f} bits/char")
 

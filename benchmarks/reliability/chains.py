@@ -4,24 +4,25 @@ A run is a chain of launches: each meets one injection and ends, the next is the
 on to the end, which must be that of a run without faults.
 """
 
+import hashlib
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from benchmarks.reliability.harness import Cost, Workspace, costs, outcome
-from benchmarks.reliability.inject import read_events
-from benchmarks.reliability.launch import SAVED_EVERY, Launch
-from benchmarks.reliability.points import ProcessFault
-from benchmarks.reliability.targets import message
-from charrnn.errors import EXIT_DONE, EXIT_PEER_LOST, EXIT_USER_ERROR
+from benchmarks.reliability.inject import Event, ProcessFault, read_events
+from benchmarks.reliability.launch import BATCH_SIZE, SAVED_EVERY, SEQ_LEN, Launch, Workspace, message
+from benchmarks.training import read_metrics
+from charrnn.errors import EXIT_DONE, EXIT_PEER_LOST
 
 DISK_MIB = 4
-
-# What a launch and its exit code did wrong, or "".
-Check = Callable[[Launch, int], str]
+_MOST_STEPS = 2 * SAVED_EVERY  # lost by one fault
+_WITHIN_S = 20.0  # of a fault all processes must have ended
+_UNTIMED = ("time_s", "train/chars_per_s", "train/gflops", "train/mfu")
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,37 @@ class Injection:
 
     Attributes:
         fault: The fault that a process triggers itself.
-        prepare: Called before the launch, while nobody trains there; returns what went wrong.
-        outside: Called while it runs.
-        check: Called after it.
+        outside: Called while the launch runs.
+        check: Called after it, with the exit code; returns what went wrong, or "".
         max_steps: Steps that may be lost.
-        corrupts: Whether it corrupts checkpoints; else each that bears its name must be complete.
-        within_s: Seconds after which all processes must have ended.
     """
 
     fault: ProcessFault | None = None
-    prepare: Callable[[Workspace, str], str] = lambda workspace, run: ""
     outside: Callable[[Launch], None] = lambda launch: None
-    check: Check = lambda launch, code: ""
-    max_steps: int = 2 * SAVED_EVERY
-    corrupts: bool = False
-    within_s: float = 20.0
+    check: Callable[[Launch, int], str] = lambda launch, code: ""
+    max_steps: int = _MOST_STEPS
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one fault cost.
+
+    Attributes:
+        steps: Trained again.
+        unfinished_bytes: Of the checkpoint that was being written.
+        passed_over: Checkpoints that bear their names, from which it did not resume.
+        ended_s: From the fault until every process that could end by itself had ended.
+    """
+
+    steps: int = 0
+    unfinished_bytes: int = 0
+    passed_over: int = 0
+    ended_s: float = 0.0
+
+    @property
+    def chars(self) -> int:
+        """Characters trained on again."""
+        return self.steps * BATCH_SIZE * SEQ_LEN
 
 
 @dataclass(frozen=True)
@@ -55,24 +72,17 @@ class Trial:
     wrong: str
 
 
-Run = Callable[[Workspace, str, list[Injection], int], list[Trial]]
-
-
-# ---- runs of several injections
-
-
 def chain(workspace: Workspace, run: str, injections: Sequence[Injection], processes: int = 1) -> list[Trial]:
     """Starts one run again and again, an injection a launch, and once more to its end."""
     wrongs = []
     for injection in injections:
-        wrong = injection.prepare(workspace, run)
-        launch = workspace.start(run, [injection.fault] if injection.fault else [], processes=processes)
+        launch = workspace.start(run, [injection.fault] if injection.fault else [], processes)
         injection.outside(launch)
         code = launch.wait()
-        wrongs.append(wrong or ("" if code else "the run ended before the fault") or injection.check(launch, code))
+        wrongs.append(injection.check(launch, code) if code else "the run ended before the fault")
     last = workspace.start(run, processes=processes)
     last.wait()
-    return verdict(workspace, run, last, injections, wrongs, processes)
+    return _verdict(workspace, run, last, injections, wrongs, processes)
 
 
 def chain_of_restarts(
@@ -80,7 +90,7 @@ def chain_of_restarts(
 ) -> list[Trial]:
     """Does the same in one launch of two processes, which the launcher restarts after each death of a rank."""
     faults = [injection.fault for injection in injections if injection.fault]
-    launch = workspace.start(run, faults, processes=processes, restarts=len(faults), launcher=launcher)
+    launch = workspace.start(run, faults, processes, len(faults), launcher)
     launch.wait()
     reported = [int(rank) for rank in re.findall("error: " + message("died", r"(\d+)", r"\(on [^)]+\)"), launch.output)]
     codes = [e["code"] for e in launch.events("exit")]
@@ -89,73 +99,90 @@ def chain_of_restarts(
         wrong = f"killed were {[f.rank for f in faults]}, reported {reported}"
     elif codes != [EXIT_PEER_LOST] * len(faults) + [EXIT_DONE] * processes:
         wrong = f"the ranks left with {codes}"
-    return verdict(workspace, run, launch, injections, [wrong] * len(faults), processes)
+    return _verdict(workspace, run, launch, injections, [wrong] * len(faults), processes)
 
 
 def on_small_disk(workspace: Workspace, run: str, injections: Sequence[Injection], processes: int = 1) -> list[Trial]:
     """Does the same as `chain` on a disk of its own; returns nothing where mounting one is not permitted."""
-    disk = workspace.run_dir(f"disk-{run}")
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "charrnn", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode:
-        return []
+    with _small_disk(workspace.folder / f"disk-{run}") as mounted:
+        return chain(workspace, f"disk-{run}/run", injections, processes) if mounted else []
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[bool]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "charrnn", str(folder)]
+    mounted = bool(shutil.which("mount")) and not subprocess.run(mount, stderr=subprocess.DEVNULL).returncode
     try:
-        return chain(workspace, f"disk-{run}/run", injections, processes)
+        yield mounted
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
-def second_runs(workspace: Workspace, run: str, injections: Sequence[Injection], processes: int = 1) -> list[Trial]:
-    """Pauses a run in a step, starts others on its folder, and lets it go on to its end."""
-    release = workspace.folder / "release"
-    release.unlink(missing_ok=True)
-    first = workspace.start(run, [fault for i in injections[:1] if (fault := i.fault)])
-    first.wait_for(lambda: first.events("fault"))
-    tried = []
-    for _ in injections:
-        began = time.monotonic()
-        second = subprocess.run(
-            workspace.command(run),
-            cwd=workspace.folder,
-            env=workspace.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        expected = message("locked", re.escape(run), str(first.process.pid))
-        refused = second.returncode == EXIT_USER_ERROR and re.search(expected, second.stderr)
-        wrong = "" if refused else f"it left with {second.returncode}: {second.stderr}"
-        tried.append((wrong, time.monotonic() - began))
-    release.touch()
-    ended = first.output if first.wait() else ""
-    if not ended and outcome(workspace.run_dir(run)) != workspace.reference(processes):
-        ended = "the first run's end is not that of a run alone"
-    return [Trial(Cost(ended_s=seconds), wrong or ended) for wrong, seconds in tried]
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """Returns digests of the newest step checkpoint and the best one, and the log without its times."""
+    newest = max(run_dir.glob("step-*"))
+    files = [newest / f"{name}.safetensors" for name in ("model", "optimizer", "state")]
+    files.append(run_dir / "best" / "model.safetensors")
+    digests = {f"{f.parent.name}/{f.name}": hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return digests | {"log": [{k: v for k, v in r.items() if k not in _UNTIMED} for r in read_metrics(run_dir)]}
 
 
-def verdict(
+def reference(workspace: Workspace, processes: int) -> dict[str, Any]:
+    """Returns the outcome of the run without faults, made once. Raises: RuntimeError when that run fails."""
+    run_dir = workspace.folder / f"reference-{processes}"
+    if not run_dir.exists():
+        launch = workspace.start(run_dir.name, processes=processes)
+        if launch.wait():
+            raise RuntimeError(launch.output)
+    return outcome(run_dir)
+
+
+def _verdict(
     workspace: Workspace, run: str, last: Launch, injections: Sequence[Injection], wrongs: Sequence[str], processes: int
 ) -> list[Trial]:
     """Judges each injection by what was `wrong` with it, what it cost, and how the run ended in its `last` launch."""
     ended = ""
     if last.process.returncode:
         ended = f"the run did not resume to its end: {last.output[-2000:]}"
-    elif outcome(workspace.run_dir(run)) != workspace.reference(processes):
+    elif outcome(workspace.folder / run) != reference(workspace, processes):
         ended = "the run's end is not that of the run without faults"
     found = costs(read_events(workspace.events(run)))
     if len(found) != len(injections):
         raise RuntimeError(f"{len(injections)} faults were injected and {len(found)} recorded: {last.output[-2000:]}")
     return [
-        Trial(cost, wrong or ended or _too_much(cost, injection))
+        Trial(cost, wrong or ended or _too_much(cost, injection.max_steps))
         for cost, wrong, injection in zip(found, wrongs, injections, strict=True)
     ]
 
 
-def _too_much(cost: Cost, injection: Injection) -> str:
-    if cost.steps > injection.max_steps:
-        return f"{cost.steps} steps were lost, more than {injection.max_steps}"
-    if cost.passed_over_bytes and not injection.corrupts:
+def _too_much(cost: Cost, max_steps: int) -> str:
+    if cost.steps > max_steps:
+        return f"{cost.steps} steps were lost, more than {max_steps}"
+    if cost.passed_over:
         return "a checkpoint that bore its name was not complete"
-    if cost.ended_s is not None and cost.ended_s > injection.within_s:
-        return f"the processes took {cost.ended_s:.0f} s to end, more than {injection.within_s:.0f}"
+    if cost.ended_s > _WITHIN_S:
+        return f"the processes took {cost.ended_s:.0f} s to end, more than {_WITHIN_S:.0f}"
     return ""
+
+
+def costs(events: Sequence[Event]) -> list[Cost]:
+    """Returns what each fault among a run's events cost; the run must have ended well at last."""
+    return [_cost(e, events[i + 1 :]) for i, e in enumerate(events) if e["event"] == "fault"]
+
+
+def _cost(fault: Event, later: Sequence[Event]) -> Cost:
+    restart = next((k for k, e in enumerate(later) if e["event"] == "start"), len(later))
+    before, after = later[:restart], later[restart:]
+    reached = max([fault["step"], *(e["step"] for e in before if e["event"] == "ended")])
+    resumed = next((e["step"] for e in after if e["event"] == "fit"), reached)
+    folders: dict[str, int] = next((e["checkpoints"] for e in after if e["event"] == "start" and e["rank"] == 0), {})
+    steps = [int(name.removeprefix("step-")) for name in folders if name.startswith("step-")]
+    ends = [e["t"] for e in before if e["event"] == "exit"] or [e["t"] for e in before if e["event"] == "ended"]
+    return Cost(
+        steps=max(0, reached - resumed),
+        unfinished_bytes=sum(size for name, size in folders.items() if not name.startswith("step-")),
+        passed_over=sum(resumed < step <= reached for step in steps),
+        ended_s=max(ends, default=fault["t"]) - fault["t"],
+    )

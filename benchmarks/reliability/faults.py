@@ -1,28 +1,22 @@
 """The table of faults: how each is injected, and what must come of it."""
 
+import random
 import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.reliability import injections, tampering
-from benchmarks.reliability.chains import (
-    DISK_MIB,
-    Injection,
-    Run,
-    Trial,
-    chain,
-    chain_of_restarts,
-    on_small_disk,
-    second_runs,
-)
-from benchmarks.reliability.harness import Workspace
-from benchmarks.reliability.injections import Draw
-from benchmarks.reliability.tampering import tampered
-from charrnn.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from benchmarks.reliability.chains import DISK_MIB, Injection, Trial, chain, chain_of_restarts, on_small_disk
+from benchmarks.reliability.inject import PHASES, ProcessFault, free_disk
+from benchmarks.reliability.launch import Launch, Workspace, message
+from charrnn.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR
 
 INJECTIONS_A_RUN = 12
+# About what a run takes to begin training.
+_START_S = 4.0
+
+Draw = random.Random
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,7 @@ class Fault:
         survived_if: What must come of it, besides the end that all share.
         draw: Draws an injection.
         processes: Of the run.
-        run: Runs several injections.
+        run: Runs several injections; `chain` or one of its like.
     """
 
     name: str
@@ -43,7 +37,7 @@ class Fault:
     survived_if: str
     draw: Callable[[Draw], Injection]
     processes: int = 1
-    run: Run = chain
+    run: Callable[..., list[Trial]] = chain
 
     def trials(self, workspace: Workspace, times: int, draw: Draw) -> list[Trial]:
         """Injects it `times` times, INJECTIONS_A_RUN a run; returns nothing where this machine doesn't permit it."""
@@ -54,12 +48,118 @@ class Fault:
         return found
 
 
+# ---- checks of a launch
+
+
+def _ended_with(code: int, expected: str, launch: Launch, launcher_code: int) -> str:
+    """Every process must have left with `code`, and the regular expression `expected` must match the output."""
+    codes = launch.codes()
+    if codes != dict.fromkeys(launch.ranks(), code):
+        return f"the processes left with {codes}, the launcher with {launcher_code}: {launch.output[-1000:]}"
+    return "" if re.search(expected, launch.output) else f"no {expected!r} in its output: {launch.output[-1000:]}"
+
+
+def _was_killed(launch: Launch, code: int) -> str:
+    """A process without a launcher must have died by SIGKILL."""
+    return "" if code == -signal.SIGKILL else f"it left with {code}: {launch.output[-1000:]}"
+
+
+def _lost_peer(rank: int, launch: Launch, code: int) -> str:
+    """The others of `rank` must have left, and reported it."""
+    codes = launch.codes()
+    if codes != dict.fromkeys(launch.ranks() - {rank}, EXIT_PEER_LOST) or not code:
+        return f"the ranks left with {codes}, the launcher with {code}"
+    reports = "|".join(message(name, str(rank), r"\(on [^)]+\)") for name in ("died", "hung"))
+    if not re.search(f"error: ({reports}); ", launch.output):
+        return f"rank {rank} is not reported: {launch.output[-1000:]}"
+    return "" if re.search(rf"exitcode *: {EXIT_PEER_LOST}", launch.output) else "torchrun's report lacks the exit code"
+
+
+# ---- injections, drawn at random
+
+
+def struck(action: str, phase: str, draw: Draw, rank: int = 0) -> ProcessFault:
+    """Draws a line of a call of a phase."""
+    return ProcessFault(action, phase, draw.randint(*PHASES[phase].calls), draw.random(), rank)
+
+
+def kill_in(phase: str, draw: Draw) -> Injection:
+    """SIGKILL at a random line of a random call."""
+    return Injection(struck("kill", phase, draw), check=_was_killed)
+
+
+def kill_anywhere(draw: Draw) -> Injection:
+    """SIGKILL at a random moment after the launch, while the run starts, or of training."""
+
+    def at_start(launch: Launch) -> None:
+        launch.kill_start(_START_S, draw)
+
+    def in_training(launch: Launch) -> None:
+        launch.signal_training(signal.SIGKILL, 0, draw)
+
+    return Injection(outside=draw.choice([at_start, in_training]), check=_was_killed)
+
+
+def kill_rank(draw: Draw) -> Injection:
+    """SIGKILL of one rank of two, in any phase of its own; for `chain_of_restarts`."""
+    rank = draw.randrange(2)
+    phases = ["step", "evaluation"] if rank else ["step", "evaluation", "write", "pruning"]
+    return Injection(struck("kill", draw.choice(phases), draw, rank))
+
+
+def kill_launcher(draw: Draw) -> Injection:
+    """SIGKILL of torchrun, which hosts the rendezvous store of its two ranks."""
+
+    def outside(launch: Launch) -> None:
+        launch.signal_training(signal.SIGKILL, None, draw)
+        launch.wait_for_ranks()
+
+    expected = "error: " + message("store lost", r"[^\n]*", message("resume", "step"))
+    return Injection(outside=outside, check=partial(_ended_with, EXIT_PEER_LOST, expected))
+
+
+def stop_rank(draw: Draw) -> Injection:
+    """SIGSTOP of one rank of two at a random line of a random call."""
+    rank = draw.randrange(2)
+    fault = struck("stop", draw.choice(["step", "evaluation"]), draw, rank)
+    return Injection(fault, outside=Launch.kill_stopped, check=partial(_lost_peer, rank))
+
+
+def stop_signal(number: int, code: int, target: str, draw: Draw) -> Injection:
+    """A signal that asks to stop, to a rank or to the launcher."""
+    rank = {"process": 0, "rank": draw.randrange(2), "launcher": None}[target]
+    expected = message("stopped", signal.Signals(number).name, r"(\d+)", message("resume", r"step \1\n"))
+    return Injection(
+        outside=lambda launch: launch.signal_training(number, rank, draw),
+        check=partial(_ended_with, code, expected),
+        max_steps=0,
+    )
+
+
+def second_interrupt(draw: Draw) -> Injection:
+    """Ctrl-C twice on a step that never ends."""
+    check = partial(_ended_with, EXIT_INTERRUPTED, message("again"))
+    return Injection(struck("sleep", "step", draw), outside=Launch.interrupt_twice, check=check)
+
+
+def full_disk(draw: Draw) -> Injection:
+    """No space is left in the middle of a checkpoint; there is some again before the next launch."""
+
+    def check(launch: Launch, code: int) -> str:
+        free_disk(launch.run_dir)
+        folder = rf"[^\n]*{re.escape(launch.run_dir.name)}[^\n]*"
+        expected = "error: " + message("cannot write", folder, r"[^\n]*", "free space")
+        return _ended_with(EXIT_USER_ERROR, expected, launch, code)
+
+    return Injection(struck("fill", "write", draw), check=check)
+
+
+# ---- the table
+
+
 _SELF = "the process sends it to itself, at a random point of"
 _MOMENT = "from outside, at a random moment of training"
-_WRITE = "from a random point of `write_folder` on"
 _RESUMES = "resumes from the newest complete checkpoint"
-_SPACE = "exits with 2 and names the folder; resumes once there is space"
-_PREVIOUS = "one line names the file; resumes from the checkpoint before"
 
 _PHASES = {
     "a step": ("step", "`Trainer.train_step`"),
@@ -83,59 +183,34 @@ _TARGETS = {
     "rank": (2, " to a rank of 2", " on both ranks"),
     "launcher": (2, " to torchrun of 2", " on both ranks"),
 }
-_DAMAGES = {
-    "truncated checkpoint": (tampering.truncate, "a random file of the newest, cut at a random place"),
-    "flipped byte": (tampering.flip, "a random byte of a random file of the newest"),
-    "missing file": (tampering.remove_file, "a random file of the newest, deleted"),
-}
-_DONORS = {"model": "width", "vocabulary": "alphabet", "corpus": "order of the same words"}
 
 
 def _faults() -> Iterator[Fault]:
     for place, (phase, function) in _PHASES.items():
-        yield Fault(f"SIGKILL in {place}", f"{_SELF} {function}", _RESUMES, partial(injections.kill_in, phase))
-    yield Fault("SIGKILL at any moment", f"{_MOMENT} or of the seconds before", _RESUMES, injections.kill_anywhere)
+        yield Fault(f"SIGKILL in {place}", f"{_SELF} {function}", _RESUMES, partial(kill_in, phase))
+    yield Fault("SIGKILL at any moment", f"{_MOMENT} or of the seconds before", _RESUMES, kill_anywhere)
     meant = "the other exits with 69 and reports the killed rank; the launcher restarts both"
     for name, (launcher, command) in _LAUNCHERS.items():
         how = f"{_SELF} a step, evaluation, checkpoint write or pruning, under {command}"
         restarts = partial(chain_of_restarts, launcher=launcher)
-        yield Fault(f"SIGKILL of a rank of 2{name}", how, meant, injections.kill_rank, 2, restarts)
+        yield Fault(f"SIGKILL of a rank of 2{name}", how, meant, kill_rank, 2, restarts)
     meant = "both ranks exit with 69 and report the lost rendezvous store"
-    yield Fault("SIGKILL of torchrun of 2", _MOMENT, meant, injections.kill_launcher, 2)
+    yield Fault("SIGKILL of torchrun of 2", _MOMENT, meant, kill_launcher, 2)
     how = f"{_SELF} a step or evaluation; `train.peer_timeout` is 4 s"
     meant = "the other exits with 69 and reports the stopped rank"
-    yield Fault("SIGSTOP of a rank of 2", how, meant, injections.stop_rank, 2)
+    yield Fault("SIGSTOP of a rank of 2", how, meant, stop_rank, 2)
     for name, (number, code, targets) in _SIGNALS.items():
         for target in targets:
             processes, where, ranks = _TARGETS[target]
             meant = f"the step is finished and in a checkpoint; exits with {code}{ranks}"
-            yield Fault(name + where, _MOMENT, meant, partial(injections.stop_signal, number, code, target), processes)
+            yield Fault(name + where, _MOMENT, meant, partial(stop_signal, number, code, target), processes)
     how = "a step sleeps for an hour in C, from a random point on; the second once the first was answered"
     meant = "exits with 130 at once, without a checkpoint"
-    yield Fault("Ctrl-C twice in a hung step", how, meant, injections.second_interrupt)
-    how = f"the run folder is on a tmpfs of {DISK_MIB} MiB; no byte of it is left {_WRITE}"
-    yield Fault("full disk", how, _SPACE, injections.full_disk, run=on_small_disk)
-    how = f"RLIMIT_FSIZE, less than an optimizer's state takes, {_WRITE}"
-    yield Fault("limit on the size of files", how, _SPACE, injections.file_limit)
-    for name, (change, how) in _DAMAGES.items():
-        yield Fault(name, how, _PREVIOUS, tampered(change, "damaged"))
-    how, meant = "one of the three above to each", "refused with 2; resumes once they are back"
-    yield Fault("every checkpoint damaged", how, meant, tampered(tampering.corrupt_all, ""))
-    meant = "one line reports the other run; resumes from the newest of its own"
-    for donor, what in _DONORS.items():
-        how = f"copied in as the newest, and left there: from a run with another {what}"
-        donate = partial(tampering.donate, donor)
-        yield Fault(f"checkpoint of another {donor}", how, meant, tampered(donate, "foreign"))
-    how, meant = "the same command while the first trains", "the second is refused with 2, which names the first"
-    yield Fault("two runs on one folder", how, meant, injections.pause_in_step, run=second_runs)
-    how = "left by a SIGKILL; its .lock.json names a process that lives"
-    yield Fault("stale lock", how, "resumes", tampered(tampering.claim_lock, "resumed"))
-    how, meant = "the loss times NaN, at a random step", "both end, rank 0 with 2; the step is reported"
-    yield Fault("NaN loss on a rank of 2", how, meant, partial(injections.wrong_number, {"nan": "diverged"}), 2)
-    how = "one bit of a window's start flips, at a random step: it lies outside of the text, or elsewhere"
-    reports = {"outside": "corrupted", "elsewhere": "different"}
-    meant = "both end, rank 0 with 2; it is reported"
-    yield Fault("corrupted index on a rank of 2", how, meant, partial(injections.wrong_number, reports), 2)
+    yield Fault("Ctrl-C twice in a hung step", how, meant, second_interrupt)
+    how = f"the run folder is on a tmpfs of {DISK_MIB} MiB; no byte of it is left "
+    how += "from a random point of `write_folder` on"
+    meant = "exits with 2 and names the folder; resumes once there is space"
+    yield Fault("full disk", how, meant, full_disk, run=on_small_disk)
 
 
 FAULTS = tuple(_faults())

@@ -1,30 +1,80 @@
-"""train/main.py with a fault injected, which its process triggers at a chosen point of a chosen call.
+"""train/main.py with a fault injected, which its process triggers at a random line of a chosen call.
 
-    CHARRNN_INJECT=JSON python -m benchmarks.reliability.inject ARGUMENTS OF train/main.py
-
-benchmarks/reliability/harness.py starts it, under torchrun too. All else is the training program's own. Events go into
-a file, one JSON object a line with the time `t`: the process starts, training begins (`fit`), the fault, the exit code.
+launch.py starts it, under torchrun too. All else is the training program's own. Events go into a file, one JSON object
+a line with the time `t`: the process starts, training begins (`fit`), the fault, the exit code.
 """
 
+import functools
+import importlib
 import json
+import linecache
 import os
-import resource
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from benchmarks.reliability import targets
-from benchmarks.reliability.points import COUNTED, ProcessFault, at_point
-from benchmarks.reliability.targets import locate
+from benchmarks.common import ROOT
 
 INJECT = "CHARRNN_INJECT"
+# Files whose lines count as points of a call: the project, and the removal of folders.
+TRACED = (str(ROOT / "charrnn"), str(ROOT / "train"), str(Path(shutil.__file__)))
+FIT = "train.loop.trainer:Trainer.fit"
 _BALLAST = "ballast"
-_LIMIT_BYTES = 20_000  # fewer than an optimizer's state takes
 
 Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Calls that a fault strikes in.
+
+    Attributes:
+        function: "module:qualified name".
+        calls: Bounds of the call in which it strikes; 2 steps between checkpoints, 3 between evaluations.
+        counts: Which calls count.
+    """
+
+    function: str
+    calls: tuple[int, int]
+    counts: Callable[..., bool] = lambda *_: True
+
+
+PHASES = {
+    "step": Phase("train.loop.trainer:Trainer.train_step", (2, 9)),
+    "write": Phase("train.checkpoint.folders:write_folder", (2, 6)),
+    "replacement": Phase("train.checkpoint.folders:_replace", (2, 3), lambda temporary, folder: folder.exists()),
+    "evaluation": Phase(
+        "train.loop.trainer:Trainer.evaluate",
+        (2, 3),
+        lambda trainer: trainer.progress.evaluated_step != trainer.progress.step,
+    ),
+    "pruning": Phase("train.checkpoint.folders:remove", (2, 4), lambda folder: folder.name.startswith("step-")),
+}
+
+
+@dataclass(frozen=True)
+class ProcessFault:
+    """A fault that a process triggers itself.
+
+    Attributes:
+        action: One of ACTIONS.
+        phase: One of PHASES.
+        call: Which of the phase's calls, counted from 1 in each process; 2 or more.
+        point: The share of the call's lines that lie before it, as the call before it counted them.
+        rank: Of the process.
+    """
+
+    action: str
+    phase: str
+    call: int
+    point: float
+    rank: int = 0
 
 
 def record(events: Path, event: str, **fields: Any) -> None:
@@ -38,9 +88,6 @@ def read_events(path: Path, event: str = "") -> list[Event]:
     """Returns all events in order, or only those named `event`."""
     events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [e for e in events if not event or e["event"] == event]
-
-
-# ---- actions
 
 
 def fill_disk(run_dir: Path) -> None:
@@ -59,20 +106,68 @@ def free_disk(run_dir: Path) -> None:
     (run_dir / _BALLAST).unlink()
 
 
-def pause(run_dir: Path) -> None:
-    """Waits until there is a file named `release` beside the run folder."""
-    while not (run_dir.parent / "release").exists():
-        time.sleep(0.05)
-
-
 ACTIONS: dict[str, Callable[[Path], None]] = {
     "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
     "fill": fill_disk,
-    "limit": lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (_LIMIT_BYTES, _LIMIT_BYTES)),
     "sleep": lambda _: time.sleep(3600),
-    "pause": pause,
 }
+
+
+def at_point(
+    function: Callable[..., Any], counts: Callable[..., bool], fault: ProcessFault, trigger: Callable[[str], None]
+) -> Callable[..., Any]:
+    """Wraps `function` so that `trigger` is called at the fault's point, or at the call's end if it has fewer lines."""
+    calls = lines = 0
+
+    @functools.wraps(function)
+    def wrapped(*args: Any) -> Any:
+        nonlocal calls, lines
+        counted = counts(*args)
+        calls += counted
+        if not counted or calls not in (fault.call - 1, fault.call):
+            return function(*args)
+        point, seen = int(fault.point * lines) if calls == fault.call else None, 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal seen
+            file = frame.f_code.co_filename
+            if not file.startswith(TRACED):
+                return None
+            if event == "line":
+                if seen == point:
+                    trigger(f"{Path(file).name}:{frame.f_lineno}: {linecache.getline(file, frame.f_lineno).strip()}")
+                seen += 1
+            return trace
+
+        sys.settrace(trace)  # of this thread
+        try:
+            return function(*args)
+        finally:
+            sys.settrace(None)
+            lines = seen
+            if point is not None and seen <= point:
+                trigger("the call's end")
+
+    return wrapped
+
+
+def locate(name: str) -> tuple[Any, str]:
+    """Returns the module or class that holds a function, "module:qualified name", and its name there."""
+    module, qualified = name.split(":")
+    *owners, attribute = qualified.split(".")
+    return functools.reduce(getattr, owners, importlib.import_module(module)), attribute
+
+
+def replace(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replaces a function by what `change` makes of it, in every module that has imported it by name too."""
+    owner, attribute = locate(name)
+    function = getattr(owner, attribute)
+    changed = change(function)
+    setattr(owner, attribute, changed)
+    for module in list(sys.modules.values()):
+        if vars(module).get(attribute) is function:
+            setattr(module, attribute, changed)
 
 
 class Process:
@@ -82,15 +177,13 @@ class Process:
         """Takes what CHARRNN_INJECT holds.
 
         Args:
-            events: Path of the file of events.
-            run_dir: Path of the run folder.
+            events: Path.
+            run_dir: Path.
             faults: Fields of a ProcessFault for each time that the launcher starts the processes.
             before: Faults recorded before the launch.
         """
-        self.events, self.run_dir = Path(events), Path(run_dir)
-        self.rank, self.world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.events, self.run_dir, self.rank = Path(events), Path(run_dir), int(os.environ.get("RANK", "0"))
         self.trainer: Any = None
-        self.began = 0  # step at which training begins
         # Launchers count their restarts each for itself, so it is the first that no process has triggered.
         due = faults[len(read_events(self.events, "fault")) - before :]
         self.fault = ProcessFault(**due[0]) if due else None
@@ -99,77 +192,37 @@ class Process:
         """Records an event of this rank."""
         record(self.events, event, rank=self.rank, pid=os.getpid(), **fields)
 
-    def trigger(self, where: str) -> None:
-        """Records the fault, and triggers it."""
-        assert self.fault is not None
-        action, phase = self.fault.action, self.fault.phase
-        self.record("fault", step=self.trainer.progress.step, action=action, phase=phase, where=where)
-        if action in ACTIONS:
-            ACTIONS[action](self.run_dir)
-
     def watch(self) -> None:
         """Records when training begins, and the exit code of a rank that leaves without interpreter tear-down."""
-        leave, fit = os._exit, getattr(*locate("fit"))
+        leave = os._exit
 
         def recorded_exit(code: int) -> None:
             self.record("exit", code=code)
             leave(code)
 
-        def recorded_fit(trainer: Any) -> Any:
-            self.trainer, self.began = trainer, trainer.progress.step
-            self.record("fit", step=self.began)
-            return fit(trainer)
+        def recorded(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def recorded_fit(trainer: Any) -> Any:
+                self.trainer = trainer
+                self.record("fit", step=trainer.progress.step)
+                return fit(trainer)
+
+            return recorded_fit
 
         os._exit = recorded_exit  # type: ignore[assignment]
-        targets.replace("fit", recorded_fit)
+        replace(FIT, recorded)
 
     def inject(self) -> None:
         """Replaces the function that the fault strikes in, if it is this rank's."""
         fault = self.fault
         if fault is None or fault.rank != self.rank:
             return
-        target = {"nan": "loss", "outside": "batch", "elsewhere": "batch"}.get(fault.action, fault.phase)
-        function = getattr(*locate(target))
-        if fault.action == "nan":
-            changed = self._with_nan(function, fault)
-        elif fault.action in ("outside", "elsewhere"):
-            changed = self._with_wrong_start(function, fault)
-        else:
-            changed = at_point(function, COUNTED.get(fault.phase, lambda *_: True), fault, self.trigger)
-        targets.replace(target, changed)
 
-    def _with_nan(self, loss: Callable[..., Any], fault: ProcessFault) -> Callable[..., Any]:
-        """The loss is NaN in one step."""
-        calls = 0
+        def trigger(where: str) -> None:
+            self.record("fault", step=self.trainer.progress.step, action=fault.action, phase=fault.phase, where=where)
+            ACTIONS[fault.action](self.run_dir)
 
-        def changed(*args: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            value, after = loss(*args)
-            if calls == fault.call:
-                self.trigger("the loss is NaN")
-                value = value * float("nan")
-            return value, after
-
-        return changed
-
-    def _with_wrong_start(self, batch: Callable[..., Any], fault: ProcessFault) -> Callable[..., Any]:
-        """A bit of one window's start is flipped in one step."""
-        bit, struck = {"outside": 40, "elsewhere": 3}[fault.action], False
-
-        def changed(plan: Any, step: int) -> Any:
-            nonlocal struck
-            found = batch(plan, step)
-            if self.trainer is None or step != self.began + fault.call - 1:
-                return found
-            if not struck:
-                struck = True
-                self.trigger(f"bit {bit} of a window's start flips")
-            starts = found.starts.copy()  # (B,)
-            starts[len(starts) // self.world_size * self.rank] ^= 1 << bit
-            return replace(found, starts=starts)
-
-        return changed
+        phase = PHASES[fault.phase]
+        replace(phase.function, lambda function: at_point(function, phase.counts, fault, trigger))
 
     def checkpoint_bytes(self) -> dict[str, int]:
         """Returns the bytes of each checkpoint folder of the run, finished or not."""
@@ -185,14 +238,15 @@ def main() -> None:
     here.inject()
     from train import main as program
 
+    code: Any = 1
     try:
         program.main()
+        code = 0
     except SystemExit as end:
-        here.record("exit", code=end.code)
+        code = end.code
         raise
-    except BaseException:
-        here.record("exit", code=1)
-        raise
+    finally:
+        here.record("exit", code=code)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import numpy as np
 import typer
 
@@ -50,22 +51,11 @@ class Bench:
         return max(2, int(full * self.scale))
 
 
-def post(body: bytes) -> bytes:
-    """A request of a completion."""
-    return b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-
-
-async def status_of(port: int, body: bytes) -> int:
-    """The status that a POST is answered with; 0 if the connection is closed without an answer."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(post(body))
-        with suppress(ConnectionError):
-            line = (await asyncio.wait_for(reader.readline(), 60)).split()
-            return int(line[1]) if line else 0
-        return 0
-    finally:
-        writer.close()
+async def statuses_of(url: str, bodies: Iterable[bytes]) -> list[int]:
+    """The status that each POST is answered with, on a connection of its own."""
+    headers = {"Connection": "close"}
+    async with httpx.AsyncClient(timeout=60) as client:
+        return [(await client.post(f"{url}/v1/completions", content=b, headers=headers)).status_code for b in bodies]
 
 
 async def end_of(port: int, **fields: Any) -> str:
@@ -93,15 +83,15 @@ async def killed_worker(bench: Bench) -> tuple[int, int]:
 
 async def half_open(bench: Bench) -> tuple[int, int]:
     """Connections that never send anything, while requests are made."""
-    return await _silent(bench, bench.count(1000), b"")
+    return await _silent(bench, bench.count(1000), b"", b"")
 
 
 async def slow_loris(bench: Bench) -> tuple[int, int]:
     """Connections that send a header that never ends, one byte at a time, while requests are made."""
-    return await _silent(bench, bench.count(200), b"POST /v1/completions HTTP/1.1\r\nX-A: a")
+    return await _silent(bench, bench.count(200), b"POST /v1/completions HTTP/1.1\r\nX-A: a", b"a")
 
 
-async def _silent(bench: Bench, count: int, head: bytes) -> tuple[int, int]:
+async def _silent(bench: Bench, count: int, head: bytes, more: bytes) -> tuple[int, int]:
     """Connections without a complete request. Held: each is closed, and all requests meanwhile are answered."""
     opened = [await asyncio.open_connection("127.0.0.1", bench.served.port) for _ in range(count)]
     for _, writer in opened:
@@ -110,34 +100,33 @@ async def _silent(bench: Bench, count: int, head: bytes) -> tuple[int, int]:
     answered = [await end_of(bench.served.port, max_tokens=5) for _ in range(requests)].count("done")
 
     async def closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        with suppress(ConnectionError, TimeoutError):
+        try:
             async with asyncio.timeout(_SETTLE_S):
                 while True:
                     with suppress(TimeoutError):
-                        return await asyncio.wait_for(reader.read(1 << 16), 2) == b""
-                    if head:
-                        writer.write(b"a")
-        writer.close()
-        return (writer.is_closing() and reader.at_eof()) or reader.exception() is not None
+                        if await asyncio.wait_for(reader.read(1 << 16), 2) == b"":
+                            return True
+                    writer.write(more)
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            writer.close()
 
     return count + requests, sum(await asyncio.gather(*(closed(*pair) for pair in opened))) + answered
 
 
 async def large_bodies(bench: Bench) -> tuple[int, int]:
     """Bodies of 10 MB."""
-    body = json.dumps({"prompt": "a" * 10_000_000}).encode()
-    count = bench.count(50)
-    statuses = [await status_of(bench.served.port, body) for _ in range(count)]
-    return count, statuses.count(413)
+    body, count = json.dumps({"prompt": "a" * 10_000_000}).encode(), bench.count(50)
+    return count, (await statuses_of(bench.served.url, [body] * count)).count(413)
 
 
 async def invalid_bodies(bench: Bench) -> tuple[int, int]:
     """Bodies of random bytes: neither UTF-8 nor JSON."""
-    count = bench.count(1000)
-    statuses = [
-        await status_of(bench.served.port, bench.draw.randbytes(bench.draw.randint(0, 200))) for _ in range(count)
-    ]
-    return count, statuses.count(400)
+    bodies = [bench.draw.randbytes(bench.draw.randint(0, 200)) for _ in range(bench.count(1000))]
+    return len(bodies), (await statuses_of(bench.served.url, bodies)).count(400)
 
 
 async def rapid_connects(bench: Bench) -> tuple[int, int]:
@@ -156,37 +145,32 @@ async def disconnects(bench: Bench) -> tuple[int, int]:
     """Clients that leave at a random moment of their stream."""
     count = bench.count(500)
 
-    async def leave() -> bool:
-        async with aclosing(
-            stream(bench.served.port, max_tokens=_ENDLESS, prompt="a" * bench.draw.randint(0, 300))
-        ) as pieces:
-            for _ in range(bench.draw.randint(1, 5)):
+    async def leave() -> None:
+        prompt, texts = "a" * bench.draw.randint(0, 300), bench.draw.randint(1, 5)
+        async with aclosing(stream(bench.served.port, max_tokens=_ENDLESS, prompt=prompt)) as pieces:
+            for _ in range(texts):
                 await anext(pieces)
-        return True
 
-    left = 0
     for start in range(0, count, 50):
-        left += sum(await asyncio.gather(*(leave() for _ in range(min(50, count - start)))))
-    return count, left
+        await asyncio.gather(*(leave() for _ in range(min(50, count - start))))
+    return count, count
 
 
 async def slow_readers(bench: Bench) -> tuple[int, int]:
     """Clients that ask for much and read nothing."""
-    count = bench.count(20)
+    count, begun = bench.count(20), "charrnn_time_to_first_char_seconds_count"
+    before = bench.served.gauge(begun)
     # As much as may be asked for with log probabilities, and more than is kept for who does not read.
     body = json.dumps({"stream": True, "max_tokens": 1 << 20, "logprobs": 5, "prompt": "a"}).encode()
-    sockets, begun = [], "charrnn_time_to_first_char_seconds_count"
-    before = bench.served.gauge(begun)
-    for _ in range(count):
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", bench.served.port))
-        client.sendall(post(body))
-        sockets.append(client)
-    await asyncio.to_thread(bench.served.wait_for, begun, before + count)
-    await asyncio.to_thread(bench.served.wait_for, "charrnn_streams_running", 0, 300)
-    for client in sockets:
-        client.close()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with ExitStack() as opened:
+        for _ in range(count):
+            client = opened.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", bench.served.port))
+            client.sendall(head + body)
+        await asyncio.to_thread(bench.served.wait_for, begun, before + count)
+        await asyncio.to_thread(bench.served.wait_for, "charrnn_streams_running", 0, 300)
     return count, count
 
 
@@ -223,9 +207,8 @@ async def soak(bench: Bench, seconds: float) -> list[Sample]:
     async def client() -> None:
         while time.monotonic() < end:
             prompt, leave_after = "a b " * bench.draw.randint(0, 100), bench.draw.choice([1, 3, 10**9])
-            async with aclosing(
-                stream(bench.served.port, prompt=prompt, max_tokens=bench.draw.randint(1, 400))
-            ) as pieces:
+            fields = {"prompt": prompt, "max_tokens": bench.draw.randint(1, 400)}
+            async with aclosing(stream(bench.served.port, **fields)) as pieces:
                 for _ in range(leave_after):
                     if await anext(pieces, None) is None:
                         break
@@ -239,10 +222,9 @@ async def soak(bench: Bench, seconds: float) -> list[Sample]:
     return samples
 
 
-async def settled(bench: Bench, files: int, size: int) -> str:
+async def left_behind(bench: Bench, files: int, size: int) -> str:
     """What has not come back to where it was, or "nothing"."""
-    served = bench.served
-    end = time.monotonic() + _SETTLE_S
+    served, end = bench.served, time.monotonic() + _SETTLE_S
     while True:
         rows, now_files, now_size = served.gauge("charrnn_streams_running"), served.open_files(), served.rss_bytes()
         if rows == 0 and now_files <= files + _SPARE_FILES and now_size <= size + _SPARE_BYTES:
@@ -259,7 +241,7 @@ async def try_all(bench: Bench, soak_s: float) -> tuple[list[list[object]], list
     async def inject(name: str, left: str = "") -> None:
         began = time.monotonic()
         tried, held = await FAULTS[name](bench)
-        left = left or await settled(bench, files, size)
+        left = left or await left_behind(bench, files, size)
         how = (FAULTS[name].__doc__ or "").strip().rstrip(".")
         rows.append([name, how, tried, held, left, f"{time.monotonic() - began:.1f}"])
 
@@ -269,7 +251,7 @@ async def try_all(bench: Bench, soak_s: float) -> tuple[list[list[object]], list
     for name in others:
         await inject(name)
     samples = await soak(bench, soak_s)
-    await inject(last, await settled(bench, files, size))
+    await inject(last, await left_behind(bench, files, size))
     return rows, samples
 
 

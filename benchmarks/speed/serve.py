@@ -14,6 +14,7 @@ import asyncio
 import os
 import statistics
 import time
+from collections import defaultdict
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks.common import machine_line, run
+from benchmarks.common import columns, machine_line, ratios, run
 from benchmarks.serving import Served, serving, stream
 from charrnn.sampling import SamplingOptions
 from infer import Engine
@@ -29,6 +30,8 @@ from infer import Engine
 _REQUEST = {"prompt": "The king said: ", "temperature": 0.8, "top_k": 40}
 _STREAMS = (1, 64, 512)
 _ENDLESS = 10**8
+_SIDES = ("engine rate", "engine cpu", "server rate", "worker cpu", "http cpu")
+_WIDTHS = (8, 22, 22, 7, 9, 9, 7, 9)
 
 
 class Client:
@@ -89,39 +92,34 @@ def engine_side(engine: Engine, count: int, seconds: float) -> tuple[float, floa
 
 async def server_side(served: Served, client: Client, seconds: float) -> tuple[float, float, float]:
     """Characters a second that clients receive, and the worker's and the HTTP process's processor seconds for each."""
-    pids = [*served.worker_pids(), served.process.pid]
-    before, chars = [served.cpu_s(pid) for pid in pids], sum(client.chars)
+    processes, chars = served.processes(), sum(client.chars)
+    before = [sum(process.cpu_times()[:2]) for process in processes]
     rate = await client.rate(seconds)
-    worker, http = (served.cpu_s(pid) - cpu for pid, cpu in zip(pids, before, strict=True))
+    http, worker = (sum(process.cpu_times()[:2]) - cpu for process, cpu in zip(processes, before, strict=True))
     chars = sum(client.chars) - chars
     return rate, worker / chars, http / chars
 
 
 async def measure(served: Served, engine: Engine, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Every figure, once a round."""
-    taken: dict[str, list[float]] = {}
-
-    def note(name: str, *values: float) -> None:
-        taken.setdefault(name, []).extend(values)
-
-    await asyncio.gather(*(first_text_s(served.port) for _ in range(8)))
+    taken: dict[str, list[float]] = defaultdict(list)
+    port = served.port
+    await asyncio.gather(*(first_text_s(port) for _ in range(8)))
     idle_bytes = served.rss_bytes()
     for _ in range(rounds):
-        note("first text, alone", *[await first_text_s(served.port) for _ in range(20)])
-        note("first text, 64 at once", *await asyncio.gather(*(first_text_s(served.port) for _ in range(64))))
+        taken["first text, alone"] += [await first_text_s(port) for _ in range(20)]
+        taken["first text, 64 at once"] += await asyncio.gather(*(first_text_s(port) for _ in range(64)))
         for count in _STREAMS:
-            for name, value in zip(("rate", "cpu"), engine_side(engine, count, seconds), strict=True):
-                note(f"engine {name}, {count}", value)
-            client = Client(served.port, count)
+            alone = engine_side(engine, count, seconds)
+            client = Client(port, count)
             await client.until_all_run()
             await asyncio.sleep(0.5)
-            sides = await server_side(served, client, seconds)
-            for name, value in zip(("server rate", "worker cpu", "http cpu"), sides, strict=True):
-                note(f"{name}, {count}", value)
+            for name, value in zip(_SIDES, alone + await server_side(served, client, seconds), strict=True):
+                taken[f"{name}, {count}"].append(value)
             if count == 64:
-                note("first text, 64 running", *[await first_text_s(served.port) for _ in range(10)])
+                taken["first text, 64 running"] += [await first_text_s(port) for _ in range(10)]
             if count == _STREAMS[-1]:
-                note("memory", (served.rss_bytes() - idle_bytes) / count)
+                taken["memory"].append((served.rss_bytes() - idle_bytes) / count)
             await client.stop()
             await asyncio.to_thread(served.wait_for, "charrnn_streams_running", 0)
     return taken
@@ -129,18 +127,14 @@ async def measure(served: Served, engine: Engine, rounds: int, seconds: float) -
 
 def table(taken: dict[str, list[float]]) -> list[str]:
     """The lines to print."""
-    names = ("engine", "server", "ratio", "engine", "worker", "ratio", "HTTP")
     lines = [f"{'characters/s':>33}{'':>18}{'CPU us a character':>34}"]
-    lines += ["streams " + "".join(f"{name:>{w}}" for name, w in zip(names, (22, 22, 7, 9, 9, 7, 9), strict=True))]
+    lines.append(columns(["streams", "engine", "server", "ratio", "engine", "worker", "ratio", "HTTP"], _WIDTHS))
     for count in _STREAMS:
-        alone, server = taken[f"engine rate, {count}"], taken[f"server rate, {count}"]
-        rates = [f"{statistics.median(s):,.0f} ({min(s):,.0f}-{max(s):,.0f})" for s in (alone, server)]
-        ratio = statistics.median(b / a for a, b in zip(alone, server, strict=True))
+        rates = [taken[f"{side} rate, {count}"] for side in ("engine", "server")]
         cpu = [1e6 * statistics.median(taken[f"{side} cpu, {count}"]) for side in ("engine", "worker", "http")]
-        lines.append(
-            f"{count:<8}{rates[0]:>22}{rates[1]:>22}{ratio:>7.2f}{cpu[0]:>9.2f}{cpu[1]:>9.2f}{cpu[0] / cpu[1]:>7.2f}"
-            f"{cpu[2]:>9.2f}"
-        )
+        cells = [f"{statistics.median(s):,.0f} ({min(s):,.0f}-{max(s):,.0f})" for s in rates]
+        numbers = [ratios(*reversed(rates)).median, *cpu[:2], cpu[0] / cpu[1], cpu[2]]
+        lines.append(columns([count, *cells, *(f"{number:.2f}" for number in numbers)], _WIDTHS))
     lines += ["", f"{'ms':<26}{'p50':>10}{'p99':>10}{'requests':>10}"]
     for name, values in taken.items():
         if name.startswith("first text"):
@@ -158,11 +152,8 @@ def serve(
     engine = Engine(model, threads=1)
     with serving("--model", engine.path, "--max-tokens-limit", _ENDLESS, "--max-streams", _STREAMS[-1]) as served:
         taken = asyncio.run(measure(served, engine, rounds, seconds))
-    print(
-        "\n".join(
-            [f"{machine_line()}; load average {os.getloadavg()[0]:.1f}", f"model    {engine.path}", "", *table(taken)]
-        )
-    )
+    print(f"{machine_line()}; load average {os.getloadavg()[0]:.1f}\nmodel    {engine.path}\n")
+    print("\n".join(table(taken)))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ class Turn:
 def trainer_steps(config: RunConfig) -> Iterator[float]:
     """Runs the trainer's loop; yields, at every step, the seconds of input, synchronisation and logging."""
     trainer = make_trainer(config, log=True)
-    with Display(0, 0.0, 0, trainer.data.plan.steps_per_epoch) as trainer.recorder.display:
+    schedule, epoch = trainer.schedule, trainer.data.plan.steps_per_epoch
+    with Display(0, epoch, schedule.share, schedule.remaining_s) as trainer.recorder.display:
         while True:
             began = time.perf_counter()
             synchronize(trainer)

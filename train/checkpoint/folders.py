@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from charrnn.errors import CheckpointError
+from charrnn.io import os_errors
 
 BEST = "best"
 MANIFEST = "MANIFEST.json"
@@ -32,37 +33,35 @@ def step_folders(run_dir: Path) -> list[Path]:
 
 def remove_unfinished(run_dir: Path) -> None:
     """Delete what killed processes left behind. No other process may be writing there. Raises: CheckpointError."""
-    try:
+    remedy = "check its permissions, or choose another --run-dir"
+    with os_errors(CheckpointError, f"cannot clean up run folder {run_dir}", remedy):
         recover(run_dir / BEST)
         for leftover in [*run_dir.glob(f"{_TEMPORARY}*"), *run_dir.glob(f"{_REPLACED}*")]:
             shutil.rmtree(leftover)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot clean up run folder {run_dir}: {error.filename}: {error.strerror}; check its permissions, or "
-            "choose another --run-dir"
-        ) from None
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write `files` and their manifest to `folder` atomically."""
     temporary = folder.with_name(f"{_TEMPORARY}{folder.name}")
     manifest = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()}
-    try:
-        remove(temporary)
-        temporary.mkdir(parents=True)
-        for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
-            with (temporary / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync_folder(temporary)
-        _replace(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write checkpoint {folder}: {error.strerror}; free space or permissions on the disk that holds "
-            f"{folder.parent.resolve()}, then rerun the same command: the previous checkpoint is intact"
-        ) from None
+    remedy = (
+        f"free space or permissions on the disk that holds {folder.parent.resolve()}, then rerun the same command: the "
+        "previous checkpoint is intact"
+    )
+    with os_errors(CheckpointError, f"cannot write checkpoint {folder}", remedy):
+        try:
+            remove(temporary)
+            temporary.mkdir(parents=True)
+            for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
+                with (temporary / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _sync_folder(temporary)
+            _replace(temporary, folder)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _replace(temporary: Path, folder: Path) -> None:

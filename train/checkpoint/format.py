@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError
+from charrnn.io import os_errors
 from charrnn.model.rnn import CharRNN, State
 from charrnn.vocab import Vocab
 from train.checkpoint.folders import BEST, MANIFEST, read_folder, recover, remove, step_folders, step_of, write_folder
@@ -85,16 +86,12 @@ def save_step(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     files["optimizer.safetensors"] = _pack(checkpoint.optimizer)
     files["state.safetensors"] = _pack(state)
     write_folder(folder, files)
-    try:
+    remedy = f"check the disk and its permissions, then rerun the same command to resume from {folder.name}"
+    with os_errors(CheckpointError, f"cannot remove old checkpoints of {run_dir}", remedy):
         saved = step_folders(run_dir)
         # Counted from this one: a newer one is damaged or from another run, and must not displace usable ones.
         for old in saved[saved.index(folder) + keep :]:
             remove(old)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot remove old checkpoints of {run_dir}: {error.strerror}; check the disk and its permissions, then "
-            f"rerun the same command to resume from {folder.name}"
-        ) from None
     return folder
 
 
@@ -201,16 +198,11 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
 
 
 def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore an optimizer from `optimizer_tensors`, on each parameter's device."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    packed = optimizer.state_dict()
-    order = [p for group in optimizer.param_groups for p in group["params"]]
-    entries: dict[str, Tensors] = {}
+    """Restore an optimizer's state from `optimizer_tensors`, on each parameter's device."""
+    parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
         name, entry = key.rsplit("/", 1)
-        entries.setdefault(name, {})[entry] = tensor
-    state = {i: entries[names[p]] for i, p in enumerate(order) if names[p] in entries}
-    optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
+        optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device, copy=True)
 
 
 def _inference_files(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from charrnn.errors import CheckpointError
-from charrnn.io import MARKER, mark
+from charrnn.io import MARKER, mark, os_errors
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +31,14 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     holder = run_dir / _HOLDER
     # No soft fallback: a soft lock outlives a process that is killed.
     lock = FileLock(run_dir / _LOCK, fallback_to_soft=False)
-    try:
+    # An error here ends the process, and with it the lock.
+    with os_errors(CheckpointError, f"cannot write to run folder {run_dir}", "choose another --run-dir"):
         missing = [p for p in (run_dir, *run_dir.parents) if not p.exists()]
         run_dir.mkdir(parents=True, exist_ok=True)
         _acquire(lock, run_dir)
         mark(run_dir)
         us = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         holder.write_text(json.dumps(us), encoding="utf-8")
-    except OSError as error:
-        lock.release()
-        raise CheckpointError(
-            f"cannot write to run folder {run_dir}: {error.strerror}; choose another --run-dir"
-        ) from None
     try:
         yield
     finally:

@@ -66,7 +66,7 @@ def fine_tuning_start(other: Checkpoint, config: RunConfig, corpus: Corpus, orig
     if vocab.symbols != other.vocab.symbols:
         weights = transfer_weights(weights, other.vocab, vocab)
     new = tuple(other.vocab.unknown_in("".join(vocab.symbols)))
-    return StartingPoint(vocab, table_between(vocab, corpus, Path(origin)), weights, new=new)
+    return StartingPoint(vocab, table_between(vocab, corpus, origin), weights, new=new)
 
 
 def transfer_weights(weights: Tensors, vocab: Vocab, wanted: Vocab) -> Tensors:
@@ -104,7 +104,7 @@ def check_same_vocab(vocab: Vocab, other: Vocab, name: str, other_name: str) -> 
     )
 
 
-def table_between(vocab: Vocab, corpus: Corpus, path: Path) -> NDArray[np.int64] | None:
+def table_between(vocab: Vocab, corpus: Corpus, path: str | Path) -> NDArray[np.int64] | None:
     """Map a corpus's ids to a model's.
 
     Args:

@@ -1,6 +1,5 @@
 """`python -m train.export RUN|CHECKPOINT|MODEL.onnx [--out FILE] [--precision int8]`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +9,8 @@ from charrnn.cli import run_command
 from charrnn.errors import ConfigError
 from charrnn.log import configure_logging
 from train.export.exporter import export
+from train.export.quantize import Precision
 from train.given_text import Encoding, Exclude, GivenText, Include, TextField
-
-
-class _Precision(StrEnum):
-    FP32 = "fp32"
-    INT8 = "int8"
 
 
 def command(
@@ -27,7 +22,7 @@ def command(
         Path | None,
         typer.Option(help="The file to write.", show_default="model.onnx or model-int8.onnx in the run folder"),
     ] = None,
-    precision: Annotated[_Precision, typer.Option(help="Of the weights.")] = _Precision.FP32,
+    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = "fp32",
     data: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +39,7 @@ def command(
     text = GivenText(data, include or None, exclude or None, text_field, encoding)
     if not data and text != GivenText(data):
         raise ConfigError("--include, --exclude, --text-field and --encoding are of the text; name it with --data")
-    path, _, line = export(source, out, precision.value, text if data else None)
+    path, _, line = export(source, out, precision, text if data else None)
     typer.echo(f"{path}  {line}")
 
 

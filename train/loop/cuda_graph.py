@@ -4,17 +4,21 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Letter
 """
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.config import RunConfig
-from charrnn.errors import ConfigError
+from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import State, zeroed
 from train.loop.dataloader import to_device
 from train.loop.errors import is_out_of_memory
@@ -26,7 +30,9 @@ log = logging.getLogger(__name__)
 Compute = Callable[[Tensor, State, Tensor | None], tuple[Tensor, Tensor, State]]
 Step = Callable[[], None]
 
-WARMUP_STEPS = 3
+WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
+# The first version whose collectives can be captured.
+_NCCL_CAPTURABLE = (2, 9, 6)
 
 
 class DirectCapture:
@@ -42,17 +48,15 @@ class DirectCapture:
 
 
 class CudaCapture(DirectCapture):
-    """Capture on a side stream."""
+    """Capture on a side stream, which DDP must have been constructed on too."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
 
     def warm_up(self, step: Step) -> None:
         """Run `step` on the side stream, ordered before and after the current stream's work."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with on_stream(self._stream):
             step()
-        torch.cuda.current_stream().wait_stream(self._stream)
 
     def capture(self, step: Step) -> Step:
         """Record `step`; other threads, which write checkpoints and watch the peers, may use CUDA meanwhile."""
@@ -79,7 +83,8 @@ class GraphedStep:
         state: State,
         seq_len: int,
         capture: DirectCapture,
-        recover: Step = lambda: None,
+        recover: Step | None = lambda: None,
+        warmup_steps: int = WARMUP_STEPS,
     ) -> None:
         """Take over the optimizer's learning rate, which becomes a tensor.
 
@@ -89,7 +94,8 @@ class GraphedStep:
             state: The hidden state to start from, each part (L, B, H).
             seq_len: T.
             capture: How to capture.
-            recover: Undo what a failed capture leaves behind, after which training stays eager.
+            recover: Undo what a failed capture leaves behind, after which training stays eager; None = raise.
+            warmup_steps: Eager steps before the capture.
         """
         device, rows = state[0].device, state[0].shape[1]
         self.state = tuple(part.clone() for part in state)
@@ -100,7 +106,7 @@ class GraphedStep:
         self._lr = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         self._loss, self._grad_norm = torch.zeros((), device=device), torch.zeros((), device=device)
         self._targets: Tensor | None = None  # (B, T, V) from the first step that has them, an eager one
-        self._remaining = WARMUP_STEPS
+        self._remaining = warmup_steps
         self._replay: Step | None = None
         for group in optimizer.param_groups:
             group["lr"] = self._lr
@@ -141,6 +147,7 @@ class GraphedStep:
         self._grad_norm.copy_(grad_norm)
 
     def _captured(self) -> Step:
+        """Raises: TrainingError when the capture fails and can't be recovered from."""
         self._set_capturable(True)
         try:
             return self._capture.capture(self._step)
@@ -149,6 +156,11 @@ class GraphedStep:
             if is_out_of_memory(cause):
                 raise cause from None
             reason = " ".join(str(cause).split())[:200]
+            if self._recover is None:
+                raise TrainingError(
+                    f"capturing the training step as a CUDA graph failed: {reason}; set train.cuda_graph to false, and "
+                    "rerun the same command to resume"
+                ) from None
             log.warning("training step: eager, because its capture as a CUDA graph failed: %s", reason)
         self._recover()
         self._set_capturable(False)
@@ -160,27 +172,64 @@ class GraphedStep:
             group["capturable"] = capturable
 
 
-def obstacle(device_type: str, num_processes: int, *, documents: bool) -> str:
+def obstacle(
+    device_type: str,
+    *,
+    documents: bool = False,
+    backend: str = "",
+    compressed: bool = False,
+    nccl: tuple[int, ...] = (),
+    async_error_handling: str | None = None,
+) -> str:
     """Why a training step can't be captured; empty when it can.
 
     Args:
         device_type: Of the training device.
-        num_processes: Ranks, whose collectives would have to be captured too.
         documents: Whether the state is reset within windows, whose pieces have other shapes each time.
+        backend: The process group's under DDP, empty without.
+        compressed: Whether DDP has a communication hook.
+        nccl: NCCL's version.
+        async_error_handling: The value of TORCH_NCCL_ASYNC_ERROR_HANDLING.
     """
     if device_type != "cuda":
         return f"a CUDA graph needs a CUDA device, not {device_type}"
     if documents:
         return "data.document_end makes shapes depend on the text"
-    return f"{num_processes} processes exchange gradients in it" if num_processes > 1 else ""
+    if not backend:
+        return ""
+    if backend != "nccl":
+        return f"collectives of {backend} can't be captured"
+    if nccl < _NCCL_CAPTURABLE:
+        return f"NCCL {'.'.join(map(str, nccl))} can't be captured, from 2.9.6 on it can"
+    if compressed:
+        return "train.grad_compression runs Python in the backward pass"
+    if async_error_handling != "0":
+        return "under DDP torch needs TORCH_NCCL_ASYNC_ERROR_HANDLING=0 in the environment"
+    return ""
+
+
+def _obstacle_here(device: torch.device, module: nn.Module, config: RunConfig, *, documents: bool) -> str:
+    """`obstacle` for a wrapped module on this machine."""
+    if device.type != "cuda" or not isinstance(module, DistributedDataParallel):
+        return obstacle(device.type, documents=documents)
+    return obstacle(
+        device.type,
+        documents=documents,
+        backend=str(dist.get_backend(module.process_group)),
+        compressed=config.train.grad_compression != "none",
+        nccl=tuple(torch.cuda.nccl.version()),
+        async_error_handling=os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+    )
 
 
 def graphed_step(
     update: Compute,
     accelerator: Accelerator,
+    module: nn.Module,
     optimizer: AcceleratedOptimizer,
     state: State,
     config: RunConfig,
+    stream: torch.cuda.Stream | None,
     *,
     documents: bool,
 ) -> GraphedStep | None:
@@ -189,20 +238,22 @@ def graphed_step(
     Args:
         update: As `GraphedStep` takes it.
         accelerator: Its gradient scaler is reset after a failed capture.
+        module: The loss module as Accelerate wrapped it, on `stream`.
         optimizer: As Accelerate wrapped it.
         state: The hidden state to start from.
         config: The run's.
+        stream: Of `side_stream`.
         documents: Whether the state is reset within windows.
 
     Raises:
         ConfigError: train.cuda_graph is true, and the step can't be captured here.
     """
     mode, device = config.train.cuda_graph, state[0].device
-    reason = obstacle(device.type, accelerator.num_processes, documents=documents)
+    reason = _obstacle_here(device, module, config, documents=documents)
     if reason and mode is True:
         raise ConfigError(f"train.cuda_graph is true, but {reason}; set it to auto or false")
-    if reason or mode is False:
-        if device.type == "cuda" and mode is not False:
+    if reason or mode is False or stream is None:
+        if stream is not None and mode is not False:
             log.info("training step: eager, because %s", reason)
         return None
 
@@ -216,5 +267,25 @@ def graphed_step(
         generator.graphsafe_set_state(generator.clone_state())
 
     log.info("training step: replayed as one CUDA graph")
-    capture = CudaCapture(torch.cuda.Stream(device))
-    return GraphedStep(update, optimizer.optimizer, state, config.data.seq_len, capture, recover)
+    capture, seq_len = CudaCapture(stream), config.data.seq_len
+    if isinstance(module, DistributedDataParallel):
+        # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
+        return GraphedStep(update, optimizer.optimizer, state, seq_len, capture, None, _DDP_WARMUP_STEPS)
+    return GraphedStep(update, optimizer.optimizer, state, seq_len, capture, recover)
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The stream to construct DDP, warm up and capture on; None without a CUDA device."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """The block's CUDA work goes to `stream`, ordered before and after the current stream's; None changes nothing."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)

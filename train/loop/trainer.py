@@ -27,7 +27,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients, device_name
 from train.distributed.signals import StopSignals
 from train.loop.control import Control
-from train.loop.cuda_graph import graphed_step
+from train.loop.cuda_graph import graphed_step, on_stream, side_stream
 from train.loop.dataloader import IdSource, TrainingData, window_plan
 from train.loop.distill import with_targets
 from train.loop.errors import memory_explained
@@ -68,9 +68,7 @@ class Trainer:
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
         *,
-        collectives: Collectives | None = None,
-        signals: StopSignals | None = None,
-        heartbeat: Callable[..., None] = lambda *_: None,
+        control: Control | None = None,
         peak_flops: float | None = None,
     ) -> None:
         """Build model and optimizer on the device, and restore what the run resumes from.
@@ -83,20 +81,20 @@ class Trainer:
             run_dir: The run folder.
             recorder: Where metrics and messages go.
             clock: Seconds.
-            collectives: The ranks; None makes them from the accelerator.
-            signals: Stop signals, looked at between steps.
-            heartbeat: Called as the main thread proceeds.
+            control: The ranks, and the stop signals looked at between steps; None makes it from the accelerator.
             peak_flops: FLOP/s that all devices do at best; None when that is not known.
         """
         self.config, self.accelerator, self.recorder = config, accelerator, recorder
-        self.control = Control(collectives or Collectives(accelerator), signals or StopSignals(), heartbeat)
+        self.control = control or Control(Collectives(accelerator), StopSignals())
         # What doesn't fit one rank's device ends all of them, before DDP waits for it.
         self.data, self.model = self.control.collectives.run_on_all(lambda: _placed(config, corpus, start, accelerator))
         if config.distill.teachers:
             self.data = with_targets(config, self.data, start.resumed, accelerator, self.control)
         optimizer = make_optimizer(self.model, config.optim)
-        loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
-        loss_module, prepared = accelerator.prepare(loss, optimizer)
+        stream = side_stream(accelerator.device)
+        with on_stream(stream):
+            loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
+            loss_module, prepared = accelerator.prepare(loss, optimizer)
         compress_gradients(loss_module, config.train.grad_compression)
         self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
@@ -127,9 +125,11 @@ class Trainer:
         self.update.graphed = graphed_step(
             self.update.compute,
             accelerator,
+            loss_module,
             prepared,
             self.update.state,
             config,
+            stream,
             documents=start.vocab.document_end is not None,
         )
 

@@ -3,7 +3,6 @@
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -81,11 +80,10 @@ class Display:
     def __init__(
         self,
         total_steps: int,
-        time_limit_s: float,
-        start_step: int,
         steps_per_epoch: int,
+        share: Callable[[], float],
+        remaining_s: Callable[[float], float],
         *,
-        elapsed_s: float = 0.0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,20 +91,18 @@ class Display:
 
         Args:
             total_steps: 0 if only time limits the run.
-            time_limit_s: 0 if only steps do.
-            start_step: Where this segment begins.
             steps_per_epoch: Steps of a pass over the training split.
-            elapsed_s: Seconds that earlier segments took.
+            share: Returns the completed fraction of the run.
+            remaining_s: Returns the seconds left at a speed in characters/s.
             console: Where to print; stderr by default.
             clock: Seconds from any origin.
         """
-        self._total_steps, self._time_limit_s, self._start_step = total_steps, time_limit_s, start_step
-        self._steps_per_epoch, self._earlier_s, self._clock = steps_per_epoch, elapsed_s, clock
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._share, self._remaining_s, self._clock = share, remaining_s, clock
         self._console = console or Console(stderr=True)
-        self._step = start_step
+        self._step = 0
         self._values: dict[str, Any] = {}
         self._printed_at = -_PLAIN_LINE_EVERY_S
-        self._began = clock()
         self._bar: Live | None = None
 
     def __enter__(self) -> "Display":
@@ -115,9 +111,7 @@ class Display:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None
@@ -139,23 +133,14 @@ class Display:
             self._printed_at = self._clock()
             print_line(self._console, "  ".join([*self._position(), *self._metrics(), self._time_left()]))
 
-    def _elapsed_s(self) -> float:
-        return self._earlier_s + self._clock() - self._began
-
     def _render(self) -> Group:
         """The bar with the position, and below it the metrics: two lines, which fit a terminal of 80 columns."""
-        bar = ProgressBar(total=1.0, completed=self._done_share())
+        bar = ProgressBar(total=1.0, completed=self._share())
         first = Table.grid(expand=True, padding=(0, 2, 0, 0))
         first.add_column(ratio=1)  # the bar takes what the text leaves
         first.add_column(no_wrap=True)
         first.add_row(bar, Text("  ".join([*self._position(), self._time_left()])))
         return Group(first, Text("  ".join(self._metrics()), no_wrap=True, overflow="ellipsis"))
-
-    def _done_share(self) -> float:
-        """Fraction of the run that is done, by the nearer limit."""
-        by_steps = self._step / self._total_steps if self._total_steps else 0.0
-        by_time = self._elapsed_s() / self._time_limit_s if self._time_limit_s else 0.0
-        return min(1.0, max(by_steps, by_time))
 
     def _position(self) -> list[str]:
         total = f"/{self._total_steps:,}" if self._total_steps else ""
@@ -174,14 +159,9 @@ class Display:
         ]
 
     def _time_left(self) -> str:
-        """By the nearer limit; unknown before this segment's first step."""
-        limits = []
-        made = self._step - self._start_step
-        if self._total_steps and made:
-            limits.append((self._total_steps - self._step) * (self._clock() - self._began) / made)
-        if self._time_limit_s:
-            limits.append(self._time_limit_s - self._elapsed_s())
-        return f"left {format_duration(min(limits))}" if limits else "left ?"
+        """By the nearer limit, at the latest speed."""
+        speed = self._values.get("train/chars_per_s")
+        return f"left {format_duration(self._remaining_s(speed)) if speed else '?'}"
 
 
 def _printable(line: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.errors import CheckpointError
+from charrnn.io import os_errors, temporary
 
 
 class MetricsLog:
@@ -20,29 +21,25 @@ class MetricsLog:
             CheckpointError: If the file cannot be written.
         """
         self._path = path
-        try:
-            kept = _lines_up_to(path, resumed_step)
-            rewritten = path.with_name(f".{path.name}.rewritten")
-            with rewritten.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(kept)
+        with (
+            os_errors(CheckpointError, f"cannot write {path}", "choose another --run-dir"),
+            temporary(path) as rewritten,
+        ):
+            with rewritten.open("wb") as file:
+                file.writelines(_lines_up_to(path, resumed_step))
                 file.flush()
                 os.fsync(file.fileno())
             rewritten.replace(path)
             # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another --run-dir") from None
 
     def write(self, record: dict[str, Any]) -> None:
         """Append and flush a record. Raises a CheckpointError if the disk refuses it."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        try:
+        remedy = "free space on that disk, then rerun the same command"
+        with os_errors(CheckpointError, f"cannot write {self._path}", remedy):
             self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self._path}: {error.strerror}; free space on that disk, then rerun the same command"
-            ) from None
 
     def close(self) -> None:
         """Close the file. Every record is on disk by then, or `write` has raised."""
@@ -50,7 +47,7 @@ class MetricsLog:
             self._file.close()
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
+def _lines_up_to(path: Path, step: int) -> list[bytes]:
     """The complete lines up to `step`; a process killed while writing leaves a truncated last line."""
     if not path.exists():
         return []
@@ -59,7 +56,7 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line.decode("utf-8") + "\n")
+                kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError):
             continue
     return kept
