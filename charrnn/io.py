@@ -15,10 +15,9 @@ import numpy as np
 
 from charrnn.errors import CharRNNError, CorpusError
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 MARKER = ".charrnn"  # in every cache and run folder
 LOG_WAIT_S = 30.0  # between two calls of a lock's `on_wait`
-Advance = Callable[[int], object]
 
 _logger = logging.getLogger(__name__)
 
@@ -28,11 +27,11 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Convert an OSError in the block to a CorpusError that names `path`."""
+    """Convert an OSError in the block to a CorpusError that names the file, or else `path`."""
     try:
         yield
     except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CorpusError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -191,31 +190,23 @@ def release_pages(array: np.ndarray) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, enabled: bool, done: int = 0) -> Iterator[Advance]:
-    """Show a transient progress bar on stderr, when that is a terminal.
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
+    """Show a transient progress bar on stderr, when that is a terminal and messages at INFO level are shown.
 
     Args:
         title: Label.
         total: Bytes; 0 = unknown.
-        enabled: Whether to show it at all.
         done: Bytes at the start.
 
     Yields:
         A function that advances the bar by a number of bytes.
     """
-    # Imported here, since worker processes need this module and never a bar.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
-    hidden = not (enabled and console.is_terminal)
+    hidden = not (_logger.isEnabledFor(logging.INFO) and console.is_terminal)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(title, total=total or None, completed=done)
         yield lambda count: bar.advance(task, count)
-
-
-def log(message: str, enabled: bool) -> None:
-    """Log a message at INFO level, if `enabled`."""
-    if enabled:
-        _logger.info("%s", message)

@@ -1,37 +1,25 @@
 """Decoding: independent of how the bytes are split; errors name the offset."""
 
 import unicodedata
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn.data.decode import Utf8Decoder, detect_encoding, last_cut, transcode
-from charrnn.data.pieces import Piece, Rules, Trace
+from charrnn.data.decode import Replaced, Rules, detect_encoding, read_texts
+from charrnn.data.parts import Part
 from charrnn.errors import CorpusError
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Letters with marks that join them, reorder, or stay; syllables of Hangul in parts; what looks like two and is one.
 TRICKY = "aé\u0301\u0327\u0344\u0958가\u1100\u1161\u11a8ﾊﾞﬁ😀\ufeff\ufffd\r\n\n\0\x1f 漢"
+PLAIN = Rules()
 tricky_texts = st.text(st.sampled_from(TRICKY), max_size=24)
 
 
-def pieces_of(raw: bytes, size: int, rules: Rules, trace: Trace | None = None, **begin: Any) -> list[Piece]:
-    trace = trace or Trace()
-    chunks = iter([raw[i : i + size] for i in range(0, len(raw), size)])
-    decoder = Utf8Decoder(rules, "novel.txt", trace, **begin)
-    utf8 = chunks if begin else transcode(chunks, rules.encoding, rules, "novel.txt", trace)
-    found = [decoder.feed(chunk) for chunk in utf8] + [decoder.feed(b"", final=True)]
-    return [piece for piece in found if piece]
-
-
-PLAIN = Rules()
-
-
-def decoded(raw: bytes, size: int = 1 << 20, rules: Rules = PLAIN, **begin: Any) -> str:
-    return "".join(piece.raw().decode() for piece in pieces_of(raw, size, rules, **begin))
+def decoded(raw: bytes, size: int = 1 << 20, rules: Rules = PLAIN, replaced: Replaced | None = None) -> str:
+    part = Part("novel.txt", None, 0, lambda: iter([raw[i : i + size] for i in range(0, len(raw), size)]))
+    return "".join(read_texts([part], rules, replaced or Replaced()))
 
 
 def expected(text: str, rules: Rules) -> str:
@@ -118,34 +106,26 @@ def test_an_invalid_byte_is_named_with_its_place(raw: bytes, codec: str, message
     assert ("--set data.vocab=bytes" in str(fault.value)) == ("at offset" in message)
 
 
-def test_an_offset_counts_from_the_beginning_of_the_file() -> None:
-    with pytest.raises(CorpusError, match="byte 0xff at offset 1003;"):
-        decoded(b"abc\xff", 2, begins=False, offset=1000)
-
-
 @given(st.binary(max_size=30), st.integers(1, 7))
 @example(b"\xf0\x9f\x98a\xe2\x82", 2)
 def test_replacement_equals_pythons_and_is_counted(raw: bytes, size: int) -> None:
     raw = b"a" + raw  # without a mark of another codec
-    trace, rules = Trace(), Rules(invalid="replace", newlines="keep")
-    text = raw.decode("utf-8", "replace")
-    assert "".join(piece.raw().decode() for piece in pieces_of(raw, size, rules, trace)) == text
-    assert trace.replaced == text.count("\ufffd") - raw.count("\ufffd".encode())
-    if trace.replaced:
+    replaced, text = Replaced(), raw.decode("utf-8", "replace")
+    assert decoded(raw, size, Rules(invalid="replace", newlines="keep"), replaced) == text
+    assert replaced.count == text.count("\ufffd") - raw.count("\ufffd".encode())
+    if replaced.count:
         with pytest.raises(UnicodeDecodeError) as fault:
             raw.decode()
-        assert trace.replaced_at == f"byte {fault.value.start} of novel.txt"
+        assert replaced.first == f"byte {fault.value.start} of novel.txt"
 
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "gb18030", "ascii"])
 def test_replacing_works_for_any_codec(codec: str) -> None:
-    raw, trace = "ab".encode(codec) + b"\xff\xff" + "c".encode(codec), Trace()
-    text = "".join(p.raw().decode() for p in pieces_of(raw, 3, Rules(invalid="replace", encoding=codec), trace))
+    raw, replaced = "ab".encode(codec) + b"\xff\xff" + "c".encode(codec), Replaced()
+    text = decoded(raw, 3, Rules(invalid="replace", encoding=codec), replaced)
     assert text == raw.decode(codec, "replace")
-    assert trace.transcoded
     if "\ufffd" in text:
-        assert trace.replaced == text.count("\ufffd")
-        assert trace.replaced_at == f"byte {len('ab'.encode(codec))} of novel.txt"
+        assert replaced == Replaced(text.count("\ufffd"), f"byte {len('ab'.encode(codec))} of novel.txt")
 
 
 def test_a_lone_surrogate_is_refused_or_replaced() -> None:
@@ -153,33 +133,6 @@ def test_a_lone_surrogate_is_refused_or_replaced() -> None:
     with pytest.raises(CorpusError, match=r"novel.txt has a lone surrogate, U\+D83D, .*data.invalid=replace"):
         decoded(raw, rules=Rules(encoding="raw-unicode-escape"))
     assert decoded(raw, rules=Rules(encoding="raw-unicode-escape", invalid="replace")) == "a\ufffdé"
-
-
-def test_endless_combining_marks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.data.decode._MAX_HELD", 100)
-    with pytest.raises(CorpusError, match=r"more than 100 characters without a line end .*data.normalize=none"):
-        decoded("\u0301".encode() * 200, 10, Rules(normalize="NFC"))
-
-
-# ---- pieces
-
-
-@given(tricky_texts, st.integers(1, 7), rules)
-def test_a_pieces_bytes_symbols_and_ends_are_those_of_its_text(text: str, size: int, rules: Rules) -> None:
-    for piece in pieces_of(text.encode(), size, rules):
-        itself = piece.raw().decode()
-        assert piece.symbols().tolist() == list(map(ord, itself))
-        assert piece.ends_line() == itself.endswith("\n")
-        assert [piece.contains(c) for c in TRICKY] == [c in itself for c in TRICKY]
-
-
-def test_ascii_is_passed_on_without_being_decoded() -> None:
-    chunk = b"plain text\n"
-    assert pieces_of(chunk, 100, Rules()) == [Piece(utf8=chunk)]
-    assert pieces_of(chunk, 100, Rules())[0].symbols().dtype == np.uint8
-
-
-# ---- where a text may be split
 
 
 def test_normal_forms_join_no_ascii_to_what_precedes() -> None:
@@ -190,25 +143,3 @@ def test_normal_forms_join_no_ascii_to_what_precedes() -> None:
             joining.add(chr(int(fields[1], 16)))
     assert len(joining) > 50
     assert not [c for c in map(chr, range(0x80)) if c in joining or unicodedata.combining(c)]
-
-
-@given(st.binary(max_size=40) | tricky_texts.map(str.encode), st.integers(0, 5), rules)
-@example("e\n\u0301a".encode(), 0, Rules(normalize="NFC"))
-@example("abce\u0301\u0327x".encode(), 0, Rules(normalize="NFC"))
-def test_text_split_at_a_cut_decodes_the_same(raw: bytes, start: int, rules: Rules) -> None:
-    rules = Rules(invalid="replace", newlines=rules.newlines, normalize=rules.normalize)
-    cut = last_cut(raw[start:], rules)
-    if not cut:
-        return
-    cut += start
-    whole = decoded(b"x" + raw, rules=rules)
-    assert decoded(b"x" + raw[:cut], rules=rules) + decoded(raw[cut:], rules=rules, begins=False) == whole
-
-
-def test_every_line_and_character_offers_a_cut() -> None:
-    assert last_cut(b"one\ntwo", PLAIN) == 4
-    assert last_cut("漢字漢字".encode(), PLAIN) == 9
-    assert last_cut("漢字漢字".encode()[1:], PLAIN) == 8
-    assert last_cut(b"a\r", PLAIN) == 1
-    assert last_cut("a\u0301".encode(), Rules(normalize="NFC")) == 0
-    assert last_cut("a\u0301b\u0301".encode(), Rules(normalize="NFC")) == 3

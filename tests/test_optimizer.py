@@ -1,12 +1,12 @@
 """The learning-rate schedule and the optimizer's groups."""
 
 import pytest
-from training import make_trainer, tiny_config
 
 from charrnn.config import ModelConfig, OptimConfig, RunConfig, load_config
 from charrnn.errors import ConfigError
 from charrnn.model.rnn import CharRNN
 from train.loop.optimizer import lr_at, lr_factor, make_optimizer
+from train.loop.schedule import Schedule
 
 
 def optim(**fields):
@@ -54,18 +54,14 @@ def test_a_rule_needs_the_batch_that_the_rate_is_meant_for(train):
         load_config(None, {f"train.{key}": value for key, value in train.items()})
 
 
-def test_a_scaled_run_warms_up_over_the_same_steps_and_so_more_characters(tmp_path):
+def test_a_scaled_run_warms_up_over_the_same_steps_and_so_more_characters():
     """LEGW: k times the batch, sqrt(k) times the rate, k times the warm-up in epochs."""
     rates = {}
     for batch in (4, 16):
-        settings = [
-            "optim.warmup_steps=5",
-            f"data.batch_size={batch}",
-            "train.lr_scaling=sqrt",
-            "train.lr_batch_size=4",
-        ]
-        trainer = make_trainer(tiny_config(tmp_path, [*settings, f"train.run_dir={tmp_path / str(batch)}"]))
-        trainer.fit()
-        rates[batch] = [r["train/lr"] for r in trainer.recorder.records if "train/lr" in r]
+        fields = {"data.batch_size": batch, "train.lr_scaling": "sqrt", "train.lr_batch_size": 4}
+        schedule = Schedule(load_config(None, {"optim.warmup_steps": 5, **fields}), 1)
+        rates[batch] = []
+        for schedule.progress.step in range(12):
+            rates[batch].append(schedule.next_lr())
     assert rates[16] == pytest.approx([2 * rate for rate in rates[4]])
-    assert max(rates[16]) == rates[16][4] == pytest.approx(2 * trainer.config.optim.lr)
+    assert max(rates[16]) == rates[16][4] == pytest.approx(2 * OptimConfig().lr)

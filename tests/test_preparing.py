@@ -1,15 +1,11 @@
-"""Large texts: ids split among workers equal those of `Vocab.encode`; the cache of unchanged files; vocabularies."""
+"""Preparing: ids of any pieces equal those of `Vocab.encode`; the cache of unchanged files; vocabularies."""
 
 import hashlib
-import multiprocessing
 import os
-import socket
-import subprocess
-import sys
 import time
 import unicodedata
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +14,19 @@ import pytest
 from folders import names_in
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from packed import COMPRESSORS, write_zip
 
-from charrnn import io as storage
 from charrnn.config import DataConfig
-from charrnn.data import cache, tasks
+from charrnn.data import cache
 from charrnn.data import corpus as module
+from charrnn.data import encode as passes
 from charrnn.data.corpus import Corpus, prepare
-from charrnn.data.encode import IdTable, encode, num_ids
-from charrnn.data.parts import Part, Source, plain_part
-from charrnn.data.pieces import Rules
-from charrnn.data.scan import scan
+from charrnn.data.decode import Replaced, Rules, read_texts
+from charrnn.data.encode import IdTable, encode, scan
+from charrnn.data.parts import Part
 from charrnn.data.vocabulary import RARE
-from charrnn.data.workers import Workers
 from charrnn.errors import CharRNNError, CorpusError, VocabError
-from charrnn.io import Advance, release_pages
+from charrnn.io import release_pages
 from charrnn.vocab import Vocab
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -44,27 +39,6 @@ rules = st.builds(
     normalize=st.sampled_from(["none", "NFC", "NFD"]),
     document_end=st.sampled_from(["", "|"]),
 )
-
-
-@pytest.fixture
-def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every corpus is large: cut into small tasks, given to two workers, recorded."""
-    monkeypatch.setattr(module, "PARALLEL_BYTES", 1)
-    monkeypatch.setattr(module, "cores", lambda: 2)
-    monkeypatch.setattr(tasks, "TASK_BYTES", 1000)
-    monkeypatch.setattr(tasks, "WINDOW_BYTES", 100)
-    monkeypatch.setattr(cache, "_RACY_NS", -(10**12))
-
-
-def streamed_part(path: Path, chunk_bytes: int) -> Part:
-    return Part(path.name, None, path.stat().st_size, partial(_chunks, path, chunk_bytes))
-
-
-def _chunks(path: Path, size: int, advance: Advance) -> Iterator[bytes]:
-    raw = path.read_bytes()
-    for start in range(0, len(raw), size):
-        advance(len(raw[start : start + size]))
-        yield raw[start : start + size]
 
 
 def normalized(texts: list[str], rules: Rules) -> str:
@@ -82,148 +56,57 @@ def normalized(texts: list[str], rules: Rules) -> str:
     return whole
 
 
-def prepared_ids(parts: list[Part], rules: Rules, folder: Path, workers: Workers) -> tuple[Any, Vocab, list[int]]:
-    source = Source("novel", tuple(parts))
-    found = scan(source, rules, workers, lambda _: None)
-    if not found.num_chars:
-        return found, Vocab.of_bytes(), []
-    vocab = Vocab.of_chars(map(chr, found.symbols.tolist()))
-    encode(source, rules, workers, lambda _: None, found, IdTable.of(vocab, skip=False), folder / "ids.bin")
-    return found, vocab, np.fromfile(folder / "ids.bin", vocab.dtype).tolist()
+def part_of(raw: bytes, chunk: int) -> Part:
+    return Part("novel", None, 0, lambda: iter([raw[i : i + chunk] for i in range(0, len(raw), chunk)]))
 
 
 @given(
     texts=texts,
     rules=rules,
-    task_bytes=st.integers(4, 30),
-    window=st.integers(1, 20),
-    chunk=st.integers(0, 9),
-    piece=st.integers(1, 9),
+    codec=st.sampled_from(["utf-8", "utf-8", "utf-16", "utf-32-be", "gb18030"]),
+    chunk=st.integers(1, 9),
+    least=st.integers(1, 9),
+    most=st.integers(1, 9),
 )
-@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), task_bytes=4, window=1, chunk=0, piece=3)
-@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), task_bytes=4, window=1, chunk=1, piece=1)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_ids_do_not_depend_on_the_split(
-    texts: list[str], rules: Rules, task_bytes: int, window: int, chunk: int, piece: int, tmp_path: Path
+@example(texts=["abc\r\nb", "\ufeffa"], rules=Rules(), codec="utf-8", chunk=3, least=1, most=1)
+@example(texts=["abce\u0301\u0327x"], rules=Rules(normalize="NFC"), codec="utf-8", chunk=1, least=1, most=1)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ids_do_not_depend_on_the_pieces(
+    texts: list[str], rules: Rules, codec: str, chunk: int, least: int, most: int, tmp_path: Path
 ) -> None:
-    for number, text in enumerate(texts):
-        (tmp_path / str(number)).write_bytes(text.encode())
-    paths = [tmp_path / str(number) for number in range(len(texts))]
-    parts = [streamed_part(path, chunk) if chunk else plain_part(path) for path in paths]
-    with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
-        patch.setattr(tasks, "TASK_BYTES", task_bytes)
-        patch.setattr(tasks, "WINDOW_BYTES", window)
-        patch.setattr(tasks, "PIECE_BYTES", piece)
-        found, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
-    text = normalized(texts, rules)
-    assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    assert {chr(s): c for s, c in zip(found.symbols, found.counts, strict=True)} == {c: text.count(c) for c in text}
-    assert vocab.decode(ids) == text
-    if text:
-        assert ids == Vocab.of_chars(text).encode(text).tolist()
-
-
-@given(texts=texts, codec=st.sampled_from(["utf-16", "utf-32-be", "gb18030"]), task_bytes=st.integers(4, 30))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_large_texts_in_other_encodings_are_the_same(
-    texts: list[str], codec: str, task_bytes: int, tmp_path: Path
-) -> None:
-    for number, text in enumerate(texts):
-        (tmp_path / str(number)).write_bytes(text.encode(codec))
     assume(codec != "utf-16" or not any(text.startswith("\0") for text in texts))  # which look like UTF-32
-    rules = Rules(encoding="auto" if codec == "utf-16" else codec)
-    for chunk in (0, 5):
-        paths = [tmp_path / str(number) for number in range(len(texts))]
-        parts = [streamed_part(path, chunk) if chunk else plain_part(path) for path in paths]
-        with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
-            patch.setattr(tasks, "TASK_BYTES", task_bytes)
-            _, vocab, ids = prepared_ids(parts, rules, tmp_path, workers)
-        marked = ["\ufeff" + text if codec == "utf-16" else text for text in texts]
-        assert vocab.decode(ids) == normalized(marked, rules)
+    named = "auto" if codec in ("utf-8", "utf-16") else codec
+    given = Rules(False, rules.document_end, named, newlines=rules.newlines, normalize=rules.normalize)
+    parts = [part_of(text.encode(codec), chunk) for text in texts]
+    text = normalized(["\ufeff" + text for text in texts] if codec == "utf-16" else texts, rules)
 
+    def ids_of(vocab: Vocab, *, skip: bool) -> list[int]:
+        counted: list[int] = []
+        count = encode(
+            read_texts(parts, given, Replaced()), IdTable.of(vocab, skip=skip), tmp_path / "ids", counted.append
+        )
+        ids = np.fromfile(tmp_path / "ids", vocab.dtype).tolist()
+        assert count == sum(counted) == len(ids)
+        return ids
 
-def test_workers_equal_one_process(tmp_path: Path) -> None:
-    text = "".join(np.random.default_rng(0).choice(list(CHARACTERS + "|"), 30_000))
-    (tmp_path / "novel").write_text(text, newline="")
-    parts = [plain_part(tmp_path / "novel"), streamed_part(tmp_path / "novel", 777)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "TASK_BYTES", 1000)
-        patch.setattr(tasks, "WINDOW_BYTES", 100)
-        with Workers(0) as none, Workers(2) as two:
-            alone, together = (
-                prepared_ids(parts, Rules(normalize="NFC"), tmp_path, workers) for workers in (none, two)
-            )
-    assert len(alone[0].blocks) > 50
-    assert alone[1:] == together[1:]
-    assert alone[0].sha256 == together[0].sha256
-    assert alone[0].blocks == together[0].blocks
-
-
-def test_first_error_in_the_text_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "novel").write_bytes(b"a line\n" * 400 + b"\xff" + b"a line\n" * 400 + b"\xfe")
-    with pytest.MonkeyPatch.context() as patch, Workers(2) as workers:
-        patch.setattr(tasks, "TASK_BYTES", 100)
-        with pytest.raises(CorpusError, match=r"novel is not UTF-8 text: byte 0xff at offset 2800;"):
-            scan(Source("novel", (plain_part(tmp_path / "novel"),)), Rules(), workers, lambda _: None)
-
-
-def test_killed_worker_is_an_error() -> None:
-    with pytest.raises(CorpusError, match=r"was killed \(exit code 7\); run again"), Workers(1) as workers:
-        list(workers.map(os._exit, [7]))
-
-
-def test_workers_keep_the_order_and_pass_errors_on() -> None:
-    with Workers(2) as workers:
-        assert list(workers.map(abs, range(-20, 0))) == [(i, -i) for i in range(-20, 0)]
-        with pytest.raises(ZeroDivisionError):
-            list(workers.map((1).__floordiv__, [1, 2, 0, 4]))
-
-
-def test_a_script_without_a_guard_may_prepare_a_large_text(here: Path) -> None:
-    Path("novel.txt").write_text("a line\n" * 1000)
-    Path("script.py").write_text(
-        "from charrnn.data import corpus, tasks\n"
-        "from charrnn.config import DataConfig\n"
-        "corpus.PARALLEL_BYTES, tasks.TASK_BYTES = 1, 1000\n"
-        "print(corpus.prepare(DataConfig(source='novel.txt')).num_chars)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
-    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, env=environment, cwd=here)
-    assert (done.stdout, done.stderr) == ("7000\n", "")
+        patch.setattr(passes, "_LEAST_SYMBOLS", least)
+        patch.setattr(passes, "_MOST_SYMBOLS", most)
+        found = scan(read_texts(parts, given, Replaced()), lambda _: None)
+        assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
+        assert {chr(s): c for s, c in zip(found.symbols, found.counts, strict=True)} == {c: text.count(c) for c in text}
+        if text:
+            vocab = Vocab.of_chars(text)
+            assert ids_of(vocab, skip=False) == vocab.encode(text).tolist()
+        vocab = Vocab.of_chars("ab\n漢")
+        assert ids_of(vocab, skip=True) == vocab.encode(text, "skip").tolist()
 
 
 # ---- memory and space
 
 
-@pytest.mark.parametrize(("raw", "normalize"), [("\u0301".encode() * 1000, "NFC"), (b"\x80" * 2000, "none")])
-def test_a_text_that_cannot_be_split_is_refused(
-    raw: bytes, normalize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "_MAX_WINDOW_BYTES", 64)
-    monkeypatch.setattr(tasks, "WINDOW_BYTES", 16)
-    monkeypatch.setattr(tasks, "TASK_BYTES", 100)
-    (tmp_path / "marks").write_bytes(raw)
-    rules = Rules(normalize=normalize, invalid="replace")
-    for part in (plain_part(tmp_path / "marks"), streamed_part(tmp_path / "marks", 50)):
-        with pytest.raises(CorpusError, match=r"marks has no line end, .* in 64 bytes near"), Workers(0) as workers:
-            scan(Source("marks", (part,)), rules, workers, lambda _: None)
-
-
-def test_too_little_space_is_refused_before_writing(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("novel.txt").write_text("ab" * 1_000_000)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_500_000}))
-    with pytest.raises(CorpusError, match=r"the ids take 2.0 MB and 1.5 MB are free; .*data.cache_dir=DIR"):
-        prepare(DataConfig(source="novel.txt"))
-    assert names_in("data/prepared") == []
-
-
-@pytest.mark.usefixtures("all_large")
-def test_full_disk_is_an_error_and_leaves_nothing(
-    here: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_an_error_and_leaves_nothing(here: Path, small_disk: Path) -> None:
     Path("novel.txt").write_text("ab\n" * 700_000)
-    monkeypatch.setattr(tasks, "TASK_BYTES", 100_000)
-    monkeypatch.setattr(cache, "_refuse_full", lambda *_: None)  # as if others filled it meanwhile
     with pytest.raises(CorpusError, match=r"cannot write to .*disk/data/prepared: No space left.*; free some space"):
         prepare(DataConfig(source="novel.txt", cache_dir=str(small_disk / "data")))
     assert names_in(small_disk / "data" / "prepared") == []
@@ -253,17 +136,42 @@ def prepared(content: str, **fields: Any) -> Corpus:
     return prepare(DataConfig(source="novel.txt", **{"split": (0.5, 0.5, 0.0)} | fields))
 
 
-@pytest.mark.usefixtures("all_large")
-def test_a_large_text_that_was_not_touched_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepared("one\ntwo\n" * 1000, min_count=1001)
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as written long ago, so that what was prepared from them is recorded."""
+    monkeypatch.setattr(cache, "_RACY_NS", -(10**12))
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("name", ["novel.txt", "novel.txt.gz"])
+def test_files_that_were_not_touched_are_not_read_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(name).write_bytes(COMPRESSORS["gz"](b"one\ntwo\n" * 1000) if name.endswith("gz") else b"one\ntwo\n" * 1000)
+    data = DataConfig(source=name, min_count=1001)
+    first = prepare(data)
     assert first.notes
     monkeypatch.setattr(module, "scan", None)
-    again = prepare(DataConfig(source="novel.txt", min_count=1001, split=(0.5, 0.5, 0.0)))
+    again = prepare(data)
     assert again.ids.tolist() == first.ids.tolist()
     assert (again.sha256, again.vocab, again.notes) == (first.sha256, first.vocab, first.notes)
+    with pytest.raises(CorpusError, match=r"the test split of novel.txt.* is too small"):
+        prepare(data.model_copy(update={"split": (0.9999, 0.0, 0.0001)}))
 
 
-@pytest.mark.usefixtures("all_large")
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(
+    ("fields", "other"),
+    [({"include": ["a.txt"]}, {"include": ["b.txt"]}), ({"text_field": "one"}, {"text_field": "two"})],
+    ids=["members", "fields"],
+)
+def test_a_record_is_of_the_parts_that_were_chosen(fields: dict[str, Any], other: dict[str, Any]) -> None:
+    write_zip("books.zip", {"a.txt": "aaab", "b.txt": "bbba"})
+    Path("books.jsonl").write_text('{"one": "aaab", "two": "bbba"}')
+    name = "books.zip" if "include" in fields else "books.jsonl"
+    ids = [prepare(DataConfig(source=name, split=(1, 0, 0), **chosen)).ids.tolist() for chosen in (fields, other)]
+    assert ids == [[0, 0, 0, 1], [1, 1, 1, 0]]
+
+
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize(
     "change",
     [
@@ -284,7 +192,7 @@ def test_what_was_touched_or_damaged_is_read_again(change: Any) -> None:
     assert again.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.usefixtures("all_large")
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize(
     "fields",
     [{"newlines": "keep"}, {"normalize": "NFD"}, {"encoding": "latin-1"}, {"min_count": 900}, {"document_end": "|"}],
@@ -299,24 +207,9 @@ def test_each_option_that_changes_ids_has_an_entry_of_its_own(fields: dict[str, 
     assert len(names_in("data/prepared")) == 2
 
 
-@pytest.mark.usefixtures("all_large")
-def test_a_text_written_just_before_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_RACY_NS", 2_000_000_000)
+def test_a_text_written_just_before_is_not_recorded() -> None:
     prepared("one\ntwo\n" * 1000)
     assert not list(Path("data/known").glob("[!.]*.json"))
-
-
-@pytest.mark.usefixtures("all_large")
-def test_a_text_that_grows_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def scan_then_append(*args: Any) -> Any:
-        found = scan(*args)
-        with Path("novel.txt").open("a") as file:
-            file.write("three\n")
-        return found
-
-    monkeypatch.setattr(module, "scan", scan_then_append)
-    with pytest.raises(CorpusError, match="novel changed while it was read"):
-        prepared("one\ntwo\n" * 1000)
 
 
 def test_stale_temporary_folders_are_removed() -> None:
@@ -335,49 +228,22 @@ def test_stale_temporary_folders_are_removed() -> None:
     assert names_in("data/prepared") == sorted([name, f".{name}.new"])
 
 
-# ---- one makes, others wait
-
-
-def _hold(record: str, started: Any, release: Any) -> None:
-    with cache.exclusive(Path(record), 200, progress=False) as advance:
-        cache._WRITE_S = 0.0
-        advance(50)
-        started.set()
-        release.wait(20)
-
-
-def test_a_waiting_process_reports_the_holder_and_its_progress(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(storage, "LOG_WAIT_S", 0.05)
-    context = multiprocessing.get_context("spawn")
-    started, release = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(str(tmp_path / "it"), started, release))
-    holder.start()
-    assert started.wait(20)
-    monkeypatch.setattr(cache, "log", lambda text, _: (print(text, file=sys.stderr), release.set()))
-    with cache.exclusive(tmp_path / "it", 10, progress=True):
-        assert release.is_set()
-    holder.join()
-    lines = set(capsys.readouterr().err.splitlines())
-    message = f"process {holder.pid} on {socket.gethostname()}, which is preparing the same corpus: 25% done"
-    assert f"waiting for {message}" in lines
-    assert names_in(tmp_path) in ([".it.lock"], [])
-
-
-@pytest.mark.usefixtures("all_large")
-def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("recorded")
+def test_who_waited_finds_the_work_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     prepared("one\ntwo\n" * 1000)
-    find, asked = module._Preparation.find, []
+    [record] = Path("data/known").glob("[!.]*.json")
+    record.rename("away")
 
-    def at_first_not(self: Any) -> Any:
-        asked.append(self)
-        return find(self) if len(asked) > 1 else None
+    @contextmanager
+    def wait(target: Path, on_wait: Callable[[], object]) -> Iterator[None]:
+        on_wait()
+        Path("away").rename(target)  # the other process is done
+        yield
 
-    monkeypatch.setattr(module._Preparation, "find", at_first_not)
+    monkeypatch.setattr(module, "lock", wait)
     monkeypatch.setattr(module, "scan", None)
     prepare(DataConfig(source="novel.txt"))
-    assert len(asked) == 2
+    assert "waiting for another process, which is preparing the same corpus" in capsys.readouterr().err
 
 
 # ---- vocabularies
@@ -410,24 +276,6 @@ def test_a_vocabulary_file_decides_the_ids(as_json: bool) -> None:
     else:
         with pytest.raises(VocabError, match=r"no replacement entry for data.unknown=replace"):
             prepared("abxxz\nb", vocab="vocabulary", unknown="replace")
-
-
-@given(texts=st.lists(st.text("abx\n", max_size=9), min_size=1, max_size=4), task_bytes=st.integers(1, 5))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_skipped_characters_get_no_id_at_any_split(texts: list[str], task_bytes: int, tmp_path: Path) -> None:
-    for letters in ("ab", "ab\n"):
-        vocab = Vocab.of_chars(letters)
-        for number, text in enumerate(texts):
-            (tmp_path / str(number)).write_text(text)
-        source = Source("s", tuple(plain_part(tmp_path / str(number)) for number in range(len(texts))))
-        with pytest.MonkeyPatch.context() as patch, Workers(0) as workers:
-            patch.setattr(tasks, "TASK_BYTES", task_bytes)
-            found = scan(source, Rules(), workers, lambda _: None, vocab)
-            table = IdTable.of(vocab, skip=True)
-            encode(source, Rules(), workers, lambda _: None, found, table, tmp_path / "ids.bin")
-        ids = np.fromfile(tmp_path / "ids.bin", vocab.dtype)
-        assert ids.tolist() == vocab.encode(normalized(texts, Rules()), "skip").tolist()
-        assert len(ids) == num_ids(found, vocab, skip=True)
 
 
 @pytest.mark.parametrize(

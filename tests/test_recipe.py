@@ -13,7 +13,6 @@ from charrnn.windows import WindowPlan, split_bounds
 from train.loop.flops import flops_per_char
 from train.loop.schedule import Schedule
 from train.recipe.rules import MOST_DEFAULT_S, Facts, Recipe, choose
-from train.recipe.size_run import UserSettings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASE = ModelConfig(rnn="LSTM", num_layers=2, hidden_dim=512, embedding_dim=128, layer_norm=True)
@@ -50,11 +49,6 @@ def test_the_fields_are_valid_and_the_rows_fit_the_text(facts):
         assert plan_of(facts, config).steps_per_epoch >= 1
     assert config.data.batch_size % facts.share == 0
     assert config.data.split[1] * facts.characters <= max(0.1 * facts.characters, 140_000)
-
-
-@given(FACTS)
-def test_it_is_a_pure_function(facts):
-    assert choose(facts) == choose(facts)
 
 
 @given(FACTS)
@@ -137,24 +131,6 @@ def test_user_limits_are_kept_and_the_default_is_bounded(facts):
 def test_a_small_text_is_told_what_to_expect(origin, part):
     assert part in choose(Facts(5000, 60, 4e11, origin=origin)).expectation
     assert not choose(Facts(500_000, 60, 4e11, origin=origin)).expectation
-
-
-@pytest.mark.parametrize("assigned", ["model.hidden_dim=33", "data.seq_len=7", "optim.lr=0.5", "eval.times=3"])
-def test_what_the_user_sets_wins(assigned):
-    recipe = choose(Facts(100_000, 80, 4e11))
-    config = UserSettings({}, (assigned,)).apply(recipe.fields)
-    section, _, rest = assigned.partition(".")
-    key, _, value = rest.partition("=")
-    assert str(getattr(getattr(config, section), key)) == value
-
-
-@pytest.mark.parametrize(("assignments", "prefix", "found"), [
-    (("model.rnn=GRU",), "model.rnn", True),
-    ((), "train.epochs", True),
-    (("data.reset=0",), "model.", False),
-])  # fmt: skip
-def test_it_is_known_what_the_user_set(assignments, prefix, found):
-    assert UserSettings({"train.epochs": 3}, assignments).sets(prefix) is found
 
 
 def test_on_a_gpu_shakespeare_gets_the_quick_recipe():

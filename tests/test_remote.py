@@ -60,7 +60,7 @@ def test_patterns_choose_and_what_is_skipped_is_reported() -> None:
 def test_files_are_copied_once_and_again_when_they_change(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text_of("memory://bucket/sub/b.txt") == "two\n"
     with monkeypatch.context() as patch:
-        patch.setattr("charrnn.data.remote._copy", None)
+        patch.setattr(type(bucket), "get_file", None)
         assert text_of("memory://bucket/sub/b.txt") == "two\n"
     bucket.pipe_file("/bucket/sub/b.txt", b"new\n")
     assert text_of("memory://bucket/sub/b.txt") == "new\n"
@@ -92,7 +92,7 @@ def test_a_drivers_error_is_one_line(bucket: Any, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("no\ncredentials")
 
-    monkeypatch.setattr(type(bucket), "open", refuse)
+    monkeypatch.setattr(type(bucket), "get_file", refuse)
     with pytest.raises(CorpusError, match="cannot be read: RuntimeError: no credentials; check the address and"):
         find("memory://bucket/sub/b.txt")
     assert not [path for path in Path("data/downloads").rglob("*") if "b.txt" in path.name]

@@ -13,6 +13,7 @@ import torch
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
 from charrnn.config import UNSIZED, ModelConfig, load_config
+from charrnn.data import corpus
 from charrnn.data.corpus import prepare
 from infer.engine import Engine
 from train.checkpoint.format import load_newest
@@ -50,8 +51,11 @@ def losses(run_dir):
     return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
 
 
-def test_a_text_alone_suffices_and_the_run_resumes(folder, capsys):
+def test_a_text_alone_suffices_and_the_run_resumes(folder, capsys, monkeypatch):
+    counted, loss = [], corpus.ngram_loss
+    monkeypatch.setattr(corpus, "ngram_loss", lambda *args: counted.append(args) or loss(*args))
     assert started(train__max_steps=12).resolve() == folder / "checkpoints" / "words" / "model.onnx"
+    assert len(counted) == 1  # for the recipe, the opening lines and the closing ones
     run_dir = folder / "checkpoints" / "words"
     said = r"^recipe    fine-tune the base model \(LSTM 2 x 16, \d\.\d\d nats/char on .*\), dropout \S+, \d+ rows x"
     assert re.search(said, capsys.readouterr().err, re.MULTILINE)
@@ -77,10 +81,11 @@ def test_the_config_of_a_run_reproduces_it(folder):
 
 
 def test_what_the_user_sets_is_kept(folder):
-    started("model.hidden_dim=24", "data.seq_len=8", train__max_steps=3, model__rnn="GRU")
+    started("model.hidden_dim=24", "data.seq_len=8", "data.windows=sliding", train__max_steps=3, model__rnn="GRU")
     config = load_config(folder / "checkpoints" / "words" / "config.yaml", {})
     assert (config.model.rnn, config.model.hidden_dim, config.data.seq_len) == ("GRU", 24, 8)
     assert config.train.init_from == "none"  # the base has another network
+    assert config.data.reset == 0
 
 
 def test_weights_that_the_user_names_decide_the_network(folder):
@@ -89,11 +94,6 @@ def test_weights_that_the_user_names_decide_the_network(folder):
     started(train__max_steps=3, train__init_from="other")
     config = load_config(folder / "checkpoints" / "words" / "config.yaml", {})
     assert (config.model.rnn, config.model.hidden_dim, config.train.init_from) == ("GRU", 20, "other")
-
-
-def test_sliding_windows_of_the_users_leave_no_reset(folder):
-    started("data.windows=sliding", train__max_steps=3)
-    assert load_config(folder / "checkpoints" / "words" / "config.yaml", {}).data.reset == 0
 
 
 def test_a_reset_is_the_users_to_set_since_rows_are_carried():

@@ -68,6 +68,11 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="choose another --run-dir"):
         MetricsLog(tmp_path / "file" / "metrics.jsonl", 0)
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log._file = open("/dev/full", "w")  # noqa: SIM115, PTH123  a full disk
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: No space left on device; free space on that disk"):
+        log.write({"step": 1})
+    log.close()
 
 
 def open_recorder(tracker, run_dir, resumed_step=0, **fields):

@@ -22,7 +22,10 @@ from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train import main as command
 from train.checkpoint.resume import starting_point
+from train.distributed.collectives import Collectives
 from train.distributed.setup import make_accelerator
+from train.distributed.signals import StopSignals
+from train.loop.control import Control
 from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
 
@@ -118,6 +121,8 @@ def make_trainer(config: RunConfig, recorder: Recorder | None = None, **options:
     if init_from := options.pop("init_from", None):
         config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": str(init_from)})})
     accelerator = options.pop("accelerator", None) or fresh_accelerator()
+    signals, heartbeat = options.pop("signals", StopSignals()), options.pop("heartbeat", lambda *_: None)
+    options["control"] = Control(Collectives(accelerator), signals, heartbeat)
     corpus = prepare(config.data)
     run_dir = Path(config.train.run_dir)
     start = starting_point(config, corpus, run_dir, resume=True)

@@ -107,7 +107,7 @@ def open_text(
 ) -> tuple[Corpus, NDArray[np.int64] | None]:
     """Return a text for the checkpoint from `source`, and the model's id for each of the text's; None if the same."""
     data = text.config(checkpoint.config.data.model_dump(), **({"split": shares.split(",")} if shares else {}))
-    corpus = prepare(data, progress=True)
+    corpus = prepare(data)
     return corpus, table_between(checkpoint.vocab, corpus, source)
 
 

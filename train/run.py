@@ -27,6 +27,7 @@ from train.distributed.setup import check_processes, check_same_config, make_acc
 from train.distributed.signals import StopSignals, stop_error
 from train.distributed.watchdog import Watchdog, connect_store, is_collective_error
 from train.export.exporter import export_checkpoint
+from train.loop.control import Control
 from train.loop.dataloader import num_trained, window_plan
 from train.loop.errors import memory_explained
 from train.loop.flops import peak_flops
@@ -35,7 +36,8 @@ from train.loop.schedule import Progress, Schedule
 from train.loop.trainer import Trainer
 from train.recipe.size_run import UserSettings, size_run
 from train.tracking.console import ConsoleHandler, Display
-from train.tracking.recorder import Recorder
+from train.tracking.metrics_log import MetricsLog
+from train.tracking.recorder import Recorder, make_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
     collectives = Collectives(accelerator)
     check_config(config, collectives, accelerator, sized=settings is None)
     with watch_peers(config, collectives) as watchdog, contextlib.ExitStack() as stack:
-        corpus = collectives.local_main_first(lambda: prepare(config.data, progress=collectives.is_local_main))
+        corpus = collectives.local_main_first(lambda: prepare(config.data))
         corpus = replace(corpus, source=without_credentials(corpus.source))
         run_dir = run_folder(config, config_name, corpus)
         explanation: list[str] = []
@@ -86,9 +88,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, settings: UserSett
                 accelerator,
                 run_dir,
                 recorder,
-                collectives=collectives,
-                signals=signals,
-                heartbeat=watchdog.heartbeat,
+                control=Control(collectives, signals, watchdog.heartbeat),
                 peak_flops=peak and peak * collectives.world_size,
             )
             if collectives.is_main:
@@ -224,8 +224,11 @@ def open_recorder(
         (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     if is_finished(config, corpus, start):  # the tracker has it all
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tracker": "none"})})
-    extra = {"corpus": identity_fields(corpus), "processes": accelerator.num_processes}
-    return Recorder.open(config, run_dir, extra, start.resumed.step if start.resumed else 0)
+    tracked = {**config.model_dump(mode="json"), "corpus": identity_fields(corpus)}
+    tracked["processes"] = accelerator.num_processes
+    step = start.resumed.step if start.resumed else 0
+    log = MetricsLog(run_dir / "metrics.jsonl", step)
+    return Recorder(log, lambda: make_tracker(config.tracking, run_dir, tracked, step))
 
 
 def is_finished(config: RunConfig, corpus: Corpus, start: StartingPoint) -> bool:

@@ -3,6 +3,6 @@
 sources     what --data names; remote, named, hub: where it is downloaded from; collect: which files are taken
 readers     a file's format; streams: compression and zip; records: JSON lines, Parquet; -> parts
 corpus      prepare(): scan (symbols, checksum) -> vocabulary -> encode (ids) -> cache
-tasks       the text in pieces of a few MB, decoded (decode) by worker processes (workers)
+decode      bytes to normalized text, document by document
 stats       entropy, n-gram baseline, lines; inspect: `python -m charrnn.data inspect TEXT` prints them
 """

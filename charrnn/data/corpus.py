@@ -1,12 +1,12 @@
-"""Text to ids on disk: read in pieces on all cores, encoded once, memory-mapped, split into train, val and test.
+"""Text to ids on disk: read twice in bounded memory, encoded once, memory-mapped, split into train, val and test.
 
-Pass one (scan) finds the symbols and the checksum, pass two (encode) writes the ids; neither holds more than a few MB a
-core. A prepared corpus is found again by the text's checksum, or, when it is large, by its files' stamps.
+Pass one (scan) finds the symbols and the checksum, pass two (encode) writes the ids. A prepared corpus is found again
+by the stamps of its files, or else by the text's checksum.
 """
 
+import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,26 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from charrnn.config import DataConfig
-from charrnn.cores import cores
 from charrnn.data import cache
-from charrnn.data.encode import IdTable, encode, num_ids
+from charrnn.data.decode import Replaced, Rules, read_texts
+from charrnn.data.encode import IdTable, Scan, code_points, encode, scan
 from charrnn.data.parts import Source
-from charrnn.data.pieces import Rules
-from charrnn.data.scan import Scan, scan
 from charrnn.data.sources import find_source
 from charrnn.data.stats import ngram_loss
-from charrnn.data.tasks import changed_error
 from charrnn.data.vocabulary import build_vocabulary, given_vocabulary
-from charrnn.data.workers import Workers
 from charrnn.errors import CorpusError
-from charrnn.io import Advance, expand_user, log, progress_bar, reading
+from charrnn.io import expand_user, lock, progress_bar, reading
 from charrnn.vocab import Ids, Vocab
 from charrnn.windows import split_bounds
 
-PARALLEL_BYTES = 32 << 20  # below this, starting workers (0.2 s) takes longer than they save
 # Of a cached corpus, this much is checked at the start; training checks every batch.
 _CHECKED_PIECES, _CHECKED_IDS = 16, 1 << 20
 LEAST_EVALUATED = 2  # one character to predict from, one to predict
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,42 +83,64 @@ class Corpus:
         return self.ids[slice(*split_bounds(self.num_chars, self.split)[name])]
 
 
-def prepare(data: DataConfig, *, progress: bool = False) -> Corpus:
+def prepare(data: DataConfig) -> Corpus:
     """Return the corpus that `data` names, encoded and memory-mapped; of a machine's processes one prepares it.
-
-    Args:
-        data: The configuration.
-        progress: Whether to report progress on stderr.
 
     Raises:
         CorpusError: There is no such corpus, or it cannot be downloaded, read, stored or used.
     """
     given = given_vocabulary(data)
-    rules = _rules(data, given)
-    source = find_source(data, binary=rules.binary, progress=progress)
-    for note in source.notes:
-        log(note, progress)
-    preparation = _Preparation(data, source, rules, given, progress)
-    entry, notes = preparation.find() or preparation.run()
+    rules, cache_dir = _rules(data, given), expand_user(data.cache_dir)
+    source = find_source(data, binary=rules.binary)
+    files = list(dict.fromkeys(part.path for part in source.parts if part.path))
+    has_stamps = all(part.path for part in source.parts)
+    began_ns, stamps = time.time_ns(), cache.stamps(files)
+    options = {
+        "parts": [part.name for part in source.parts],
+        "text_field": data.text_field,
+        "rules": asdict(rules),
+        "vocab": given.to_json() if given else data.vocab,
+        "min_count": data.min_count,
+        "unknown": data.unknown,
+    }
+    record = cache.record_path(cache_dir, stamps, options)
+
+    def check_unchanged() -> None:
+        if cache.stamps(files) != stamps:
+            raise _changed_error(source)
+
+    def find() -> tuple[cache.Entry, tuple[str, ...]] | None:
+        """Return the entry of files that were not touched since it was made, without reading them."""
+        known = cache.recall(record) if has_stamps else None
+        return known if known and known[0].is_complete(_folder(cache_dir, known[0])) else None
+
+    def make() -> tuple[cache.Entry, tuple[str, ...]]:
+        entry, notes = _make(data, source, rules, given, cache_dir, check_unchanged)
+        check_unchanged()
+        if has_stamps:
+            cache.remember(record, stamps, began_ns, entry, notes)
+        return entry, notes
+
+    found = find()
+    if not found:
+        waiting = "waiting for another process, which is preparing the same corpus"
+        with lock(record, lambda: _logger.info(waiting)):
+            found = find() or make()
+    entry, notes = found[0], source.notes + found[1]
+    _refuse_small_splits(data, entry.num_ids)
     for note in notes:
-        log(note, progress)
-    folder = preparation.folder(entry)
+        _logger.info(note)
+    folder = _folder(cache_dir, entry)
     with reading(folder):
-        ids = np.memmap(folder / "ids.bin", entry.vocab.dtype.newbyteorder("<"), mode="r")  # (N,)
+        ids = np.memmap(folder / entry.file, entry.vocab.dtype.newbyteorder("<"), mode="r")  # (N,)
     for start in range(0, len(ids), max(1, len(ids) // _CHECKED_PIECES)):
         check_ids(ids[start : start + _CHECKED_IDS], len(entry.vocab))
-    all_notes = source.notes + notes
-    return Corpus(source.name, data.source, entry.vocab, entry.sha256, entry.num_ids, data.split, ids, all_notes)
+    return Corpus(source.name, data.source, entry.vocab, entry.sha256, entry.num_ids, data.split, ids, notes)
 
 
 def find_parts(data: DataConfig) -> Source:
     """Return the parts of the corpus that `data` names. Raises: CorpusError, as `prepare` does."""
     return find_source(data, binary=_rules(data, given_vocabulary(data)).binary)
-
-
-def _rules(data: DataConfig, given: Vocab | None) -> Rules:
-    binary = given is not None and given.kind == "bytes"
-    return Rules(binary, data.document_end, data.encoding, data.invalid, data.newlines, data.normalize)
 
 
 def check_ids(ids: Ids, num_symbols: int, origin: object = None) -> None:
@@ -144,81 +163,57 @@ def check_ids(ids: Ids, num_symbols: int, origin: object = None) -> None:
         )
 
 
-class _Preparation:
-    """Prepares one corpus, or finds it in the cache."""
-
-    def __init__(self, data: DataConfig, source: Source, rules: Rules, given: Vocab | None, progress: bool) -> None:
-        self._data, self._source, self._rules, self._given, self._progress = data, source, rules, given, progress
-        self._cache_dir = expand_user(data.cache_dir)
-        self._files = [part.path for part in source.parts if part.path]
-        self._began_ns = time.time_ns()
-        self._stamps = cache.stamps(self._files)
-        self._is_large = source.size >= PARALLEL_BYTES
-        options = {
-            "rules": asdict(rules),
-            "vocab": given.to_json() if given else data.vocab,
-            "min_count": data.min_count,
-            "unknown": data.unknown,
-        }
-        self._record = cache.record_path(self._cache_dir, self._stamps, options)
-
-    def folder(self, entry: cache.Entry) -> Path:
-        """Return where the entry is, or will be."""
-        return self._cache_dir / "prepared" / entry.name
-
-    def find(self) -> tuple[cache.Entry, tuple[str, ...]] | None:
-        """Return the entry of a large corpus whose files were not touched since it was made, without reading them."""
-        if not self._is_large or len(self._files) < len(self._source.parts):
-            return None
-        known = cache.recall(self._record, self._stamps)
-        return known if known and known[0].is_complete(self.folder(known[0])) else None
-
-    def run(self) -> tuple[cache.Entry, tuple[str, ...]]:
-        """Return the entry, made if it is not there, and notes; a large corpus is made by one process at a time."""
-        if not self._is_large:
-            return self._make(lambda _: None)
-        with cache.exclusive(self._record, 2 * self._source.size, self._progress) as advance:
-            return self.find() or self._make(advance)
-
-    def _make(self, report: Advance) -> tuple[cache.Entry, tuple[str, ...]]:
-        data, source, skip = self._data, self._source, self._data.unknown == "skip"
-        with Workers(cores() if self._is_large else 0) as workers:
-            with self._bar("reading", report) as advance:
-                found = scan(source, self._rules, workers, advance, self._given if skip else None)
-            vocab, notes = build_vocabulary(data, found, self._given)
-            notes = _replaced_note(found) + notes
-            entry = cache.Entry(found.sha256, num_ids(found, vocab, skip=skip), vocab, data.unknown)
-            table = IdTable.of(vocab, skip=skip)
-            _refuse_unusable(data, found, table, entry.num_ids)
-
-            def make(path: Path) -> None:
-                with self._bar("encoding", report) as advance:
-                    encode(source, self._rules, workers, advance, found, table, path)
-
-            if not entry.is_complete(self.folder(entry)):
-                names = [part.name for part in source.parts]
-                cache.write(self.folder(entry), entry, make, names, self._progress)
-        if cache.stamps(self._files) != self._stamps:
-            raise changed_error(source.name)
-        if self._is_large and len(self._files) == len(source.parts):
-            cache.remember(self._record, self._stamps, self._began_ns, entry, notes)
-        return entry, notes
-
-    @contextmanager
-    def _bar(self, doing: str, report: Advance) -> Iterator[Advance]:
-        with progress_bar(f"{doing} {self._source.name}", self._source.size, self._progress) as advance:
-
-            def both(count: int) -> None:
-                advance(count)
-                report(count)
-
-            yield both
+def _rules(data: DataConfig, given: Vocab | None) -> Rules:
+    binary = given is not None and given.kind == "bytes"
+    return Rules(binary, data.document_end, data.encoding, data.invalid, data.newlines, data.normalize)
 
 
-def _replaced_note(found: Scan) -> tuple[str, ...]:
-    if not found.replaced:
-        return ()
-    return (f"{found.replaced} invalid byte sequence(s) were replaced with U+FFFD, the first at {found.replaced_at}",)
+def _folder(cache_dir: Path, entry: cache.Entry) -> Path:
+    return cache_dir / "prepared" / entry.name
+
+
+def _changed_error(source: Source) -> CorpusError:
+    return CorpusError(f"{source.name} changed while it was read; run again when nothing writes to it")
+
+
+def _make(
+    data: DataConfig, source: Source, rules: Rules, given: Vocab | None, cache_dir: Path, check: Callable[[], None]
+) -> tuple[cache.Entry, tuple[str, ...]]:
+    """Read the corpus, and write its entry if it is not there.
+
+    Args:
+        data: The configuration.
+        source: The corpus.
+        rules: How its bytes become symbols.
+        given: The vocabulary, unless the corpus decides it.
+        cache_dir: Where the entry goes.
+        check: Raises CorpusError if the corpus has changed since it was found.
+
+    Returns:
+        The entry, and notes for the user.
+    """
+    replaced, skip = Replaced(), data.unknown == "skip"
+    with progress_bar(f"reading {source.name}", source.size) as advance:
+        found = scan(read_texts(source.parts, rules, replaced), advance)
+    vocab, notes = build_vocabulary(data, found, given)
+    if replaced.count:
+        what = f"{replaced.count} invalid byte sequence(s) were replaced with U+FFFD, the first at {replaced.first}"
+        notes = (what, *notes)
+    kept = np.isin(found.symbols, code_points(vocab)) if skip else slice(None)
+    entry = cache.Entry(found.sha256, int(found.counts[kept].sum()), vocab, data.unknown)
+    table = IdTable.of(vocab, skip=skip)
+    _refuse_unusable(data, found, table, entry.num_ids)
+
+    def write_ids(path: Path) -> None:
+        with progress_bar(f"encoding {source.name}", entry.num_ids) as advance:
+            if encode(read_texts(source.parts, rules, Replaced()), table, path, advance) != entry.num_ids:
+                raise _changed_error(source)
+        check()
+
+    folder = _folder(cache_dir, entry)
+    if not entry.is_complete(folder):
+        cache.write(folder, entry, write_ids)
+    return entry, notes
 
 
 def _refuse_unusable(data: DataConfig, found: Scan, table: IdTable, num_chars: int) -> None:
@@ -227,12 +222,14 @@ def _refuse_unusable(data: DataConfig, found: Scan, table: IdTable, num_chars: i
             f"the corpus {data.source} has none of the characters of {data.vocab}; use another data.vocab"
         )
     symbols = found.symbols if table.known is None else found.symbols[table.known.take(found.symbols, mode="clip")]
-    used = np.unique(table.ids.take(symbols, mode="clip"))
-    if len(used) == 1:
+    if len(np.unique(table.of_symbols(symbols))) == 1:
         what = f"{num_chars} times the symbol {chr(symbols[0])!r}"
         if len(symbols) > 1:
             what = f"{num_chars} times the replacement of {len(symbols)} characters"
         raise CorpusError(f"the corpus {data.source} is {what} and nothing else; there is nothing to learn from it")
+
+
+def _refuse_small_splits(data: DataConfig, num_chars: int) -> None:
     bounds = split_bounds(num_chars, data.split)
     for (part, (start, stop)), fraction in zip(bounds.items(), data.split, strict=True):
         if part != "train" and fraction > 0 and stop - start < LEAST_EVALUATED:

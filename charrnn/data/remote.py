@@ -5,19 +5,19 @@ http(s) is not left to fsspec, whose driver (aiohttp) begins a broken transfer f
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from charrnn.data.download import DownloadError, download, is_url
 from charrnn.data.readers import COMPRESSED_SUFFIXES, stem_of
+from charrnn.data.records import reason_of
 from charrnn.errors import CorpusError
-from charrnn.io import lock, log, mark, progress_bar, safe_name, temporary, writing
+from charrnn.io import lock, mark, safe_name, temporary, writing
 
-_CHUNK_BYTES = 1 << 20
 _DRIVERS = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -28,6 +28,8 @@ _DRIVERS = {
     "sftp": "paramiko",
 }
 
+_logger = logging.getLogger(__name__)
+
 Files = list[tuple[str, Path]]
 
 
@@ -36,13 +38,12 @@ def is_remote(source: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
-def download_files(source: str, downloads: Path, progress: bool) -> tuple[str, Files, tuple[str, ...]]:
+def download_files(source: str, downloads: Path) -> tuple[str, Files, tuple[str, ...]]:
     """Download the files that an address names, unless an earlier call did.
 
     Args:
         source: Address of a file; except for http(s) also of a folder, or a glob.
         downloads: Where files are kept.
-        progress: Whether to report progress on stderr.
 
     Returns:
         The file's or folder's name; relative and local path of each file, "" for the relative path of a single file;
@@ -61,9 +62,9 @@ def download_files(source: str, downloads: Path, progress: bool) -> tuple[str, F
     with writing(downloads):
         mark(downloads)
         if is_url(source):
-            target = target.with_name(target.name + _suffix(path))
-            return path.name, *_download_url(source, target, progress)
-        return _copy_remote(source, target, progress)
+            return path.name, *_download_url(source, target.with_name(target.name + _suffix(path)))
+        with _driver_errors(source, target):
+            return _copy_remote(source, target)
 
 
 def _suffix(path: PurePosixPath) -> str:
@@ -72,40 +73,41 @@ def _suffix(path: PurePosixPath) -> str:
     return "".join(suffix for suffix in suffixes if re.fullmatch(r"\.\w{1,8}", suffix))
 
 
-def _download_url(url: str, target: Path, progress: bool) -> tuple[Files, tuple[str, ...]]:
+def _download_url(url: str, target: Path) -> tuple[Files, tuple[str, ...]]:
     if target.exists():
         return [("", target)], (f"{target} is from an earlier download; delete it to download it again",)
     with lock(target):
         if not target.exists():  # another process may have downloaded it meanwhile
+            _logger.info(f"downloading {url}")
             try:
-                download(url, target, progress=progress)
+                download(url, target)
             except DownloadError as error:
                 raise CorpusError(f"{error}; without a network use --data FILE or --data python") from error
     return [("", target)], ()
 
 
-def _copy_remote(source: str, folder: Path, progress: bool) -> tuple[str, Files, tuple[str, ...]]:
+def _copy_remote(source: str, folder: Path) -> tuple[str, Files, tuple[str, ...]]:
     """Copy files with fsspec. A file is copied again when the remote one has changed."""
-    with _driver_errors(source, folder):
-        from fsspec.core import url_to_fs
+    from fsspec.core import url_to_fs
 
-        fs, path = url_to_fs(source)
-        names = sorted(fs.glob(path) if _is_glob(path) else fs.find(path))
-        if not names:
-            raise CorpusError(f"no file matches {source!r}; check the address")
-        root = path if names != [path] else ""
-        while _is_glob(root):
-            root = root.rpartition("/")[0]
-        files: Files = []
-        sizes = [int(fs.info(name)["size"] or 0) for name in names]
-        log(f"downloading {source}: {len(names)} file(s), {sum(sizes) / 1e6:.1f} MB", progress)
-        with lock(folder), progress_bar(f"downloading {source}", sum(sizes), progress) as advance:
-            for name, size in zip(names, sizes, strict=True):
-                target = folder / fs.ukey(name)[:12] / PurePosixPath(name).name
-                if not target.exists():
-                    _copy(fs, name, target)
-                files.append((name.removeprefix(root).lstrip("/") if root else "", target))
-                advance(size)
+    fs, path = url_to_fs(source)
+    names = sorted(fs.glob(path) if _is_glob(path) else fs.find(path))
+    if not names:
+        raise CorpusError(f"no file matches {source!r}; check the address")
+    root = path if names != [path] else ""
+    while _is_glob(root):
+        root = root.rpartition("/")[0]
+    files: Files = []
+    _logger.info(f"downloading {source}: {len(names)} file(s)")
+    with lock(folder):
+        for name in names:
+            target = folder / fs.ukey(name)[:12] / PurePosixPath(name).name
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with temporary(target) as copied:
+                    fs.get_file(name, str(copied))
+                    copied.replace(target)
+            files.append((name.removeprefix(root).lstrip("/") if root else "", target))
     return PurePosixPath(root or names[0]).name, files, ()
 
 
@@ -124,19 +126,9 @@ def _driver_errors(source: str, folder: Path) -> Iterator[None]:
     except Exception as error:  # each driver raises its library's errors
         if isinstance(error, OSError) and str(error.filename).startswith(str(folder)):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         remedy = "check the address and your credentials"
-        raise CorpusError(f"--data {source} cannot be read: {reason}; {remedy}") from error
+        raise CorpusError(f"--data {source} cannot be read: {reason_of(error)}; {remedy}") from error
 
 
 def _is_glob(path: str) -> bool:
     return not {"*", "?", "["}.isdisjoint(path)
-
-
-def _copy(fs: Any, name: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(target) as path:
-        with fs.open(name, "rb") as source, path.open("wb") as file:
-            while chunk := source.read(_CHUNK_BYTES):
-                file.write(chunk)
-        path.replace(target)

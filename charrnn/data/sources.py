@@ -25,31 +25,30 @@ from charrnn.io import CHUNK_BYTES, expand_user, files_below, is_marked, reading
 _INTERNAL = "caches and run folders of charrnn"
 
 
-def find_source(data: DataConfig, *, binary: bool = False, progress: bool = False) -> Source:
+def find_source(data: DataConfig, *, binary: bool = False) -> Source:
     """Find the parts of the corpus that `data.source` names; download it if needed.
 
     Args:
         data: The configuration.
         binary: Whether files are read as bytes, so that those without text count as well.
-        progress: Whether to report progress on stderr.
 
     Raises:
         CorpusError: There is no such corpus, it cannot be downloaded or read, or an option does not apply to it.
     """
     with reading(Path(data.source)):
-        found = _find(data, binary, progress)
+        found = _find(data, binary)
     if data.text_field and all(part.documents is None for part in found.parts):
         what = f"data.text_field is {data.text_field!r}, but {data.source} has no records (.jsonl, .parquet, hf:)"
         raise CorpusError(f"{what}; leave it out")
     return found
 
 
-def _find(data: DataConfig, binary: bool, progress: bool) -> Source:
+def _find(data: DataConfig, binary: bool) -> Source:
     source, cache_dir = data.source, expand_user(data.cache_dir)
     if source == "-":
         return _save_stdin(data, binary)
     if is_remote(source):
-        name, paths, notes = download_files(source, cache_dir / "downloads", progress)
+        name, paths, notes = download_files(source, cache_dir / "downloads")
         if [relative for relative, _ in paths] == [""]:
             return _file(paths[0][1], safe_name(stem_of(Path(name))), data, binary, notes)
         collector = Collector(data, binary=binary)
@@ -58,10 +57,10 @@ def _find(data: DataConfig, binary: bool, progress: bool) -> Source:
         parts, skipped = collector.result(Path(source))
         return Source(safe_name(name), parts, notes + skipped)
     if source.startswith(hub.PREFIX):
-        part = hub.hub_part(source, data.text_field or DEFAULT_FIELD, progress)
+        part = hub.hub_part(source, data.text_field or DEFAULT_FIELD)
         return _single(Source(safe_name(hub.dataset_name(source)), (part,)), data)
     if source in DATASETS:
-        return _named(data, binary, progress)
+        return _named(data, binary)
     path = expand_user(source)
     if path.is_dir():
         return _folder(path, data, binary)
@@ -82,14 +81,14 @@ def _single(source: Source, data: DataConfig) -> Source:
     return source
 
 
-def _named(data: DataConfig, binary: bool, progress: bool) -> Source:
+def _named(data: DataConfig, binary: bool) -> Source:
     name, cache_dir = data.source, expand_user(data.cache_dir)
     notes: tuple[str, ...] = ()
     if Path(name).exists():
         notes = (f"--data {name} is the corpus of that name; write ./{name} for the file or folder",)
     mirror = data.mirror or os.environ.get("CHARRNN_DATA_MIRROR", "")
-    paths = fetch(name, cache_dir, mirror, progress)
-    if not DATASETS[name].files:
+    paths = fetch(name, cache_dir, mirror)
+    if len(DATASETS[name]) < 2:
         return _single(Source(name, tuple(map(plain_part, paths)), notes), data)
     collector = Collector(data, binary=binary)
     for path in paths:

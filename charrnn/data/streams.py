@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from charrnn import io as storage
 from charrnn.errors import CorpusError
-from charrnn.io import Advance, reading
+from charrnn.io import reading
 
 # Text compresses to a tenth of its size, a log to a hundredth.
 MAX_RATIO = 500
@@ -44,7 +44,7 @@ def compression_of(head: bytes) -> str:
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
     if kind == "bzip2" and not (head[3:4].isdigit() and head[4:10] in _BZIP2_BLOCKS):
         return ""  # a text may begin with BZh
-    if head[1:4] == b"\x2a\x4d\x18" and head[:1] and 0x50 <= head[0] <= 0x5F:
+    if head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:
         return "Zstandard"  # a skippable frame, which some writers put first
     return kind
 
@@ -113,8 +113,8 @@ class Stream:
     Attributes:
         path: File on disk.
         size: Bytes on disk, of a member those in the archive.
-        member: Its index in the archive; -1 = none.
         inner: Its name in the archive, or the file's.
+        member: Its index in the archive; -1 = none.
         layers: Compressions around the content, outermost first.
     """
 
@@ -131,58 +131,40 @@ class Stream:
 
     def head(self, size: int) -> bytes:
         """Return the first bytes, at most `size`. Raises: CorpusError."""
-        with self._opened() as (file, _):
+        with self.open() as file:
             return file.read(size)
 
-    def chunks(self, advance: Advance) -> Iterator[bytes]:
-        """Yield the content.
-
-        Args:
-            advance: Called with the bytes on disk that were read.
-
-        Raises:
-            CorpusError: The file is unreadable, damaged, or expands like a decompression bomb.
-        """
-        done = expanded = 0
-        with self._opened() as (file, position):
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the content. Raises: CorpusError, also when the file expands like a decompression bomb."""
+        expanded = 0
+        with self.open() as file:
             while chunk := file.read(storage.CHUNK_BYTES):
                 expanded += len(chunk)
-                now = min(self.size, position())
-                refuse_bomb(self.name, now, expanded)
-                advance(now - done)
-                done = now
+                refuse_bomb(self.name, self.size, expanded)
                 yield chunk
-        advance(self.size - done)
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
-        """Open the stream. Yields: the content, and a function that returns how many bytes on disk were read."""
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the content for reading. Raises: CorpusError, also in the block, when it is unreadable or damaged."""
         damage = (*_DAMAGE, _zstd().ZstdError) if "Zstandard" in self.layers else _DAMAGE
         with reading(self.path), ExitStack() as stack:
             try:
                 if self.member >= 0:
-                    info = open_zip(self.path).infolist()[self.member]
-                    base: Any = stack.enter_context(open_zip(self.path).open(info))
-                    file, scale = _limited(base, info.compress_type), self.size / max(1, info.file_size)
+                    archive = open_zip(self.path)
+                    file: Any = stack.enter_context(archive.open(archive.infolist()[self.member]))
                 else:
-                    base = file = stack.enter_context(self.path.open("rb"))
-                    scale = 1.0
+                    file = stack.enter_context(self.path.open("rb"))
                 for kind in self.layers:
                     file = _decompress(kind, file)
-                yield file, lambda: int(base.tell() * scale)
+                yield file
             except NotImplementedError as error:
                 raise CorpusError(f"{self.name} uses an unsupported compression ({error}); unpack it first") from error
-            except OSError as error:
-                if error.errno is not None:
+            except (OSError, *damage) as error:
+                if getattr(error, "errno", None) is not None:
                     raise
-                raise self._damaged(error) from error
-            except damage as error:
-                raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> CorpusError:
-        kind = self.layers[-1] if self.layers else "zip"
-        member = f"{self.inner}: " if self.member >= 0 else ""
-        return damaged_error(self.path, kind, f"{member}{error or 'it ends in the middle'}")
+                kind = self.layers[-1] if self.layers else "zip"
+                member = f"{self.inner}: " if self.member >= 0 else ""
+                raise damaged_error(self.path, kind, f"{member}{error or 'it ends in the middle'}") from error
 
 
 def damaged_error(path: Path, kind: str, reason: str) -> CorpusError:
@@ -200,32 +182,10 @@ def refuse_bomb(name: str, compressed: int, expanded: int) -> None:
 # ---- zip archives
 
 
-class _LimitedReader(io.RawIOBase):
-    """Reads a zip member a little at a time: of bzip2 and LZMA, zipfile expands whatever it is asked for at once."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        piece = self._file.read(min(len(buffer), 4096))
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-
-def _limited(file: BinaryIO, method: int) -> BinaryIO:
-    if method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return file
-    return cast(BinaryIO, io.BufferedReader(_LimitedReader(file), 4096))
-
-
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip archive, or return the open one. Raises: CorpusError when it is damaged."""
-    with reading(path):
-        stat = path.stat()
-        return _open_zip(path, stat.st_mtime_ns, stat.st_size)
+    stat = path.stat()
+    return _open_zip(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)  # an archive's directory takes long to read when it is large

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.config import KEEP, DataConfig
-from charrnn.data.scan import Scan, has_id
+from charrnn.data.encode import Scan, code_points
 from charrnn.errors import CorpusError, VocabError, listing
 from charrnn.io import expand_user, reading
 from charrnn.vocab import Vocab
@@ -95,7 +95,7 @@ def _refuse_many(data: DataConfig, symbols: int) -> None:
 
 
 def _check_known(data: DataConfig, found: Scan, vocab: Vocab) -> tuple[str, ...]:
-    missing = ~has_id(found.symbols, vocab)  # (S,)
+    missing = ~np.isin(found.symbols, code_points(vocab))  # (S,)
     if not missing.any():
         return ()
     names = [f"{chr(c)!r} (U+{c:04X})" for c in found.symbols[missing].tolist()]

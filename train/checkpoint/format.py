@@ -198,16 +198,11 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
 
 
 def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore an optimizer from `optimizer_tensors`, on each parameter's device."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    packed = optimizer.state_dict()
-    order = [p for group in optimizer.param_groups for p in group["params"]]
-    entries: dict[str, Tensors] = {}
+    """Restore an optimizer's state from `optimizer_tensors`, on each parameter's device."""
+    parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
         name, entry = key.rsplit("/", 1)
-        entries.setdefault(name, {})[entry] = tensor
-    state = {i: entries[names[p]] for i, p in enumerate(order) if names[p] in entries}
-    optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})
+        optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device, copy=True)
 
 
 def _inference_files(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -178,7 +178,7 @@ def default_name(source: Path, precision: Precision) -> str:
 def validation_ids(text: GivenText, config: dict[str, Any], vocab: Vocab) -> NDArray[Any]:
     """Return a text's validation split, (N,), as a run with this config has it. Raises: ConfigError, CorpusError."""
     recorded = config.get("data")
-    corpus = prepare(text.config(recorded if isinstance(recorded, dict) else {}), progress=True)
+    corpus = prepare(text.config(recorded if isinstance(recorded, dict) else {}))
     if corpus.vocab != vocab:
         raise CorpusError(
             f"{text.data} has other characters than the text that the model was trained on; give that text"

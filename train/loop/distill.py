@@ -153,18 +153,18 @@ def _with_targets(
     def make(path: Path) -> None:
         model = Ensemble([model_of(teacher) for teacher in teachers], config.distill.temperature)
         with accelerator.autocast():
-            _write(path, model.to(accelerator.device).eval(), data, generated_shape(config), proceed, progress=is_main)
+            _write(path, model.to(accelerator.device).eval(), data, generated_shape(config), proceed)
         with path.open("rb") as file:
             targets.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
-    is_main, began = accelerator.is_main_process, time.monotonic()
+    began = time.monotonic()
     with lock(folder, wait):
         if targets.is_complete(folder):
             logger.info(f"teachers  {len(teachers)}, probabilities from {folder}")
         else:
             what = f"read {len(data.train):,} characters" + (f" and generate {more:,}" if more else "")
             logger.info(f"teachers  {len(teachers)}, {what} once, for {folder}")
-            cache.write(folder, targets, make, config.distill.teachers, is_main)
+            cache.write(folder, targets, make)
             logger.info(f"teachers  done in {time.monotonic() - began:.0f} s")
     rows = np.memmap(folder / targets.file, dtype, mode="r")
     source = TargetSource(rows, len(data.vocab), accelerator.device, tuple(digests))
@@ -194,8 +194,6 @@ def _write(
     data: TrainingData,
     generated: tuple[int, int],
     beat: Callable[[], object],
-    *,
-    progress: bool,
 ) -> None:
     """Write the rows of `target_dtype`: the split's, read as the `stream` protocol does, and those of generated text.
 
@@ -203,7 +201,7 @@ def _write(
     """
     ids, dtype = data.train, target_dtype(len(data.vocab))
     size = (len(ids) + math.prod(generated)) * dtype.itemsize
-    with path.open("wb") as file, progress_bar("teachers", size, progress) as advance:
+    with path.open("wb") as file, progress_bar("teachers", size) as advance:
 
         def write(start: int, rows: NDArray[np.void]) -> None:
             file.seek(start * dtype.itemsize)

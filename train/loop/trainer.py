@@ -68,9 +68,7 @@ class Trainer:
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
         *,
-        collectives: Collectives | None = None,
-        signals: StopSignals | None = None,
-        heartbeat: Callable[..., None] = lambda *_: None,
+        control: Control | None = None,
         peak_flops: float | None = None,
     ) -> None:
         """Build model and optimizer on the device, and restore what the run resumes from.
@@ -83,13 +81,11 @@ class Trainer:
             run_dir: The run folder.
             recorder: Where metrics and messages go.
             clock: Seconds.
-            collectives: The ranks; None makes them from the accelerator.
-            signals: Stop signals, looked at between steps.
-            heartbeat: Called as the main thread proceeds.
+            control: The ranks, and the stop signals looked at between steps; None makes it from the accelerator.
             peak_flops: FLOP/s that all devices do at best; None when that is not known.
         """
         self.config, self.accelerator, self.recorder = config, accelerator, recorder
-        self.control = Control(collectives or Collectives(accelerator), signals or StopSignals(), heartbeat)
+        self.control = control or Control(Collectives(accelerator), StopSignals())
         # What doesn't fit one rank's device ends all of them, before DDP waits for it.
         self.data, self.model = self.control.collectives.run_on_all(lambda: _placed(config, corpus, start, accelerator))
         if config.distill.teachers:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from charrnn.config import RunConfig, TrackingConfig
+from charrnn.config import TrackingConfig
 from train.tracking.console import Display
 from train.tracking.metrics_log import MetricsLog
 
@@ -38,17 +38,6 @@ class Recorder:
         self._log = log
         self.display: Display | None = None
         self._tracker: Tracker | None = self._guard(open_tracker) if open_tracker else None
-
-    @classmethod
-    def open(cls, config: RunConfig, run_dir: Path, extra: dict[str, Any], resumed_step: int) -> "Recorder":
-        """Continue RUN/metrics.jsonl after `resumed_step`, and open the tracker with the config and `extra`.
-
-        Raises:
-            CheckpointError: If metrics.jsonl cannot be written.
-        """
-        tracked = {**config.model_dump(mode="json"), **extra}
-        log = MetricsLog(run_dir / "metrics.jsonl", resumed_step)
-        return cls(log, lambda: make_tracker(config.tracking, run_dir, tracked, resumed_step))
 
     def record(self, values: dict[str, Any]) -> None:
         """Record `step`, `time_s`, `chars` and metrics. Raises a CheckpointError if the disk refuses it."""
