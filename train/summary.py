@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from charrnn.config import RunConfig, TrainConfig
-from charrnn.data.stats import NGRAM_ORDER, sampled_entropies
+from charrnn.data.stats import NGRAM_ORDER, entropies
 from charrnn.errors import listing
 from charrnn.windows import SPLITS
 from train.checkpoint.format import Checkpoint, step_folders, step_of
@@ -79,7 +79,7 @@ def text_lines(data: TrainingData, new: Sequence[str]) -> list[str]:
         )
     if generated := len(train) - len(corpus.train):
         lines.append(f"generated {generated:,} characters by the teachers, trained on as well")
-    lines.append(f"entropy   {sampled_entropies(corpus.train, len(corpus.vocab)).line()}")
+    lines.append(f"entropy   {entropies(corpus.train, len(corpus.vocab)).line()}")
     if (nats := corpus.ngram_loss) is not None:
         lines.append(
             f"baseline  {nats:.4f} nats/char, {nats / math.log(2):.4f} bits/char on the validation split "

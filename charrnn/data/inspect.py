@@ -11,7 +11,7 @@ import typer
 from charrnn.cli import run_command
 from charrnn.config import DataConfig, load_config
 from charrnn.data.corpus import Corpus, find_parts, prepare
-from charrnn.data.stats import Lines, count_lines, entropies
+from charrnn.data.stats import count_lines, entropies
 from charrnn.log import configure_logging
 from charrnn.windows import SPLITS, largest_batch
 
@@ -49,7 +49,6 @@ def describe(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
     for start in range(0, corpus.num_chars, _CHUNK):
         counts += np.bincount(corpus.ids[start : start + _CHUNK], minlength=len(vocab))
     newline = vocab.encode("\n", unknown="skip")
-    lines = count_lines(corpus.ids, int(newline[0]) if len(newline) else None)
     found = entropies(corpus.ids, len(vocab))
     parts = (corpus.train, corpus.val, corpus.test)
     order = np.argsort(-counts, kind="stable").tolist()
@@ -63,7 +62,7 @@ def describe(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
         "split": {name: len(ids) for name, ids in zip(SPLITS, parts, strict=True)},
         "largest_batch": largest_batch(len(corpus.train), data.seq_len, data.windows, data.stride),
         "entropy": {"bits_per_char": list(found.bits), "counted": found.counted},
-        "lines": _line_facts(lines),
+        "lines": count_lines(corpus.ids, int(newline[0]) if len(newline) else None),
         "documents": _document_facts(data),
         "notes": list(corpus.notes),
     }
@@ -73,30 +72,16 @@ def _symbol(corpus: Corpus, index: int) -> str:
     return f"0x{index:02x}" if corpus.vocab.kind == "bytes" else corpus.vocab.symbols[index]
 
 
-def _line_facts(lines: Lines) -> dict[str, Any]:
-    lengths = {_range(i): int(n) for i, n in enumerate(lines.histogram) if n}
-    names = ("count", "longest", "longest_at", "not_empty", "repeated", "repeated_chars", "compared")
-    return {name: getattr(lines, name) for name in names} | {"lengths": lengths}
-
-
-def _range(bucket: int) -> str:
-    low, high = 2 ** (bucket - 1) if bucket else 0, 2**bucket - 1
-    return f"{low}" if low >= high else f"{low}-{high}"
-
-
 def _document_facts(data: DataConfig) -> dict[str, int] | None:
     """Count files, archive members and records, and those equal to an earlier one; None for standard input."""
     if data.source == "-":
         return None
     count, seen = 0, set()
     for part in find_parts(data).parts:
-        if part.documents:
-            for text in part.documents():
-                count += 1
-                seen.add(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-        else:
+        documents = ([text.encode()] for text in part.documents()) if part.documents else [part.chunks()]
+        for document in documents:
             digest = hashlib.sha256()
-            for chunk in part.chunks():
+            for chunk in document:
                 digest.update(chunk)
             count += 1
             seen.add(digest.digest())
@@ -108,7 +93,7 @@ def as_text(facts: dict[str, Any]) -> str:
     n, lines, split = facts["characters"], facts["lines"], facts["split"]
     entropy, vocab, documents = facts["entropy"], facts["vocab"], facts["documents"]
     unit = "bytes" if vocab["kind"] == "bytes" else "characters"
-    counted = "" if entropy["counted"] == n else f", counted on the first {entropy['counted']:,}"
+    counted = "" if entropy["counted"] == n else f", counted on {entropy['counted']:,} of them"
     seen = "" if lines["compared"] == lines["count"] else f", of the first {lines['compared']:,} lines"
     share = lines["repeated_chars"] / n
     out = [

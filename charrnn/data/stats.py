@@ -3,9 +3,9 @@
 Letters: N characters, V vocabulary size.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,11 @@ NGRAM_ORDER = 6
 SAMPLE_CHARS = 1 << 21  # 0.3 s of counting
 _SAMPLES = 8
 _CHUNK = 1 << 22
-MAX_GRAMS = 1 << 24  # different 4-grams counted: 256 MiB
 _DISCOUNT = 0.85  # the best of 0.5, 0.75 and 0.85 on 20 KB to 1.1 MB of two texts
 _MAX_TRAINED = 1 << 20  # characters; a second of counting
 _MAX_EVALUATED = 1 << 17
-MAX_LINES = 1 << 22  # different lines remembered: 400 MiB
+MAX_LINES = 1 << 22  # lines compared: 400 MiB when all differ
 _MAX_COMPARED = 1 << 20  # characters of a line
-
-Keys = NDArray[np.uint64]
-Counts = NDArray[np.int64]
 
 
 # ---- entropy
@@ -56,38 +52,23 @@ class Entropies:
         return f"{values} bits/char by the frequencies of characters after 0 to {len(self.bits) - 1} others{share}"
 
 
-def sampled_entropies(ids: Ids, symbols: int) -> Entropies:
-    """Return the entropies of at most SAMPLE_CHARS of `ids` (N,), in samples spread evenly over them."""
-    if len(ids) <= SAMPLE_CHARS:
-        return _entropies([ids], symbols, len(ids))
-    length = SAMPLE_CHARS // _SAMPLES
-    starts = np.linspace(0, len(ids) - length, _SAMPLES).astype(np.int64)
-    return _entropies((ids[start : start + length] for start in starts), symbols, len(ids))
-
-
 def entropies(ids: Ids, symbols: int) -> Entropies:
-    """Return the entropies of `ids` (N,); counting stops at MAX_GRAMS different 4-grams.
+    """Return the entropies of a text, of at most SAMPLE_CHARS of it in samples spread evenly over it.
 
     Args:
-        ids: (N,) ids.
+        ids: (N,) ids, N at least 1.
         symbols: V, above every id.
     """
-    overlap = HIGHEST_ORDER  # so that a chunk's 4-grams continue those of the one before
-    pieces = (ids[start : start + _CHUNK + overlap] for start in range(0, max(1, len(ids) - overlap), _CHUNK))
-    return _entropies(pieces, symbols, len(ids), overlap)
-
-
-def _entropies(pieces: Iterable[Ids], symbols: int, total: int, overlap: int = 0) -> Entropies:
-    """overlap: characters at the start of each piece but the first that the one before ended with."""
+    samples = [ids]
+    if len(ids) > SAMPLE_CHARS:
+        length = SAMPLE_CHARS // _SAMPLES
+        starts = np.linspace(0, len(ids) - length, _SAMPLES).astype(np.int64)
+        samples = [ids[start : start + length] for start in starts]
     bits = _bits(symbols)
-    longest = max(1, min(HIGHEST_ORDER + 1, total, 64 // bits))
-    keys, counts, read = np.empty(0, np.uint64), np.empty(0, np.int64), 0
-    for piece in pieces:
-        keys, counts = _merge(keys, counts, *np.unique(_pack(piece, longest, bits), return_counts=True))
-        read += len(piece) - (overlap if read else 0)
-        if len(keys) > MAX_GRAMS:
-            break
-    return Entropies(_conditional(keys, counts, longest, bits), read, total)
+    longest = min(HIGHEST_ORDER + 1, len(ids), 64 // bits)
+    grams = np.concatenate([_pack(sample, longest, bits) for sample in samples])
+    counted = sum(map(len, samples))
+    return Entropies(_conditional(*np.unique(grams, return_counts=True), longest, bits), counted, len(ids))
 
 
 def _bits(symbols: int) -> int:
@@ -95,7 +76,7 @@ def _bits(symbols: int) -> int:
     return max(1, (symbols - 1).bit_length())
 
 
-def _pack(ids: Ids, length: int, bits: int) -> Keys:
+def _pack(ids: Ids, length: int, bits: int) -> NDArray[np.uint64]:
     """Return (N - length + 1,) each run of `length` ids as one number, the first one in the highest bits."""
     count = max(0, len(ids) - length + 1)
     packed = np.zeros(count, np.uint64)
@@ -104,18 +85,7 @@ def _pack(ids: Ids, length: int, bits: int) -> Keys:
     return packed
 
 
-def _merge(keys: Keys, counts: Counts, more_keys: Keys, more_counts: Counts) -> tuple[Keys, Counts]:
-    """Return the sum of two tables with sorted keys."""
-    if not len(keys):
-        return more_keys, more_counts
-    joined = np.concatenate([keys, more_keys])
-    order = np.argsort(joined, kind="stable")
-    joined, both = joined[order], np.concatenate([counts, more_counts])[order]
-    starts = np.flatnonzero(np.diff(joined, prepend=joined[0] ^ np.uint64(1)))
-    return joined[starts], np.add.reduceat(both, starts)
-
-
-def _conditional(keys: Keys, counts: Counts, longest: int, bits: int) -> tuple[float, ...]:
+def _conditional(keys: NDArray[np.uint64], counts: NDArray[np.int64], longest: int, bits: int) -> tuple[float, ...]:
     """Return the entropy of (k + 1)-grams less that of k-grams for each k; both are prefixes of the sorted grams."""
     joint = [0.0]
     for length in range(1, longest + 1):
@@ -175,71 +145,40 @@ def _lookup(keys: NDArray[np.uint64], values: NDArray[np.integer], wanted: NDArr
 # ---- lines
 
 
-@dataclass
-class Lines:
-    """The lines of a text.
-
-    Attributes:
-        count: Number of lines.
-        longest: Characters of the longest.
-        longest_at: Its number, from 1.
-        not_empty: Lines that are not empty.
-        repeated: Those of them that occurred before.
-        repeated_chars: Characters in the repeated ones.
-        compared: Lines that the search for repeated ones saw.
-        histogram: Number of lines of 0, 1, 2-3, 4-7, 8-15 ... characters.
-    """
-
-    count: int = 0
-    longest: int = 0
-    longest_at: int = 0
-    not_empty: int = 0
-    repeated: int = 0
-    repeated_chars: int = 0
-    compared: int = 0
-    histogram: list[int] = field(default_factory=lambda: [0] * 64)
-
-
-def count_lines(ids: Ids, newline: int | None) -> Lines:
-    """Count the lines of a text; the search for repeated ones stops at MAX_LINES different ones.
+def count_lines(ids: Ids, newline: int | None) -> dict[str, Any]:
+    """Return statistics of the lines of a text; the search for repeated ones stops after MAX_LINES.
 
     Args:
-        ids: (N,) ids.
+        ids: (N,) ids, N at least 1.
         newline: The id that ends a line; None when the text has none.
+
+    Returns:
+        `count`; `longest` in characters and `longest_at`, its number from 1; `not_empty`; `repeated`, the lines that
+        are not empty and occurred before, and `repeated_chars`, the characters in them, among the first `compared`;
+        `lengths`, the number of lines of 0, 1, 2-3, 4-7, 8-15 ... characters.
     """
-    found = Lines()
-    seen: set[int] = set()
-    for length, start in _lines(ids, newline):
-        found.count += 1
-        found.histogram[length.bit_length()] += 1
-        found.not_empty += length > 0
-        if length > found.longest:
-            found.longest, found.longest_at = length, found.count
-        if len(seen) >= MAX_LINES:
-            continue
-        found.compared += 1
-        key = hash((length, start))
+    starts = range(0, len(ids), _CHUNK)
+    found = [start + np.flatnonzero(ids[start : start + _CHUNK] == newline) for start in starts]
+    ends = np.concatenate([*found, [len(ids)] if ids[-1] != newline else []]).astype(np.int64)  # (L,)
+    lengths = np.diff(ends, prepend=-1) - 1  # (L,)
+    seen: set[tuple[int, int]] = set()
+    repeated = repeated_chars = 0
+    for end, length in zip(ends[:MAX_LINES].tolist(), lengths[:MAX_LINES].tolist(), strict=True):
+        line = ids[end - length : end - length + min(length, _MAX_COMPARED)]
+        key = (length, hash(line.tobytes()))
         if length and key in seen:
-            found.repeated += 1
-            found.repeated_chars += length
-        elif length:
-            seen.add(key)
-    return found
-
-
-def _lines(ids: Ids, newline: int | None) -> Iterator[tuple[int, bytes]]:
-    """Yield the length of each line, and its first _MAX_COMPARED ids as bytes."""
-    length, start = 0, b""
-    for begin in range(0, len(ids), _CHUNK):
-        block = np.asarray(ids[begin : begin + _CHUNK])
-        raw, width = block.tobytes(), block.itemsize
-        ends = np.flatnonzero(block == newline).tolist() if newline is not None else []
-        first = 0
-        for end in ends:
-            line = raw[first * width : min(end, first + _MAX_COMPARED) * width]
-            yield length + end - first, (start + line)[: _MAX_COMPARED * width]
-            length, start, first = 0, b"", end + 1
-        length += len(block) - first
-        start = (start + raw[first * width : (first + _MAX_COMPARED) * width])[: _MAX_COMPARED * width]
-    if length:
-        yield length, start
+            repeated += 1
+            repeated_chars += length
+        seen.add(key)
+    histogram = np.bincount(np.frexp(lengths)[1]).tolist()  # by the bits of the length
+    ranges = ["0", "1", *(f"{1 << bits}-{(2 << bits) - 1}" for bits in range(1, len(histogram) - 1))]
+    return {
+        "count": len(lengths),
+        "longest": int(lengths.max()),
+        "longest_at": int(lengths.argmax()) + 1,
+        "not_empty": int(np.count_nonzero(lengths)),
+        "repeated": repeated,
+        "repeated_chars": repeated_chars,
+        "compared": min(len(lengths), MAX_LINES),
+        "lengths": {name: count for name, count in zip(ranges, histogram, strict=False) if count},
+    }
