@@ -29,7 +29,7 @@ from charrnn.errors import CheckpointError, ConfigError, CorpusError, TrainingEr
 from charrnn.windows import Batch
 from train.checkpoint.format import load_newest, step_folders
 from train.distributed.collectives import Collectives, GlobalStatus
-from train.distributed.setup import check_processes, make_accelerator
+from train.distributed.setup import make_accelerator
 from train.distributed.signals import StopSignals
 from train.distributed.watchdog import Watchdog, connect_store
 from train.loop.trainer import Trainer
@@ -172,13 +172,6 @@ def watchdogs_meet_in_the_launchers_store(folder: Path) -> None:
     here.barrier()
     assert dog.check_peers() is None
     assert dog._peers[1].line == "left"
-
-
-@scenario
-def each_process_refuses_another_number_of_them(folder: Path) -> None:
-    count, expected = ranks().world_size, "train.processes is 3, but the launcher started 2"
-    refused(lambda: check_processes(config_of(folder, "none", "train.processes=3"), count), ConfigError, expected)
-    check_processes(config_of(folder, "none", "train.processes=2"), count)
 
 
 # Where they start
