@@ -572,3 +572,4 @@ def test_files_with_changed_fields_are_refused_or_write(tmp_path, count, seed):
     found = outcomes(tmp_path)
     assert len(found) == count
     assert list(found.values()).count("refused") > count / 2
+    assert count > 200 or "fails" not in found.values()
