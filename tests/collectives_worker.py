@@ -27,7 +27,7 @@ from charrnn.config import RunConfig
 from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, TrainingError
 from charrnn.windows import Batch
-from train.checkpoint.format import load_newest, step_folders
+from train.checkpoint.format import load_newest, optimizer_tensors, step_folders
 from train.distributed.collectives import Collectives, GlobalStatus
 from train.distributed.setup import make_accelerator
 from train.distributed.signals import StopSignals
@@ -391,9 +391,8 @@ def a_stop_signal_to_one_rank_stops_all_and_resume_is_exact(folder: Path) -> Non
 
 def _tensors(trainer: Trainer) -> list[Tensor]:
     """Weights, and the optimizer's moments."""
-    states = trainer.update.optimizer.state.values()
-    moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq", "step")]
-    return [*trainer.model.state_dict().values(), *moments]
+    moments = optimizer_tensors(trainer.model, trainer.update.optimizer)
+    return [*trainer.model.state_dict().values(), *(moments[name] for name in sorted(moments))]
 
 
 # How gradients cross

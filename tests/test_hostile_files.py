@@ -372,8 +372,8 @@ GIANT = {"model": {"rnn": "GRU", "num_layers": 1, "hidden_dim": 2**40}}
         ("vocab", json.dumps({"kind": "x\n" * 10**6}), "kind"),
         ("vocab", json.dumps({"kind": "chars", "symbols": ["\ud800", "a"]}), "surrogate"),
         ("vocab", "[" * 100_000, "not a vocabulary"),
-        ("format_version", "9" * 5000, "format_version is"),
-        ("format_version", "\u0662", "format_version is"),
+        ("format_version", "9" * 5000, "has format version"),
+        ("format_version", "\u0662", "has format version"),
     ],
 )
 def test_metadata_that_is_huge_nested_or_no_text_is_refused(tmp_path, key, value, named):
