@@ -113,10 +113,12 @@ def run_training(name: str, run_dir: Path, *options: object) -> dict[str, Any]:
     )
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-    metrics: dict[str, Any] = {}
-    for record in read_metrics(run_dir):
-        metrics |= record
-    return metrics | {"seconds": time.perf_counter() - began}
+    return last_metrics(run_dir) | {"seconds": time.perf_counter() - began}
+
+
+def last_metrics(run_dir: Path) -> dict[str, Any]:
+    """Returns the last value of each metric."""
+    return {name: value for record in read_metrics(run_dir) for name, value in record.items()}
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
