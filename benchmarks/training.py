@@ -15,10 +15,9 @@ from accelerate.state import AcceleratorState, GradientState
 from benchmarks.common import ROOT
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
-from train.checkpoint.vocab_transfer import StartingPoint
+from train.checkpoint.resume import starting_point
 from train.distributed.setup import make_accelerator, set_threads
 from train.loop.trainer import Trainer
-from train.tracking.metrics_log import MetricsLog
 from train.tracking.recorder import Recorder
 
 _BATCHES_OF_TEXT = 64
@@ -59,21 +58,21 @@ def reset_accelerator() -> None:
     GradientState._reset_state()
 
 
-def make_trainer(config: RunConfig, *, log: bool = False, clock: Callable[[], float] = time.monotonic) -> Trainer:
-    """Builds a trainer in this process, with weights of its own.
+def make_trainer(
+    config: RunConfig, recorder: Recorder | None = None, clock: Callable[[], float] = time.monotonic
+) -> Trainer:
+    """Builds a trainer in this process, which resumes what its run folder holds.
 
     Args:
         config: What to train.
-        log: Whether to write metrics.jsonl to the run folder; else nothing is recorded.
+        recorder: Of its metrics; without, nothing is recorded.
         clock: Seconds.
     """
     reset_accelerator()
     set_threads(config.train.threads)
     corpus, accelerator, run_dir = prepare(config.data), make_accelerator(config.train), Path(config.train.run_dir)
-    if log:
-        run_dir.mkdir(exist_ok=True)
-    recorder = Recorder(MetricsLog(run_dir / "metrics.jsonl", 0)) if log else Recorder()
-    return Trainer(config, corpus, StartingPoint(corpus.vocab), accelerator, run_dir, recorder, clock)
+    start = starting_point(config, corpus, run_dir, resume=True)
+    return Trainer(config, corpus, start, accelerator, run_dir, recorder or Recorder(), clock)
 
 
 def synchronize(trainer: Trainer) -> bool:
@@ -114,10 +113,12 @@ def run_training(name: str, run_dir: Path, *options: object) -> dict[str, Any]:
     )
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-    metrics: dict[str, Any] = {}
-    for record in read_metrics(run_dir):
-        metrics |= record
-    return metrics | {"seconds": time.perf_counter() - began}
+    return last_metrics(run_dir) | {"seconds": time.perf_counter() - began}
+
+
+def last_metrics(run_dir: Path) -> dict[str, Any]:
+    """Returns the last value of each metric."""
+    return {name: value for record in read_metrics(run_dir) for name, value in record.items()}
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -27,9 +27,9 @@ from charrnn.config import RunConfig
 from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, TrainingError
 from charrnn.windows import Batch
-from train.checkpoint.format import load_newest, step_folders
+from train.checkpoint.format import load_newest, optimizer_tensors, step_folders
 from train.distributed.collectives import Collectives, GlobalStatus
-from train.distributed.setup import check_processes, make_accelerator
+from train.distributed.setup import make_accelerator
 from train.distributed.signals import StopSignals
 from train.distributed.watchdog import Watchdog, connect_store
 from train.loop.trainer import Trainer
@@ -172,13 +172,6 @@ def watchdogs_meet_in_the_launchers_store(folder: Path) -> None:
     here.barrier()
     assert dog.check_peers() is None
     assert dog._peers[1].line == "left"
-
-
-@scenario
-def each_process_refuses_another_number_of_them(folder: Path) -> None:
-    count, expected = ranks().world_size, "train.processes is 3, but the launcher started 2"
-    refused(lambda: check_processes(config_of(folder, "none", "train.processes=3"), count), ConfigError, expected)
-    check_processes(config_of(folder, "none", "train.processes=2"), count)
 
 
 # Where they start
@@ -398,9 +391,8 @@ def a_stop_signal_to_one_rank_stops_all_and_resume_is_exact(folder: Path) -> Non
 
 def _tensors(trainer: Trainer) -> list[Tensor]:
     """Weights, and the optimizer's moments."""
-    states = trainer.update.optimizer.state.values()
-    moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq", "step")]
-    return [*trainer.model.state_dict().values(), *moments]
+    moments = optimizer_tensors(trainer.model, trainer.update.optimizer)
+    return [*trainer.model.state_dict().values(), *(moments[name] for name in sorted(moments))]
 
 
 # How gradients cross

@@ -87,18 +87,9 @@ def free_job_id() -> int:
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's, less what a launcher, SLURM or the reader's settings left in it."""
-    left_over = ("ACCELERATE_", "PET_", "SLURM_", "TORCHELASTIC_", "MASTER_", "WANDB_")
+    left_over = ("ACCELERATE_", "PET_", "SLURM_", "TORCHELASTIC_", "MASTER_", "WANDB_", "LOCAL_", "WORLD_SIZE", "RANK")
+    left_over += ("CUDA_VISIBLE_DEVICES", "PROCESSES", "RESTARTS")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(left_over)}
-    for name in (
-        "WORLD_SIZE",
-        "RANK",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "CUDA_VISIBLE_DEVICES",
-        "PROCESSES",
-        "RESTARTS",
-    ):
-        kept.pop(name, None)
     # The commands of this Python's environment come first: torchrun, accelerate.
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return {**kept, "OMP_NUM_THREADS": "1", **extra}

@@ -1,6 +1,5 @@
 """Processes that tests start on this machine's CPU: the launcher's arguments, a small run, and its log."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from training import some_text
 
 from benchmarks.common import free_port
+from benchmarks.training import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -57,5 +57,4 @@ def train_small(folder: Path, processes: int, *arguments: str) -> str:
 
 def logged(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
     """Returns step -> the value of that name in metrics.jsonl."""
-    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: r[name] for r in records if name in r}
+    return {r["step"]: r[name] for r in read_metrics(run_dir) if name in r}

@@ -1,6 +1,5 @@
 """The README's command on texts of a few KB and up, and beside a busy process, as a user runs it."""
 
-import json
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.training import last_metrics
 from charrnn.data.stats import ngram_loss
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +49,7 @@ def trained(folder, text, *options):
         command, cwd=folder, capture_output=True, text=True, timeout=280, env={**environment, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stderr
-    metrics = {}
-    for line in (folder / "checkpoints" / "text" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        metrics |= json.loads(line)
-    return metrics, done.stderr, time.monotonic() - began
+    return last_metrics(folder / "checkpoints" / "text"), done.stderr, time.monotonic() - began
 
 
 def counted(text):

@@ -8,7 +8,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import graph_digests
 import numpy as np
@@ -25,7 +27,7 @@ from infer import Engine
 from infer.model_file import graph_structure, validator
 from infer.model_file import session as limits
 from infer.model_file.layout import Sizes
-from infer.model_file.protobuf import DamagedError, Parser, UnsafeError
+from infer.model_file.protobuf import DamagedError, UnsafeError
 from infer.model_file.validator import DIGESTS
 
 CELLS = ("GRU", "LSTM")
@@ -168,14 +170,11 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (with_node("Expand", ["zero_f64", "all_symbols"]), "'Expand'"),
-        (with_node("RandomNormal", [], shape=[1 << 20, 1 << 20]), "'RandomNormal'"),
-        (with_node("Constant", [], value_ints=[1, 2]), "'Constant'"),
-        (with_node("Range", ["zero", "all_symbols", "one"]), "'Range'"),
-        (with_node("Tile", ["head", "axis_0"]), "'Tile'"),
+        (with_node("RandomNormal", [], shape=[1 << 20, 1 << 20]), OTHER_GRAPH),
+        (with_node("Tile", ["head", "axis_0"]), OTHER_GRAPH),
         (with_node("Mine", ["ids"], "evil.corp"), "operators 'evil.corp'"),
-        (with_node("EPContext", ["ids"], "com.microsoft"), "'com.microsoft.EPContext'"),
-        (with_node("Relu\n" * 1000, ["ids"]), "operator"),
+        (with_node("EPContext", ["ids"], "com.microsoft"), OTHER_GRAPH),
+        (with_node("Relu\n" * 1000, ["ids"]), OTHER_GRAPH),
         (with_node("ConstantOfShape", ["minus_1_width"]), OTHER_GRAPH),
         (
             with_node("ConstantOfShape", ["switches_candidate"], value=helper.make_tensor("v", 7, [2], [0, 0])),
@@ -370,8 +369,8 @@ GIANT = {"model": {"rnn": "GRU", "num_layers": 1, "hidden_dim": 2**40}}
         ("vocab", json.dumps({"kind": "x\n" * 10**6}), "kind"),
         ("vocab", json.dumps({"kind": "chars", "symbols": ["\ud800", "a"]}), "surrogate"),
         ("vocab", "[" * 100_000, "not a vocabulary"),
-        ("format_version", "9" * 5000, "format_version is"),
-        ("format_version", "\u0662", "format_version is"),
+        ("format_version", "9" * 5000, "has format version"),
+        ("format_version", "\u0662", "has format version"),
     ],
 )
 def test_metadata_that_is_huge_nested_or_no_text_is_refused(tmp_path, key, value, named):
@@ -422,6 +421,16 @@ def test_weights_of_wrong_shapes_are_refused_at_once(tmp_path, kind):
             if refusal(tmp_path / "m.onnx") is None:
                 loaded.append(tensor.name)
     assert loaded == []
+
+
+def test_an_input_that_passes_for_what_a_node_gives_is_refused(tmp_path):
+    def change(model):
+        model.graph.input.append(helper.make_tensor_value_info("Reshape:0", TensorProto.FLOAT, None))
+        identity = next(node for node in model.graph.node if node.output[0] == "logits")
+        identity.input[0] = "Reshape:0"
+
+    (tmp_path / "m.onnx").write_bytes(changed(change))
+    assert OTHER_GRAPH in refused(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("name", ["ids", "h", "uniforms", "top_k"])
@@ -522,94 +531,52 @@ def test_metadata_of_any_json_is_refused_or_harmless(tmp_path_factory, key, valu
 
 # ---- fuzz of protobuf's fields
 
-EXTREMES = [0, 1, 2, 127, 255, 2**31, 2**63 - 1, 2**64 - 1]
+
+def mutate(message: Any, rng: np.random.Generator) -> None:
+    """Change a field of a message, or of one in it: its value, another's place, left out or doubled."""
+    fields = message.ListFields()
+    if not fields:
+        return
+    field, value = fields[rng.integers(len(fields))]
+    if field.message_type and rng.random() < 0.9:
+        mutate(value[rng.integers(len(value))] if isinstance(value, Sequence) else value, rng)
+        return
+    if isinstance(value, str):
+        setattr(message, field.name, str(rng.choice(["", "x" * 300, "h", "Loop", "head", value + "0", value[1:]])))
+    elif isinstance(value, bytes):
+        setattr(message, field.name, damaged(value, rng))
+    elif isinstance(value, Sequence):
+        i = int(rng.integers(len(value)))
+        items = [[*value[:i], *value[i + 1 :]], [*value, value[i]], value[::-1], [value[i]] * len(value)][
+            rng.integers(4)
+        ]
+        copies = [type(item).FromString(item.SerializeToString()) if field.message_type else item for item in items]
+        message.ClearField(field.name)
+        getattr(message, field.name).extend(copies)
+    elif field.message_type or rng.random() < 0.2:
+        message.ClearField(field.name)
+    elif field.enum_type:
+        setattr(message, field.name, int(rng.integers(9)))
+    else:
+        largest = 2**63 - 1 if field.type == field.TYPE_INT64 else 2**31 - 1
+        setattr(message, field.name, int(rng.choice([-largest - 1, -1, 0, 1, 2, 7, 1 << 20, largest])))
 
 
-def spelled(value: int) -> bytes:
-    """A number as protobuf's varint."""
-    parts = []
-    while value >= 128:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def fields(data: bytes) -> list[tuple[int, int, int | bytes]]:
-    """A message's fields: number, wire type, value. Raises: DamagedError for what is none."""
-    parser, found, at = Parser(data), [], 0
-    while at < len(data):
-        tag, at = parser._varint(at, len(data))
-        value, end = parser._varint(at, len(data)) if tag & 7 in (0, 2) else (0, at)
-        if tag & 7:
-            at, end = end, end + {1: 8, 2: value, 5: 4}.get(tag & 7, len(data))
-            value = data[at:end]
-        if end > len(data) or not tag >> 3:
-            raise DamagedError
-        found.append((tag >> 3, tag & 7, value))
-        at = end
-    return found
-
-
-def written(parts: list[tuple[int, int, int | bytes]]) -> bytes:
-    """Fields as a message; of a wrong kind, too."""
-    out = b""
-    for number, kind, value in parts:
-        out += spelled(number << 3 | kind)
-        if isinstance(value, int):
-            out += spelled(value)
-        else:
-            out += (spelled(len(value)) if kind == 2 else b"") + value
-    return out
-
-
-def mutated(data: bytes, rng: np.random.Generator, depth: int = 0) -> bytes:
-    """A message with one field changed: its value, number or kind, its place, left out or doubled; or one within it."""
-    try:
-        parts = fields(data)
-    except DamagedError:
-        parts = []
-    if not parts:  # text or numbers
-        return damaged(data, rng) if data else bytes(rng.integers(0, 256, 3, np.uint8))
-    i = int(rng.integers(len(parts)))
-    number, kind, value = parts[i]
-    if isinstance(value, bytes) and 1 < len(value) < 10**6 and rng.random() < (0.9 if depth < 3 else 0.6):
-        parts[i] = (number, kind, mutated(value, rng, depth + 1))
-        return written(parts)
-    match rng.integers(6):
-        case 0:
-            del parts[i]
-        case 1:
-            parts.insert(int(rng.integers(len(parts) + 1)), parts[i])
-        case 2:
-            parts[i] = (int(rng.integers(1, 30)), kind, value)
-        case 3 if isinstance(value, int):
-            parts[i] = (number, kind, EXTREMES[rng.integers(len(EXTREMES))])
-        case 3 | 4:
-            j = int(rng.integers(len(parts)))
-            parts[i], parts[j] = parts[j], parts[i]
-        case 5:
-            parts[i] = (number, 0, EXTREMES[rng.integers(len(EXTREMES))])
-    return written(parts)
-
-
-def try_mutations(count: int, seed: int, folder: Path) -> dict[str, str]:
+@pytest.mark.parametrize(
+    ("count", "seed"), [(200, 3), *(pytest.param(1000, seed, marks=pytest.mark.slow) for seed in range(100, 120))]
+)
+def test_files_with_changed_fields_are_refused_or_write(tmp_path, count, seed):
     rng, kinds = generator(seed), list(WHOLE)
     for i in range(count):
-        data = WHOLE[kinds[i % len(kinds)]]
+        model = onnx.load_from_string(WHOLE[kinds[i % len(kinds)]])
         for _ in range(rng.integers(1, 4)):
-            data = mutated(data, rng)
-        (folder / f"{i}.onnx").write_bytes(data)
-    found = outcomes(folder)
+            mutate(model, rng)
+        data = model.SerializeToString()
+        if i % 3 == 0:  # and what no field holds
+            start = int(rng.integers(len(data) // 2))
+            data = data[:start] + damaged(data[start : start + 100], rng) + data[start + 100 :]
+        (tmp_path / f"{i}.onnx").write_bytes(data)
+    found = outcomes(tmp_path)
     assert len(found) == count
-    return found
-
-
-def test_files_with_changed_fields_are_refused_or_write(tmp_path):
-    found = try_mutations(200, 3, tmp_path)
-    assert "fails" not in found.values()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 120))
-def test_many_more_files_with_changed_fields_are_refused_or_write(tmp_path, seed):
-    try_mutations(1000, seed, tmp_path)
+    assert list(found.values()).count("refused") > count / 2
+    assert count > 200 or "fails" not in found.values()

@@ -70,15 +70,18 @@ def accepted(options, monkeypatch):
 # --- every file and command
 
 
-def test_every_launch_file_has_a_complete_header():
+def test_every_launch_file_has_a_complete_header_and_a_command_in_the_guide():
     assert {p.name for p in FILES} == {
         *ACCELERATE_FILES, "several-cpus.sh", "slurm.sbatch", "kubernetes.yaml", "Dockerfile", "skypilot.yaml",
     }  # fmt: skip
+    guide = commands_of(GUIDE)
+    assert len(guide) > 12
     for path in FILES:
-        text = header(path)
+        text, name = header(path), f"launch/{path.name}"
         assert re.match(r" \w", text), path
-        assert any(f"launch/{path.name}" in command for command in commands_of(path)), path
+        assert any(name in command for command in commands_of(path)), path
         assert re.search(r"\b(Edit\b|Nothing to edit)", text), path
+        assert path.name == "Dockerfile" or any(name in command for command in guide), path
 
 
 @pytest.mark.parametrize("command", [command for path in [*FILES, GUIDE] for command in commands_of(path)])
@@ -86,14 +89,6 @@ def test_every_documented_command_is_valid(command, monkeypatch):
     options = training_options(command)
     if options is not None:
         accepted(options, monkeypatch)
-
-
-def test_the_guide_has_a_command_for_every_file():
-    commands = commands_of(GUIDE)
-    assert len(commands) > 12
-    for path in FILES:
-        if path.name != "Dockerfile":
-            assert any(f"launch/{path.name}" in command for command in commands), path
 
 
 def table(first_header):
@@ -249,47 +244,39 @@ def test_a_batch_job_passes_signals_on_and_requeues_after_a_warning(tmp_path, se
 # --- Kubernetes and SkyPilot, by what they must hold; test_launch_schemas.py holds them against the published schemas
 
 
-def worker():
-    return KUBERNETES[1]["spec"]["pytorchReplicaSpecs"]["Worker"]
+WORKER = KUBERNETES[1]["spec"]["pytorchReplicaSpecs"]["Worker"]
+(CONTAINER,) = WORKER["template"]["spec"]["containers"]
 
 
-def container():
-    (only,) = worker()["template"]["spec"]["containers"]
-    return only
-
-
-def test_the_number_of_pods_fits_rendezvous_and_batch(monkeypatch):
+def test_the_pods_fit_rendezvous_batch_and_claim_and_restart(monkeypatch):
+    claim, job = KUBERNETES
     assert [tree["kind"] for tree in KUBERNETES] == ["PersistentVolumeClaim", "PyTorchJob"]
-    elastic = KUBERNETES[1]["spec"]["elasticPolicy"]
+    elastic = job["spec"]["elasticPolicy"]
     assert elastic["rdzvBackend"] == "c10d"
-    assert elastic["minReplicas"] == elastic["maxReplicas"] == worker()["replicas"]
-    torchrun = get_args_parser().parse_args(container()["args"])
+    assert elastic["minReplicas"] == elastic["maxReplicas"] == WORKER["replicas"]
+    torchrun = get_args_parser().parse_args(CONTAINER["args"])
     config = accepted(torchrun.training_script_args, monkeypatch)
-    assert config.data.batch_size % (worker()["replicas"] * int(torchrun.nproc_per_node)) == 0
-    assert container()["resources"]["limits"]["nvidia.com/gpu"] == torchrun.nproc_per_node
-    assert container()["name"] == "pytorch"  # the operator looks for this one
-    assert container()["ports"] == [{"name": "pytorchjob-port", "containerPort": 23456}]
+    assert config.data.batch_size % (WORKER["replicas"] * int(torchrun.nproc_per_node)) == 0
+    assert CONTAINER["resources"]["limits"]["nvidia.com/gpu"] == torchrun.nproc_per_node
+    assert CONTAINER["name"] == "pytorch"  # the operator looks for this one
+    assert CONTAINER["ports"] == [{"name": "pytorchjob-port", "containerPort": 23456}]
 
-
-def test_a_failed_pod_restarts_with_time_for_a_checkpoint():
-    assert container()["command"] == ["torchrun"]  # and no shell between, which would keep SIGTERM to itself
-    assert worker()["restartPolicy"] == "OnFailure"
-    assert KUBERNETES[1]["spec"]["runPolicy"]["backoffLimit"] > 0
-    environment = {entry["name"]: entry["value"] for entry in container()["env"]}
-    granted_s = int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
-    assert 30 < granted_s < worker()["template"]["spec"]["terminationGracePeriodSeconds"]
+    # A failed pod restarts, with time for a checkpoint.
+    spec = WORKER["template"]["spec"]
+    assert CONTAINER["command"] == ["torchrun"]  # and no shell between, which would keep SIGTERM to itself
+    assert WORKER["restartPolicy"] == "OnFailure"
+    assert job["spec"]["runPolicy"]["backoffLimit"] > 0
+    environment = {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
+    assert 30 < int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < spec["terminationGracePeriodSeconds"]
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
-
-def test_the_run_folder_of_the_pods_lies_on_the_claim(monkeypatch):
-    claim, spec = KUBERNETES[0], worker()["template"]["spec"]
+    # The run folder is on the claim.
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
     assert volumes.keys() == mounts.keys()
     assert volumes["checkpoints"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    options = get_args_parser().parse_args(container()["args"]).training_script_args
-    assert accepted(options, monkeypatch).train.run_dir.startswith(f"{mounts['checkpoints']}/")
+    assert config.train.run_dir.startswith(f"{mounts['checkpoints']}/")
 
 
 def test_the_image_holds_what_the_pods_start():
@@ -298,7 +285,7 @@ def test_the_image_holds_what_the_pods_start():
     assert all((ROOT / name).exists() for name in copied)
     project = yaml.safe_load(re.search(r"^packages = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.M)[1])
     assert {*project, "configs", "pyproject.toml", "checkpoints/shakespeare.onnx"} <= set(copied)
-    assert f"docker push {container()['image']}" in text
+    assert f"docker push {CONTAINER['image']}" in text
     assert "pip install --no-cache-dir -e '.[train]'" in text
 
 
@@ -457,9 +444,9 @@ def pod(folder, port, *training):
         "PET_NNODES": f"{elastic['minReplicas']}:{elastic['maxReplicas']}",
         "PET_MAX_RESTARTS": str(elastic["maxRestarts"]),
     }
-    given |= {entry["name"]: entry["value"] for entry in container()["env"]}
-    arguments = container()["args"]
-    command = [*container()["command"], *arguments[: arguments.index("train/main.py") + 1], *training]
+    given |= {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
+    arguments = CONTAINER["args"]
+    command = [*CONTAINER["command"], *arguments[: arguments.index("train/main.py") + 1], *training]
     return started(folder, *command, ACCELERATE_USE_CPU="true", **given)
 
 

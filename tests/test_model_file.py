@@ -82,9 +82,8 @@ def test_a_file_whose_graph_is_cut_short_is_refused(tmp_path):
     ("changed", "named"),
     [
         ({"format_version": None}, "not charrnn's"),
-        ({"format_version": "2"}, "format version 2.*reads version 1; upgrade"),
-        ({"format_version": "0"}, "format_version is '0'"),
-        ({"format_version": "one"}, "format_version is 'one'"),
+        ({"format_version": "2"}, "format version '2'.*reads version 1; upgrade"),
+        ({"format_version": "one"}, "format version 'one'"),
         ({"vocab": None}, "lacks charrnn.vocab;"),
         ({"vocab": None, "config": None}, "lacks charrnn.vocab, charrnn.config;"),
         ({"vocab": "{"}, "charrnn.vocab is not a vocabulary"),

@@ -52,17 +52,6 @@ def test_ranks_and_micro_batches_cut_a_batch_evenly_in_order(sharing):
     assert list(itertools.chain(*micro_batches)) == whole.tolist()
 
 
-@given(sharings())
-def test_a_ranks_lane_stays_its_own_within_an_epoch(sharing):
-    plan, step, world, _ = sharing
-    if plan.windows == "sliding" or plan.batch(step + 1).reset.any():
-        return
-    for rank in range(world):
-        rows = rank_slice(plan.batch_size, rank, world)
-        now, then = plan.batch(step).starts[rows], plan.batch(step + 1).starts[rows]
-        np.testing.assert_array_equal(then, now + plan.seq_len)
-
-
 def evaluated_positions(num_chars, config, rank, world):
     """For each protocol, the positions whose prediction counts on this rank, as `evaluate` shares them out."""
     read = []

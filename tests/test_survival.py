@@ -2,7 +2,6 @@
 
 import ast
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def test_a_run_killed_22_times_ends_bit_exact(workspace):
     assert len(trials) == 22
 
     recorded = faults_of(workspace, "killed")
-    assert Counter(f["phase"] for f in recorded if f["action"] == "kill") == phases
+    assert Counter(f["phase"] for f in recorded if f["phase"]) == phases
     assert sum(f["where"].startswith("SIGKILL to") for f in recorded) == 3
     assert len({f["where"] for f in recorded}) > 15
     assert "dropout: 0.2" in (workspace.folder / "killed" / "config.yaml").read_text()
@@ -65,7 +64,7 @@ def test_a_run_killed_22_times_ends_bit_exact(workspace):
 def test_restarted_ranks_end_bit_exact(tmp_path):
     draw, workspace = random.Random(4), launch.Workspace(tmp_path, SLIDING_GRU)
     places = [("step", 0), ("evaluation", 1), ("write", 0), ("step", 1)]
-    injected = [chains.Injection(faults.struck("kill", phase, draw, rank)) for phase, rank in places]
+    injected = [chains.Injection(faults.struck(signal.SIGKILL, phase, draw, rank)) for phase, rank in places]
     trials = all_survived(chains.chain_of_restarts(workspace, "killed", injected))
     assert [(f["phase"], f["rank"]) for f in faults_of(workspace, "killed")] == places
     assert all(t.cost.ended_s < 15 for t in trials)
@@ -91,15 +90,14 @@ def test_preempted_ranks_lose_no_step_and_exit_with_the_code(workspace):
 
 @pytest.mark.slow
 def test_the_program_prints_trials_and_survivals():
-    command = [sys.executable, "-m", "benchmarks.reliability", "--times", "1", "--only", "hung", "--only", "full disk"]
+    command = [sys.executable, "-m", "benchmarks.reliability", "--times", "1", "--only", "pruning"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^\| (.+) \| .+ \| .+ \| (\d) \| (\d) \| .* \| .* \| ([\d.]+|none)", done.stdout, re.M)
-    (hung, tried, survived, ended_s), disk = rows
-    assert (hung, tried, survived) == ("Ctrl-C twice in a hung step", "1", "1"), done.stderr
-    assert float(ended_s) < 3
-    assert disk[0] == "full disk"
-    assert disk[1] == disk[2]  # none where no disk may be mounted
+    *_, row = done.stdout.splitlines()
+    name, _, _, tried, survived, chars, _, ended_s = row.strip("| ").split(" | ")
+    assert (name, tried, survived) == ("SIGKILL in pruning", "1", "1"), done.stderr
+    assert int(chars.split()[0].replace(",", "")) > 0
+    assert float(ended_s.split()[0]) < 20
 
 
 def test_an_unusable_newer_checkpoint_displaces_no_usable_one(tmp_path):
@@ -120,12 +118,12 @@ def test_costs_are_counted_from_the_events():
     noted = events(
         (0, "start", {"checkpoints": {}}),
         (1, "fit", {"step": 0}),
-        (2, "fault", {"step": 7, "action": "kill"}),
+        (2, "fault", {"step": 7}),
         (5, "exit", {"rank": 1, "code": 69}),
         (6, "start", {"rank": 1, "checkpoints": {}}),
         (6, "start", {"checkpoints": {"step-00000004": 10, "step-00000006": 20, ".writing-best": 5}}),
         (7, "fit", {"step": 4}),
-        (8, "fault", {"step": 9, "action": "signal"}),
+        (8, "fault", {"step": 9}),
         (8.5, "ended", {"step": 10, "code": 75}),
         (9, "start", {"checkpoints": {"step-00000010": 10}}),
         (10, "fit", {"step": 10}),
@@ -151,7 +149,7 @@ def test_a_fault_that_costs_too_much_is_not_survived(cost, wrong):
 
 def test_every_fault_has_a_name_and_a_row_in_the_docs():
     rows = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    assert len({f.name for f in faults.FAULTS}) == len(faults.FAULTS) == 21
+    assert len({f.name for f in faults.FAULTS}) == len(faults.FAULTS) == 19
     for fault in faults.FAULTS:
         assert f"| {fault.name} | {fault.how} | {fault.survived_if} |" in rows
 

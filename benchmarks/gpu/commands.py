@@ -1,11 +1,10 @@
 """Phase `commands`: what a user types, as processes of their own: launch, SIGTERM and resume, ranks, export, text."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,18 +23,30 @@ _TRAIN = [sys.executable, "train/main.py"]
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-def call(setup: Setup, name: str, command: Sequence[str], limit_s: float = 150) -> Finished:
-    """Run one command; its exit code, or "timed out", and the end of what it printed, which WORK/NAME.log has too."""
-    log = setup.work / f"{name}.log"
+def call(
+    setup: Setup,
+    name: str,
+    command: Sequence[str],
+    limit_s: float = 150,
+    stop_when: Callable[[], bool] = lambda: False,
+) -> Finished:
+    """Run one command, which gets SIGTERM once `stop_when` holds.
+
+    Returns:
+        Its exit code, or "timed out", and the end of what it printed, all of which WORK/NAME.log has.
+    """
+    log, stopped, until = setup.work / f"{name}.log", False, time.monotonic() + limit_s * setup.size(1, 5)
     with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment_of(setup), stdout=file, stderr=file)
-        try:
-            code: int | str = process.wait(limit_s * setup.size(1, 5))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            code = "timed out"
-    return code, log.read_text()[-9000:]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+    while process.poll() is None and time.monotonic() < until:
+        if not stopped and stop_when():
+            process.terminate()
+            stopped = True
+        time.sleep(0.02)
+    ended = process.poll() is not None
+    if not ended:
+        process.kill()
+    return process.wait() if ended else "timed out", log.read_text()[-9000:]
 
 
 def call_all(setup: Setup, jobs: Mapping[str, Sequence[str]], limit_s: float) -> dict[str, Finished]:
@@ -43,12 +54,6 @@ def call_all(setup: Setup, jobs: Mapping[str, Sequence[str]], limit_s: float) ->
     with ThreadPoolExecutor() as pool:
         done = pool.map(lambda name: call(setup, name, jobs[name], limit_s), jobs)
         return dict(zip(jobs, done, strict=True))
-
-
-def environment_of(setup: Setup) -> dict[str, str]:
-    """The environment of a command; without a GPU, processes are told to use the CPU."""
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    return {**os.environ, "PYTHONPATH": path} | ({} if setup.on_gpu else {"ACCELERATE_USE_CPU": "true"})
 
 
 def options(setup: Setup, run_dir: str, steps: int, **more: object) -> list[str]:
@@ -81,30 +86,18 @@ def sigterm(setup: Setup) -> Value:
     """SIGTERM in the middle of a run, then the same command: exit codes, and weights of an uninterrupted run."""
     steps = setup.size(300, 60)
     straight, broken = ([*_TRAIN, *options(setup, name, steps)] for name in ("straight", "broken"))
-    codes = [call(setup, "straight", straight)[0], _stopped_in_the_middle(setup, broken, setup.work / "broken")]
+    metrics = setup.work / "broken" / "metrics.jsonl"
+
+    def in_the_middle() -> bool:
+        return metrics.exists() and metrics.read_text().count("\n") >= 3
+
+    codes = [call(setup, "straight", straight)[0], call(setup, "broken", broken, stop_when=in_the_middle)[0]]
     codes.append(call(setup, "resumed", broken)[0])
     if codes != [0, 75, 0]:
         return {"ok": False, "exit codes": codes}
     ends = [load_file(setup.work / name / f"step-{steps:08d}" / "model.safetensors") for name in ("straight", "broken")]
     largest = max(float((ends[0][name] - ends[1][name]).abs().max()) for name in ends[0])
     return {"ok": largest == 0.0, "exit codes": codes, "largest difference of a weight": largest}
-
-
-def _stopped_in_the_middle(setup: Setup, command: Sequence[str], folder: Path, limit_s: float = 100) -> int | None:
-    """The exit code of a run that gets SIGTERM once it has logged a few lines; None if it does not end."""
-    metrics, until = folder / "metrics.jsonl", time.monotonic() + limit_s
-    with (setup.work / "broken.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment_of(setup), stdout=log, stderr=log)
-    while time.monotonic() < until and process.poll() is None:
-        if metrics.exists() and metrics.read_text().count("\n") >= 3:
-            process.send_signal(signal.SIGTERM)
-            break
-        time.sleep(0.02)
-    try:
-        return process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return None
 
 
 def ranks(setup: Setup) -> Value:
@@ -150,6 +143,8 @@ def afterwards(setup: Setup) -> Value:
 
 def run(setup: Setup, results: Results) -> None:
     """All of them: on a GPU machine side by side, as nothing here is timed; else one after the other."""
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
 
     def in_order(*checks: Any) -> None:
         for check in checks:

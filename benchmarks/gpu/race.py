@@ -40,7 +40,7 @@ def run(setup: Setup, results: Results) -> None:
 
     def ours(name: str, graph: bool, seed: int, clock: Clock) -> Side:
         config = _config(setup, name, train__seed=seed, train__mixed_precision=precision)
-        side = Ours(setup.with_graph(config) if graph else config, clock)
+        side = Ours(setup.with_train(config, cuda_graph=graph and setup.on_gpu), clock)
         if graph and not setup.on_gpu:
             replay_without_gpu(side.trainer)
         return side

@@ -12,11 +12,8 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.common import ROOT
-from benchmarks.training import log_if_due, reset_accelerator, synchronize
+from benchmarks.training import log_if_due, make_trainer, synchronize
 from charrnn.config import RunConfig, load_config
-from charrnn.data.corpus import prepare
-from train.checkpoint.resume import starting_point
-from train.distributed.setup import make_accelerator
 from train.loop.cuda_graph import DirectCapture, GraphedStep
 from train.loop.trainer import Trainer
 from train.tracking.recorder import Recorder
@@ -97,15 +94,10 @@ class Setup:
         if run_dir is None:
             run_dir = self.work / "run"
             shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.mkdir(exist_ok=True)
-        config = self.with_graph(config) if graph else config
-        reset_accelerator()
+        config = self.with_train(config, run_dir=str(run_dir), cuda_graph=graph and self.on_gpu)
         with patch.dict(os.environ, ACCELERATE_USE_CPU=str(cpu or not self.on_gpu).lower()):
-            accelerator = make_accelerator(config.train)
-        assert (accelerator.device.type == "cuda") == (self.on_gpu and not cpu)
-        corpus = prepare(config.data)
-        start = starting_point(config, corpus, run_dir, resume=True)
-        trainer = Trainer(config, corpus, start, accelerator, run_dir, ListRecorder())
+            trainer = make_trainer(config, ListRecorder())
+        assert (trainer.accelerator.device.type == "cuda") == (self.on_gpu and not cpu)
         if graph and not self.on_gpu:
             replay_without_gpu(trainer)
         assert (trainer.update.graphed is not None) == graph
@@ -115,10 +107,10 @@ class Setup:
         """The training losses of a new trainer's first steps. options: of `trainer`."""
         return train(self.trainer(config, **options), steps)
 
-    def with_graph(self, config: RunConfig) -> RunConfig:
-        """The config with train.cuda_graph on, where there is a GPU."""
-        section = config.train.model_copy(update={"cuda_graph": self.on_gpu})
-        return config.model_copy(update={"train": section})
+    @staticmethod
+    def with_train(config: RunConfig, **fields: object) -> RunConfig:
+        """The config with other fields of its section train."""
+        return config.model_copy(update={"train": config.train.model_copy(update=fields)})
 
 
 def by_field(options: dict[str, Any]) -> dict[str, Any]:

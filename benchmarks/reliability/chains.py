@@ -6,10 +6,7 @@ on to the end, which must be that of a run without faults.
 
 import hashlib
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from benchmarks.reliability.launch import BATCH_SIZE, SAVED_EVERY, SEQ_LEN, Laun
 from benchmarks.training import read_metrics
 from charrnn.errors import EXIT_DONE, EXIT_PEER_LOST
 
-DISK_MIB = 4
 _MOST_STEPS = 2 * SAVED_EVERY  # lost by one fault
 _WITHIN_S = 20.0  # of a fault all processes must have ended
 _UNTIMED = ("time_s", "train/chars_per_s", "train/gflops", "train/mfu")
@@ -100,24 +96,6 @@ def chain_of_restarts(
     elif codes != [EXIT_PEER_LOST] * len(faults) + [EXIT_DONE] * processes:
         wrong = f"the ranks left with {codes}"
     return _verdict(workspace, run, launch, injections, [wrong] * len(faults), processes)
-
-
-def on_small_disk(workspace: Workspace, run: str, injections: Sequence[Injection], processes: int = 1) -> list[Trial]:
-    """Does the same as `chain` on a disk of its own; returns nothing where mounting one is not permitted."""
-    with _small_disk(workspace.folder / f"disk-{run}") as mounted:
-        return chain(workspace, f"disk-{run}/run", injections, processes) if mounted else []
-
-
-@contextmanager
-def _small_disk(folder: Path) -> Iterator[bool]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "charrnn", str(folder)]
-    mounted = bool(shutil.which("mount")) and not subprocess.run(mount, stderr=subprocess.DEVNULL).returncode
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.reliability.chains import DISK_MIB, Injection, Trial, chain, chain_of_restarts, on_small_disk
-from benchmarks.reliability.inject import PHASES, ProcessFault, free_disk
+from benchmarks.reliability.chains import Injection, Trial, chain, chain_of_restarts
+from benchmarks.reliability.inject import PHASES, ProcessFault
 from benchmarks.reliability.launch import Launch, Workspace, message
-from charrnn.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR
+from charrnn.errors import EXIT_INTERRUPTED, EXIT_PEER_LOST, EXIT_PREEMPTED
 
 INJECTIONS_A_RUN = 12
 # About what a run takes to begin training.
@@ -40,7 +40,7 @@ class Fault:
     run: Callable[..., list[Trial]] = chain
 
     def trials(self, workspace: Workspace, times: int, draw: Draw) -> list[Trial]:
-        """Injects it `times` times, INJECTIONS_A_RUN a run; returns nothing where this machine doesn't permit it."""
+        """Injects it `times` times, INJECTIONS_A_RUN a run."""
         name, found = re.sub(r"[^a-z0-9]+", "-", self.name.lower()), []
         for first in range(0, times, INJECTIONS_A_RUN):
             injections = [self.draw(draw) for _ in range(min(INJECTIONS_A_RUN, times - first))]
@@ -78,14 +78,14 @@ def _lost_peer(rank: int, launch: Launch, code: int) -> str:
 # ---- injections, drawn at random
 
 
-def struck(action: str, phase: str, draw: Draw, rank: int = 0) -> ProcessFault:
+def struck(number: int, phase: str, draw: Draw, rank: int = 0) -> ProcessFault:
     """Draws a line of a call of a phase."""
-    return ProcessFault(action, phase, draw.randint(*PHASES[phase].calls), draw.random(), rank)
+    return ProcessFault(number, phase, draw.randint(*PHASES[phase].calls), draw.random(), rank)
 
 
 def kill_in(phase: str, draw: Draw) -> Injection:
     """SIGKILL at a random line of a random call."""
-    return Injection(struck("kill", phase, draw), check=_was_killed)
+    return Injection(struck(signal.SIGKILL, phase, draw), check=_was_killed)
 
 
 def kill_anywhere(draw: Draw) -> Injection:
@@ -104,7 +104,7 @@ def kill_rank(draw: Draw) -> Injection:
     """SIGKILL of one rank of two, in any phase of its own; for `chain_of_restarts`."""
     rank = draw.randrange(2)
     phases = ["step", "evaluation"] if rank else ["step", "evaluation", "write", "pruning"]
-    return Injection(struck("kill", draw.choice(phases), draw, rank))
+    return Injection(struck(signal.SIGKILL, draw.choice(phases), draw, rank))
 
 
 def kill_launcher(draw: Draw) -> Injection:
@@ -121,7 +121,7 @@ def kill_launcher(draw: Draw) -> Injection:
 def stop_rank(draw: Draw) -> Injection:
     """SIGSTOP of one rank of two at a random line of a random call."""
     rank = draw.randrange(2)
-    fault = struck("stop", draw.choice(["step", "evaluation"]), draw, rank)
+    fault = struck(signal.SIGSTOP, draw.choice(["step", "evaluation"]), draw, rank)
     return Injection(fault, outside=Launch.kill_stopped, check=partial(_lost_peer, rank))
 
 
@@ -134,24 +134,6 @@ def stop_signal(number: int, code: int, target: str, draw: Draw) -> Injection:
         check=partial(_ended_with, code, expected),
         max_steps=0,
     )
-
-
-def second_interrupt(draw: Draw) -> Injection:
-    """Ctrl-C twice on a step that never ends."""
-    check = partial(_ended_with, EXIT_INTERRUPTED, message("again"))
-    return Injection(struck("sleep", "step", draw), outside=Launch.interrupt_twice, check=check)
-
-
-def full_disk(draw: Draw) -> Injection:
-    """No space is left in the middle of a checkpoint; there is some again before the next launch."""
-
-    def check(launch: Launch, code: int) -> str:
-        free_disk(launch.run_dir)
-        folder = rf"[^\n]*{re.escape(launch.run_dir.name)}[^\n]*"
-        expected = "error: " + message("cannot write", folder, r"[^\n]*", "free space")
-        return _ended_with(EXIT_USER_ERROR, expected, launch, code)
-
-    return Injection(struck("fill", "write", draw), check=check)
 
 
 # ---- the table
@@ -204,13 +186,6 @@ def _faults() -> Iterator[Fault]:
             processes, where, ranks = _TARGETS[target]
             meant = f"the step is finished and in a checkpoint; exits with {code}{ranks}"
             yield Fault(name + where, _MOMENT, meant, partial(stop_signal, number, code, target), processes)
-    how = "a step sleeps for an hour in C, from a random point on; the second once the first was answered"
-    meant = "exits with 130 at once, without a checkpoint"
-    yield Fault("Ctrl-C twice in a hung step", how, meant, second_interrupt)
-    how = f"the run folder is on a tmpfs of {DISK_MIB} MiB; no byte of it is left "
-    how += "from a random point of `write_folder` on"
-    meant = "exits with 2 and names the folder; resumes once there is space"
-    yield Fault("full disk", how, meant, full_disk, run=on_small_disk)
 
 
 FAULTS = tuple(_faults())

@@ -10,7 +10,6 @@ import json
 import linecache
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,6 @@ INJECT = "CHARRNN_INJECT"
 # Files whose lines count as points of a call: the project, and the removal of folders.
 TRACED = (str(ROOT / "charrnn"), str(ROOT / "train"), str(Path(shutil.__file__)))
 FIT = "train.loop.trainer:Trainer.fit"
-_BALLAST = "ballast"
 
 Event = dict[str, Any]
 
@@ -63,14 +61,14 @@ class ProcessFault:
     """A fault that a process triggers itself.
 
     Attributes:
-        action: One of ACTIONS.
+        number: Of the signal that it sends itself.
         phase: One of PHASES.
         call: Which of the phase's calls, counted from 1 in each process; 2 or more.
         point: The share of the call's lines that lie before it, as the call before it counted them.
         rank: Of the process.
     """
 
-    action: str
+    number: int
     phase: str
     call: int
     point: float
@@ -88,30 +86,6 @@ def read_events(path: Path, event: str = "") -> list[Event]:
     """Returns all events in order, or only those named `event`."""
     events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [e for e in events if not event or e["event"] == event]
-
-
-def fill_disk(run_dir: Path) -> None:
-    """Leaves no byte free on the disk that holds the run folder."""
-    with (run_dir / _BALLAST).open("wb", buffering=0) as ballast:
-        for size in (1 << 20, 1 << 12, 1):
-            try:
-                while ballast.write(b"\0" * size):
-                    pass
-            except OSError:
-                continue
-
-
-def free_disk(run_dir: Path) -> None:
-    """Undoes `fill_disk`."""
-    (run_dir / _BALLAST).unlink()
-
-
-ACTIONS: dict[str, Callable[[Path], None]] = {
-    "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
-    "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
-    "fill": fill_disk,
-    "sleep": lambda _: time.sleep(3600),
-}
 
 
 def at_point(
@@ -218,8 +192,8 @@ class Process:
             return
 
         def trigger(where: str) -> None:
-            self.record("fault", step=self.trainer.progress.step, action=fault.action, phase=fault.phase, where=where)
-            ACTIONS[fault.action](self.run_dir)
+            self.record("fault", step=self.trainer.progress.step, phase=fault.phase, where=where)
+            os.kill(os.getpid(), fault.number)
 
         phase = PHASES[fault.phase]
         replace(phase.function, lambda function: at_point(function, phase.counts, fault, trigger))

@@ -42,11 +42,9 @@ _POLL_S = 0.002
 MESSAGES = {
     "stopped": "stopped by {} after step {}; {}",
     "resume": "rerun the same command to resume from {}",
-    "again": "Ctrl-C again exits immediately",
     "died": "rank {} {} died or stopped responding",
     "hung": "rank {} {} made no progress",
     "store lost": "lost connection to the rendezvous store {}; {}",
-    "cannot write": "cannot write {}: {}; {}",
 }
 
 
@@ -95,7 +93,7 @@ class Workspace:
 
     def events(self, run: str) -> Path:
         """Returns the file of a run's events."""
-        return self.folder / f"{run.replace('/', '-')}.jsonl"
+        return self.folder / f"{run}.jsonl"
 
 
 def _command(run: str, processes: int, restarts: int, launcher: str) -> list[str]:
@@ -181,7 +179,7 @@ class Launch:
     def signal(self, number: int, pid: int) -> None:
         """Records a fault from outside, and sends the signal."""
         where = f"{signal.Signals(number).name} to {pid} from outside"
-        record(self.path, "fault", step=self.steps(), action="signal", phase="", where=where)
+        record(self.path, "fault", step=self.steps(), phase="", where=where)
         _send(number, pid)
 
     def signal_training(self, number: int, rank: int | None, draw: random.Random) -> None:
@@ -197,13 +195,6 @@ class Launch:
         """SIGKILLs a run of one process at a random moment of its first seconds, when training begins at the latest."""
         self.wait_for(lambda: self.events("fit"), limit_s=draw.uniform(0, within_s))
         self.signal(signal.SIGKILL, self.process.pid)
-
-    def interrupt_twice(self) -> None:
-        """Sends Ctrl-C to a run that hangs, and again once it has answered."""
-        self.wait_for(lambda: self.events("fault"))
-        self.process.send_signal(signal.SIGINT)
-        self.wait_for(lambda: re.search(message("again"), self.output))
-        self.process.send_signal(signal.SIGINT)
 
     def kill_stopped(self) -> None:
         """SIGKILLs a stopped rank once the others have ended, as the launcher would after 30 s."""

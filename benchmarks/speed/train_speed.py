@@ -52,6 +52,8 @@ from train.distributed.setup import set_threads
 from train.loop.flops import flops_per_char, measured_peak
 from train.loop.memory import keep_freed_memory
 from train.tracking.console import Display
+from train.tracking.metrics_log import MetricsLog
+from train.tracking.recorder import Recorder
 
 _WIDTHS = (18, 28, 24, 9, 9, 7, 7, 18)
 
@@ -68,7 +70,9 @@ class Turn:
 
 def trainer_steps(config: RunConfig) -> Iterator[float]:
     """Runs the trainer's loop; yields, at every step, the seconds of input, synchronisation and logging."""
-    trainer = make_trainer(config, log=True)
+    run_dir = Path(config.train.run_dir)
+    run_dir.mkdir()
+    trainer = make_trainer(config, Recorder(MetricsLog(run_dir / "metrics.jsonl", 0)))
     schedule, epoch = trainer.schedule, trainer.data.plan.steps_per_epoch
     with Display(0, epoch, schedule.share, schedule.remaining_s) as trainer.recorder.display:
         while True:

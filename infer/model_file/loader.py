@@ -27,17 +27,6 @@ DEFAULT_MODELS = (
     Path(__file__).resolve().parents[2] / "checkpoints" / "shakespeare.onnx",
 )
 
-# The optional inputs, by which a file generates characters by itself.
-_OPTIONAL = {
-    "uniforms": ("double", (None, None)),
-    "temperature": ("double", (None,)),
-    "top_k": ("int64", (None,)),
-    "top_p": ("double", (None,)),
-    "min_p": ("double", (None,)),
-}
-# A tensor's name -> its type and shape; None is a dimension of any size.
-_Signature = dict[str, tuple[str, tuple[int | None, ...]]]
-
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -85,7 +74,7 @@ def default_model() -> Path:
 
 
 def open_model(path: Path, threads: int) -> ModelFile:
-    """Load and checks a model file.
+    """Load and check a model file.
 
     Args:
         path: The file.
@@ -121,7 +110,6 @@ def open_model(path: Path, threads: int) -> ModelFile:
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise _not_a_model(path, str(error)) from None
     file = ModelFile(path, session, metadata, vocab, config, metrics, corpus, sizes)
-    _check_signature(file)
     _try_out(file)
     return file
 
@@ -158,29 +146,8 @@ def _not_a_model(path: Path, reason: str) -> ModelFileError:
     )
 
 
-def _check_signature(file: ModelFile) -> None:
-    """Check that the graph takes and returns what its metadata promises. Raises: ModelFileError."""
-    state = ("tensor(float)", (file.sizes.num_layers, None, file.sizes.hidden_dim))
-    inputs: _Signature = {"ids": ("tensor(int64)", (None, None))} | dict.fromkeys(file.states, state)
-    inputs |= {name: (f"optional(tensor({kind}))", shape) for name, (kind, shape) in _OPTIONAL.items()}
-    outputs: _Signature = {"logits": ("tensor(float)", (None, None, file.sizes.vocab_size))}
-    outputs |= dict.fromkeys((f"{s}_next" for s in file.states), state) | {"drawn": ("tensor(int64)", (None, None))}
-    for kind, promised, nodes in (
-        ("input", inputs, file.session.get_inputs()),
-        ("optional input", {}, file.session.get_overridable_initializers()),
-        ("output", outputs, file.session.get_outputs()),
-    ):
-        found: _Signature = {n.name: (n.type, tuple(d if isinstance(d, int) else None for d in n.shape)) for n in nodes}
-        for name in promised | found:
-            if promised.get(name) != found.get(name):
-                raise ModelFileError(
-                    f"{file.path}: {kind} {brief(name)} is {_shown(found.get(name))} in the graph but "
-                    f"{_shown(promised.get(name))} by its metadata; export it again"
-                )
-
-
 def _try_out(file: ModelFile) -> None:
-    """Read and generates some characters in two rows, so that weights that don't fit together show now."""
+    """Read and generate some characters in two rows, so that weights, inputs or outputs that don't fit show now."""
     sizes = file.sizes
     state = np.zeros((sizes.num_layers, 2, sizes.hidden_dim), np.float32)
     feeds: dict[str, Any] = {"ids": np.array([[0, sizes.vocab_size - 1]] * 2), **dict.fromkeys(file.states, state)}
@@ -201,10 +168,3 @@ def _try_out(file: ModelFile) -> None:
     expected = [(2, 2, sizes.vocab_size), *[state.shape] * len(file.states), (2, 4)][: len(shapes)]
     if shapes != expected:
         raise ModelFileError(f"{file.path}: its graph gives the shapes {shapes}, not {expected}; export it again")
-
-
-def _shown(tensor: tuple[str, tuple[int | None, ...]] | None) -> str:
-    if tensor is None:
-        return "absent"
-    kind, shape = tensor
-    return f"{kind} ({', '.join('any' if d is None else str(d) for d in shape)})"
