@@ -424,20 +424,6 @@ def test_standard_library_is_sorted_without_its_tests(tmp_path: Path) -> None:
         assert not any(f"/{folder}/" in name for name in names)
 
 
-def test_library_files_that_are_not_utf8_are_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("b.py", "a/z.py", "a/test/t.py", "site-packages/torch.py", "data.txt"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("# ok\n")
-    (tmp_path / "latin.py").write_bytes("# é\n".encode("latin-1"))
-    monkeypatch.setattr(datasets.sysconfig, "get_path", lambda _: str(tmp_path))
-    assert fetch("python", tmp_path / "data") == [tmp_path / "a" / "z.py", tmp_path / "b.py"]
-    assert "skipped 1 that are not UTF-8" in capsys.readouterr().err
-    assert not (tmp_path / "data").exists()
-
-
 def test_a_python_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.sysconfig, "get_path", lambda _: str(tmp_path / "python311.zip"))
     with pytest.raises(CorpusError, match="keeps no source of its standard library"):

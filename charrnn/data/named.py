@@ -199,16 +199,6 @@ def _standard_library() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     files = files_below(root, lambda folder: folder.name not in _STDLIB_EXCLUDED) if root.is_dir() else []
     sources = [path for path in files if path.suffix == ".py"]
-    valid = [path for path in sources if _is_utf8(path)]
-    if not valid:
+    if not sources:
         raise CorpusError(f"this Python keeps no source of its standard library in {root}; use --data FILE instead")
-    _logger.info(f"python: {len(valid)} files in {root}; skipped {len(sources) - len(valid)} that are not UTF-8")
-    return valid
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    return sources
