@@ -35,7 +35,9 @@ def hub_part(source: str, field: str) -> Part:
         datasets.disable_progress_bars()
     found = _load(datasets, spec, source)
     if isinstance(found, datasets.DatasetDict):
-        found = _only_split(found, source)
+        found = _chosen_split(found, spec["split"], source)
+    elif spec["split"] and (expand_user(spec["name"]) / "state.json").exists():
+        raise CorpusError(f"--data {source}: the folder holds one dataset without splits; leave :{spec['split']} out")
     check_column(found.features.arrow_schema, field, source)
     return record_part(source, None, partial(_read, found, field, source))
 
@@ -58,14 +60,12 @@ def _read(dataset: Any, field: str, name: str) -> Iterator[str]:
 
 
 def _load(library: Any, spec: re.Match[str], source: str) -> Any:
-    path, split = expand_user(spec["name"]), spec["split"]
+    """Return a dataset, or the DatasetDict of its splits."""
+    path = expand_user(spec["name"])
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            found = library.load_from_disk(str(path))  # written by Dataset.save_to_disk
-            return found if split is None else _named_split(library, found, split, source)
-        return library.load_dataset(str(path) if path.exists() else spec["name"], spec["config"], split=split)
-    except CorpusError:
-        raise
+            return library.load_from_disk(str(path))  # written by Dataset.save_to_disk
+        return library.load_dataset(str(path) if path.exists() else spec["name"], spec["config"], split=spec["split"])
     except Exception as error:  # the library, and those below it, raise errors of a dozen unrelated kinds
         remedy = "check the folder, or name its files themselves (.jsonl, .parquet, .txt)"
         if not path.exists():
@@ -74,17 +74,12 @@ def _load(library: Any, spec: re.Match[str], source: str) -> Any:
         raise CorpusError(f"--data {source} cannot be loaded: {reason_of(error)}; {remedy}") from error
 
 
-def _named_split(library: Any, found: Any, split: str, source: str) -> Any:
-    if not isinstance(found, library.DatasetDict):
-        raise CorpusError(f"--data {source}: the folder holds one dataset without splits; leave :{split} out")
-    if split not in found:
-        raise CorpusError(f"--data {source}: no split {split!r}; it has {listing(list(found))}")
+def _chosen_split(found: Any, split: str | None, source: str) -> Any:
+    """Return the split that is named, or else the only one, or train."""
+    names = list(found)
+    if split is None and len(names) > 1 and "train" not in names:
+        raise CorpusError(f"--data {source}: several splits, {listing(names)}; name one: {source}:{names[0]}")
+    split = split or ("train" if "train" in names else names[0])
+    if split not in names:
+        raise CorpusError(f"--data {source}: no split {split!r}; it has {listing(names)}")
     return found[split]
-
-
-def _only_split(found: Any, source: str) -> Any:
-    if len(found) == 1 or "train" in found:
-        return found["train"] if "train" in found else next(iter(found.values()))
-    raise CorpusError(
-        f"--data {source}: several splits, {listing(list(found))}; name one: {source}:{next(iter(found))}"
-    )
