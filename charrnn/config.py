@@ -34,7 +34,7 @@ BASE, SCRATCH = "base", "none"  # train.init_from: the shipped base model, rando
 # What a run without --config begins with, before the recipe has sized the rest.
 UNSIZED = {"data.windows": "carry", "train.mixed_precision": "native"}
 # What PyYAML raises for text that is none, or for a value that its tag does not allow.
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _NO_ENCODINGS = ("undefined", "idna", "punycode")  # Python's codecs that no file is written in
 _LARGEST = 2**53  # of a number without a bound of its own: the integers that every float64 holds
 _MOST_BYTES = 1 << 20  # of a config file
@@ -181,12 +181,6 @@ class DataConfig(Section):
     stride: int = Field(0, ge=0, description="characters between sliding windows; 0 = seq_len (no overlap)")
     reset: Fraction = Field(0.0, description="probability of resetting the hidden state at a window boundary (carry)")
 
-    @model_validator(mode="after")
-    def _split_adds_up(self) -> "DataConfig":
-        if abs(sum(self.split) - 1) > 1e-6 or self.split[0] == 0:
-            raise ValueError(f"split {list(self.split)} must add up to 1 and give the training part more than 0")
-        return self
-
     @field_validator("encoding")
     @classmethod
     def _encoding_is_known(cls, name: str) -> str:
@@ -194,32 +188,23 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _options_apply(self) -> "DataConfig":
+        if abs(sum(self.split) - 1) > 1e-6 or self.split[0] == 0:
+            raise ValueError(f"split {list(self.split)} must add up to 1 and give the training part more than 0")
         if self.vocab == "bytes" and (self.encoding, self.normalize) != ("auto", "none"):
             raise ValueError("vocab bytes reads files as they are; leave encoding at auto and normalize at none")
+        if self.vocab == "bytes" and not self.document_end.isascii():
+            raise ValueError(f"document_end {self.document_end!r} is more than one byte; with vocab bytes use ASCII")
         if self.vocab != "chars" and self.min_count > 1:
-            raise ValueError(
-                f"min_count {self.min_count} chooses among the corpus's own characters; set vocab to chars"
-            )
+            what = f"min_count {self.min_count} chooses among the corpus's own characters"
+            raise ValueError(f"{what}; set vocab to chars")
         if self.vocab in ("chars", "bytes", KEEP) and self.unknown != "error":
-            raise ValueError(
-                f"vocab {self.vocab} leaves no character unknown; unknown {self.unknown} needs a file there"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _reset_applies(self) -> "DataConfig":
+            what = f"vocab {self.vocab} leaves no character unknown"
+            raise ValueError(f"{what}; unknown {self.unknown} needs a file there")
         if self.stride and self.windows == "carry":
             raise ValueError(f"stride {self.stride} is of sliding windows; set stride to 0, or windows to sliding")
         if self.reset and self.windows == "sliding":
-            raise ValueError(
-                f"reset {self.reset} applies to windows carry; sliding windows start from a zero state; set it to 0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _document_end_is_a_symbol(self) -> "DataConfig":
-        if self.vocab == "bytes" and not self.document_end.isascii():
-            raise ValueError(f"document_end {self.document_end!r} is more than one byte; with vocab bytes use ASCII")
+            what = f"reset {self.reset} applies to windows carry"
+            raise ValueError(f"{what}; sliding windows start from a zero state; set it to 0")
         return self
 
 
@@ -284,18 +269,13 @@ class TrainConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _ends(self) -> "TrainConfig":
+    def _options_apply(self) -> "TrainConfig":
         if not (self.epochs or self.max_steps or self.time_limit):
             raise ValueError("epochs, max_steps and time_limit are all 0, so the run would never end; set one")
-        return self
-
-    @model_validator(mode="after")
-    def _scaling_has_a_reference(self) -> "TrainConfig":
         if (self.lr_scaling == "none") != (self.lr_batch_size == 0):
-            raise ValueError(
-                f"lr_scaling {self.lr_scaling} and lr_batch_size {self.lr_batch_size} go together: set both, the "
-                "latter to the batch_size that optim.lr is meant for, or neither"
-            )
+            what = f"lr_scaling {self.lr_scaling} and lr_batch_size {self.lr_batch_size} go together"
+            remedy = "set both, the latter to the batch_size that optim.lr is meant for, or neither"
+            raise ValueError(f"{what}: {remedy}")
         return self
 
 
@@ -466,12 +446,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no config file {path}; shipped ones: {_shipped(path)}") from None
     except OSError as error:
         raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path} is not UTF-8: {error}") from None
-    except RecursionError:
-        raise ConfigError(
-            f"{path} is nested too deeply for a config; sections hold fields, and fields values"
-        ) from None
     except _NOT_YAML as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:500]}") from None
     if tree is None:
@@ -499,7 +473,7 @@ def _parse_assignments(assignments: Sequence[str], faults: list[str]) -> list[tu
         try:
             quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
             parsed.append((key, value if _is_text(key) and not quoted else yaml.load(value, _Loader)))
-        except (*_NOT_YAML, RecursionError):
+        except _NOT_YAML:
             faults.append(f"--set {key}: {_SHORT.repr(value)} is not a YAML value")
     return parsed
 

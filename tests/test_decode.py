@@ -19,7 +19,9 @@ tricky_texts = st.text(st.sampled_from(TRICKY), max_size=24)
 
 def decoded(raw: bytes, size: int = 1 << 20, rules: Rules = PLAIN, replaced: Replaced | None = None) -> str:
     part = Part("novel.txt", None, 0, lambda: iter([raw[i : i + size] for i in range(0, len(raw), size)]))
-    return "".join(read_texts([part], rules, replaced or Replaced()))
+    pieces = list(read_texts([part], rules, replaced or Replaced()))
+    assert all(piece.utf8 in (None, piece.text.encode()) for piece in pieces)
+    return "".join(piece.text for piece in pieces)
 
 
 def expected(text: str, rules: Rules) -> str:
@@ -143,3 +145,9 @@ def test_normal_forms_join_no_ascii_to_what_precedes() -> None:
             joining.add(chr(int(fields[1], 16)))
     assert len(joining) > 50
     assert not [c for c in map(chr, range(0x80)) if c in joining or unicodedata.combining(c)]
+
+
+def test_plain_text_is_passed_on_with_its_bytes() -> None:
+    chunks = [b"one\n", "é".encode()[:1], "é".encode()[1:] + b"two"]
+    pieces = read_texts([Part("novel.txt", None, 0, lambda: iter(chunks))], PLAIN, Replaced())
+    assert list(pieces) == [("one\n", b"one\n"), ("étwo", "étwo".encode())]

@@ -343,21 +343,6 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> No
     assert broken_links(document, ROOT) == []
 
 
-def test_broken_links_are_found(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    root.mkdir()
-    (tmp_path / "outside.md").write_text("# There\n")
-    (root / "other.md").write_text("# A `b_c`, d: (e)\n\n## Twice\n\n## Twice\n\n```bash\n# Not a heading\n```\n")
-    document = root / "document.md"
-    good = ["other.md", "other.md#a-b_c-d-e", "other.md#twice", "other.md#twice-1", "#here", "https://example.com/x#y"]
-    bad = ["missing.md", "other.md#thrice", "other.md#not-a-heading", "#nowhere", "../outside.md", "missing.png"]
-    links = "\n".join(f"[a\nb]({target})" for target in [*good, *bad[:-1]])
-    document.write_text(
-        f'# Here\n\n{links}\n\n<img src="missing.png">\n\n`[code](nothing.md)`\n\n```text\n[x](y)\n```\n'
-    )
-    assert broken_links(document, root) == bad
-
-
 # --- letters, names and figures
 
 
@@ -373,27 +358,6 @@ def test_letters_legend_is_the_same_in_every_document() -> None:
 def test_letters_table_explains_the_legend() -> None:
     rows = table_rows(HOW_IT_WORKS.read_text(encoding="utf-8"), "Letter")
     assert [letter for letter, *_ in rows] == LETTERS
-
-
-def letters_in(source: str) -> Iterator[tuple[str, str]]:
-    """(letter, first word of its meaning or "") of every `Letters:` sentence in a source file."""
-    for sentence in re.findall(r"Letters: (.+?)\.(?=\s|\"\"\")", source, re.DOTALL):
-        for clause in re.split(r",\s+(?=[A-Z]\b)", sentence):
-            letter, *words = clause.split()
-            yield letter, words[0] if words and words[0] != "as" else ""
-
-
-def test_letters_mean_the_same_in_the_sources() -> None:
-    legend = legends(HOW_IT_WORKS.read_text(encoding="utf-8"))[0]
-    allowed = {letter: {word, "", f"{word}_size"} for letter, word in re.findall(r"\b([A-Z]) (\w+)", legend)}
-    # Outside training T is the characters of one call.
-    allowed["T"].add("characters")
-    seen = 0
-    for source in SOURCES:
-        for letter, word in letters_in(source.read_text(encoding="utf-8")):
-            assert word in allowed.get(letter, {word}), f"{source.relative_to(ROOT)}: {letter} {word}"
-            seen += 1
-    assert seen > 10
 
 
 @each_document

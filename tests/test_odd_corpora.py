@@ -65,9 +65,6 @@ def test_diary_trains_with_the_suggested_settings(tmp_path):
     ("content", "why"),
     [
         (b"", r"is empty; name a text"),
-        (b"a", r"1 times the symbol 'a' and nothing else|nothing to learn"),
-        (b"aaaaaaaa" * 400, r"3200 times the symbol 'a' and nothing else"),
-        (b"ab", r"val split .* too small: 0\.1 of 2 characters is 1, and evaluation needs 2"),
         (b"some words and no more\n" * 3, r"too few for batch_size 128 x seq_len 128 .* would fit"),
         (bytes(range(256)) * 20, r"not UTF-8.*byte 0x80 at offset 128.*data\.vocab=bytes"),
     ],

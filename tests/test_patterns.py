@@ -58,9 +58,9 @@ def test_exclude_wins_and_what_is_skipped_is_reported(tmp_path: Path, monkeypatc
     collector = Collector(data, binary=False)
     for name in ("a.txt", "old/a.txt", "b.txt", "c.md"):
         collector.add(write(name, "text"), name)
-    parts, [note] = collector.result(tmp_path)
-    assert [part.name for part in parts] == ["a.txt"]
-    assert "2 excluded (old/a.txt, b.txt); 1 not included (c.md)" in note
+    found = collector.source("texts", tmp_path)
+    assert [part.name for part in found.parts] == ["a.txt"]
+    assert "2 excluded (old/a.txt, b.txt); 1 not included (c.md)" in found.notes[0]
 
 
 @pytest.mark.parametrize("pattern", ["", "/", "./", "//"])

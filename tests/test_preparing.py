@@ -105,13 +105,6 @@ def test_ids_do_not_depend_on_the_pieces(
 # ---- memory and space
 
 
-def test_full_disk_is_an_error_and_leaves_nothing(here: Path, small_disk: Path) -> None:
-    Path("novel.txt").write_text("ab\n" * 700_000)
-    with pytest.raises(CorpusError, match=r"cannot write to .*disk/data/prepared: No space left.*; free some space"):
-        prepare(DataConfig(source="novel.txt", cache_dir=str(small_disk / "data")))
-    assert names_in(small_disk / "data" / "prepared") == []
-
-
 def test_memory_of_pages_that_were_read_can_be_given_back(tmp_path: Path) -> None:
     np.zeros(8 << 20, np.uint8).tofile(tmp_path / "ids")
     ids = np.memmap(tmp_path / "ids", np.uint8, mode="r")[: 7 << 20]

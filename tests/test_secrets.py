@@ -11,7 +11,6 @@ from charrnn.data.download import without_credentials
 from charrnn.errors import CorpusError
 from train.loop.dataloader import IdSource
 from train.run import run
-from train.tracking import recorder
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def test_token_is_not_written_and_no_tracker_reopened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fresh_accelerator()
     opened = []
-    monkeypatch.setattr(recorder, "make_tracker", lambda t, *rest: opened.append((t.tracker, rest)))
+    monkeypatch.setattr("train.run.make_tracker", lambda t, *rest: opened.append((t.tracker, rest)))
     monkeypatch.setattr("charrnn.data.remote.download", lambda url, target, **_: target.write_text(some_text()))
     address = "https://user:secret@host/words.txt?token=secret"
     settings = ["train.max_steps=2", "sample.length=0", f"data.source={address}", "tracking.tracker=wandb"]

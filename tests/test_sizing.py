@@ -19,7 +19,7 @@ from infer.engine import Engine
 from train.checkpoint.format import load_newest
 from train.recipe import size_run
 from train.recipe.base_model import shrink
-from train.recipe.machine_speed import training_speed
+from train.recipe.machine_speed import Speed, training_speed
 from train.recipe.size_run import UserSettings
 from train.run import run
 
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
     trainer = make_trainer(tiny_config(tmp_path, ["model.rnn=LSTM", "model.layer_norm=true"]))
     trainer.fit()
     monkeypatch.setattr("train.checkpoint.folders.BASE_FOLDERS", (shrink(tmp_path / "run", tmp_path / "base"),))
-    monkeypatch.setattr(size_run, "training_speed", lambda *_: 1e11)
+    monkeypatch.setattr(size_run, "training_speed", lambda *_: Speed(1e11))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -119,6 +119,24 @@ def test_the_base_serves_mostly_latin_text_of_its_own_network(folder, text, opti
     assert size_run._origin(chosen, config, prepare(config.data))[0] == ("base" if helps else "none")
 
 
+@pytest.mark.parametrize(
+    ("speed", "wanted", "said", "threads"),
+    [
+        (Speed(1e11, 0.95, 1.0), 0, "", 2),
+        (Speed(1e11, 0.5, 1.0), 0, "2 thread(s) had 50% of their time", 2),
+        (Speed(1e11, 0.5, 3.0), 0, "1 thread is 3.0 times as fast; training with 1", 1),
+        (Speed(1e11, 0.5, 3.0), 2, "--set train.threads=1 uses one", 2),
+    ],
+)
+def test_one_thread_trains_beside_other_processes(speed, wanted, said, threads):
+    torch.set_num_threads(2)
+    config = load_config(None, {"train.threads": wanted})
+    flops, lines = size_run._choose_threads(speed, config)
+    assert torch.get_num_threads() == threads
+    assert said in "".join(lines)
+    assert flops == (3e11 if threads == 1 else 1e11)
+
+
 def test_measuring_the_speed_changes_no_random_state():
     accelerator = fresh_accelerator()
     torch.manual_seed(3)
@@ -126,7 +144,8 @@ def test_measuring_the_speed_changes_no_random_state():
     began = time.perf_counter()
     speed = training_speed(ModelConfig(embedding_dim=8, hidden_dim=16), 30, accelerator)
     assert time.perf_counter() - began < 30
-    assert speed > 0
+    assert speed.flops > 0
+    assert 0 < speed.cpu_share < 2
     assert torch.equal(torch.get_rng_state(), before)
 
 

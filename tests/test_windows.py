@@ -154,13 +154,6 @@ def test_stream_rows_after_the_first_warm_up_uncounted():
     assert batch.counted[1:, 100:-4].all()
 
 
-def test_single_stream_row_is_the_plain_pass():
-    batch = stream_batch(1000, 1, 512)
-    assert batch.starts.tolist() == [0]
-    assert batch.length == 999
-    assert batch.counted.all()
-
-
 @given(n=st.integers(2, 3000), window=st.integers(1, 300), rows=st.integers(1, 70))
 def test_windows_predict_every_character_but_the_first_once(n, window, rows):
     positions = []

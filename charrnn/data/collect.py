@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from charrnn.config import DataConfig
-from charrnn.data.parts import Part
+from charrnn.data.parts import Part, Source
 from charrnn.data.readers import BINARY, Candidate, read_file
 from charrnn.errors import CorpusError, listing
 
@@ -74,14 +74,18 @@ class Collector:
         """Record that a file or folder is not taken."""
         self._skipped.setdefault(reason, []).append(relative)
 
-    def result(self, origin: Path) -> tuple[tuple[Part, ...], tuple[str, ...]]:
-        """Return the parts, and a note on what was skipped. Raises: CorpusError when there is no part."""
+    def source(self, name: str, origin: Path, notes: tuple[str, ...] = ()) -> Source:
+        """Return the parts as a corpus, with a note on what was skipped in `origin`.
+
+        Raises:
+            CorpusError: There is no part.
+        """
         skipped = "; ".join(f"{len(paths)} {reason} ({listing(paths, 3)})" for reason, paths in self._skipped.items())
         if not self._parts:
             kind = "folder" if origin.is_dir() else "archive" if origin.exists() else "pattern"
             reason = f"skipped in {origin}: {skipped}" if skipped else "it is empty"
             raise CorpusError(f"the {kind} {origin} holds no text file; {reason}")
-        return tuple(self._parts), (f"skipped in {origin}: {skipped}",) if skipped else ()
+        return Source(name, tuple(self._parts), (*notes, *([f"skipped in {origin}: {skipped}"] if skipped else ())))
 
     def _selects(self, relative: str, may_be_archive: bool = False) -> bool:
         """Return whether the patterns select a file; an archive is left to its members unless it is excluded."""

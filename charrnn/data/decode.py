@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from charrnn.data.parts import Part
 from charrnn.errors import CorpusError
@@ -26,7 +26,18 @@ _LONGEST_MARK = 4
 _REPLACE_AND_RECORD = "charrnn.replace"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-Text = str | bytes
+
+class Piece(NamedTuple):
+    """A piece of a corpus that is not empty.
+
+    Attributes:
+        text: str, or bytes of a binary corpus.
+        utf8: Its UTF-8, where the file has just these bytes; None where it is to be encoded.
+    """
+
+    text: str | bytes
+    utf8: bytes | None = None
+
 
 _replaced = threading.local()  # .starts: where the invalid sequences of one decode call began
 
@@ -55,8 +66,8 @@ class Replaced:
     first: str = ""
 
 
-def read_texts(parts: Iterable[Part], rules: Rules, replaced: Replaced) -> Iterator[Text]:
-    """Yield the text of a corpus in pieces that are not empty: str, or bytes of a binary corpus.
+def read_texts(parts: Iterable[Part], rules: Rules, replaced: Replaced) -> Iterator[Piece]:
+    """Yield the text of a corpus in pieces.
 
     Documents (files, members of archives, records) are followed by `rules.document_end`. Without one, each begins on a
     new line, except in a binary corpus.
@@ -73,32 +84,32 @@ def read_texts(parts: Iterable[Part], rules: Rules, replaced: Replaced) -> Itera
     ends_line = True
     for part in parts:
         for document in _documents(part, rules, replaced):
-            piece = None
+            piece: Piece | None = None
             for piece in _begun_on_a_line(document, ends_line or bool(end) or rules.binary):
-                if end and end in piece:
+                if end and end in piece.text:
                     remedy = "set data.document_end to a character that no text has"
                     raise CorpusError(f"{part.name} has the document end {end!r} inside of a text; {remedy}")
                 yield piece
             if piece:
-                ends_line = piece[-1:] in ("\n", b"\n")
+                ends_line = piece.text[-1:] in ("\n", b"\n")
                 if end:
-                    yield end
+                    yield Piece(end)
 
 
-def _begun_on_a_line(document: Iterator[Text], begins_line: bool) -> Iterator[Text]:
+def _begun_on_a_line(document: Iterator[Piece], begins_line: bool) -> Iterator[Piece]:
     """Put a newline before a document that is not empty, unless it begins a line already."""
     if (first := next(document, None)) is not None:
-        yield from chain(() if begins_line else ("\n",), (first,), document)
+        yield from chain(() if begins_line else (Piece("\n"),), (first,), document)
 
 
-def _documents(part: Part, rules: Rules, replaced: Replaced) -> Iterator[Iterator[Text]]:
+def _documents(part: Part, rules: Rules, replaced: Replaced) -> Iterator[Iterator[Piece]]:
     """Yield each document as its pieces."""
     if part.documents is None or (rules.binary and not rules.document_end):
         chunks = part.chunks()
-        yield chunks if rules.binary else _normalized(_decoded(chunks, part, rules, replaced), rules)
+        yield map(Piece, chunks) if rules.binary else _normalized(_decoded(chunks, part, rules, replaced), rules)
     else:
         for text in part.documents():
-            yield iter([text.encode()]) if rules.binary else _normalized([text], rules)
+            yield iter([Piece(text.encode())]) if rules.binary else _normalized([(text, None)], rules)
 
 
 def detect_encoding(head: bytes) -> str:
@@ -116,8 +127,10 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_REPLACE_AND_RECORD, _replace)
 
 
-def _decoded(chunks: Iterator[bytes], part: Part, rules: Rules, replaced: Replaced) -> Iterator[str]:
-    """Decode a file; errors name the offset of an invalid byte in it."""
+def _decoded(
+    chunks: Iterator[bytes], part: Part, rules: Rules, replaced: Replaced
+) -> Iterator[tuple[str, bytes | None]]:
+    """Decode a file; errors name the offset of an invalid byte in it. Yields: texts, and their bytes if UTF-8."""
     head = b""
     while len(head) < _LONGEST_MARK and (chunk := next(chunks, b"")):
         head += chunk
@@ -125,7 +138,7 @@ def _decoded(chunks: Iterator[bytes], part: Part, rules: Rules, replaced: Replac
     is_utf8 = codec.name in ("utf-8", "utf-8-sig")
     new_decoder: Any = codecs.getincrementaldecoder("utf-8" if is_utf8 else codec.name)
     decoder = new_decoder("strict" if rules.invalid == "refuse" else _REPLACE_AND_RECORD)
-    offset = pending = 0  # place of the first byte that is not decoded yet, and how many were read from there on
+    offset, pending = 0, b""  # place of the first byte that is not decoded yet, and those that were read from there on
     for chunk in chain((head,), chunks, (b"",)):
         _replaced.starts = []
         try:
@@ -138,9 +151,12 @@ def _decoded(chunks: Iterator[bytes], part: Part, rules: Rules, replaced: Replac
         if _replaced.starts:
             replaced.first = replaced.first or f"byte {offset + _replaced.starts[0]} of {part.name}"
             replaced.count += len(_replaced.starts)
-        read, pending = pending + len(chunk), len(decoder.getstate()[0])
-        offset += read - pending
-        yield text if is_utf8 else _without_surrogates(text, rules, part.name)
+        read, pending = pending + chunk, decoder.getstate()[0]
+        offset += len(read) - len(pending)
+        if is_utf8:
+            yield text, None if _replaced.starts else read[: len(read) - len(pending)]
+        else:
+            yield _without_surrogates(text, rules, part.name), None
 
 
 def _invalid_error(name: str, codec: str, byte: int, offset: int) -> CorpusError:
@@ -161,23 +177,24 @@ def _without_surrogates(text: str, rules: Rules, name: str) -> str:
     return text
 
 
-def _normalized(texts: Iterable[str], rules: Rules) -> Iterator[str]:
+def _normalized(texts: Iterable[tuple[str, bytes | None]], rules: Rules) -> Iterator[Piece]:
     """Remove a document's byte order mark, convert its line ends, and apply the normal form."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     begun, held = False, ""
-    for text in chain(filter(None, texts), ("",)):
+    for text, utf8 in chain((item for item in texts if item[0]), (("", None),)):
         final = not text
-        if not begun:
-            begun, text = True, text.removeprefix(_BYTE_ORDER_MARK)
+        if not begun and text.startswith(_BYTE_ORDER_MARK):
+            text, utf8 = text[1:], None
+        begun = True
         # The decoder's state is that a carriage return ended the last text. Few texts have one, and to look is faster.
         if rules.newlines == "universal" and ("\r" in text or newlines.getstate()[1]):
-            text = newlines.decode(text, final)
+            text, utf8 = newlines.decode(text, final), None
         if rules.normalize != "none":
             text = held + text
             cut = len(text) if final else _last_cut(text)
-            text, held = unicodedata.normalize(rules.normalize, text[:cut]), text[cut:]
+            text, held, utf8 = unicodedata.normalize(rules.normalize, text[:cut]), text[cut:], None
         if text:
-            yield text
+            yield Piece(text, utf8)
 
 
 def _last_cut(text: str) -> int:

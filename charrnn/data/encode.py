@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.cores import cores
-from charrnn.data.decode import Text
+from charrnn.data.decode import Piece
 from charrnn.vocab import Vocab
 
 # Symbols of a piece: enough for a call of numpy, and few enough for a core's cache.
@@ -30,15 +30,15 @@ Result = TypeVar("Result")
 Counts = NDArray[np.int64]
 
 
-def scan(texts: Iterable[Text], advance: Callable[[int], object]) -> "Scan":
+def scan(pieces: Iterable[Piece], advance: Callable[[int], object]) -> "Scan":
     """Run pass one.
 
     Args:
-        texts: The corpus, as `read_texts` yields it.
+        pieces: The corpus, as `read_texts` yields it.
         advance: Called with the bytes of UTF-8 that were counted.
     """
     digest, counts = hashlib.sha256(), np.zeros(256, np.int64)
-    for raw, found in _map_ordered(_count, _pieces(texts)):
+    for raw, found in _map_ordered(_count, _regrouped(pieces)):
         digest.update(raw)
         if len(found) > len(counts):
             counts = np.concatenate([counts, np.zeros(len(found) - len(counts), np.int64)])
@@ -68,18 +68,18 @@ class Scan:
         return int(self.counts.sum())
 
 
-def encode(texts: Iterable[Text], table: "IdTable", path: Path, advance: Callable[[int], object]) -> int:
+def encode(pieces: Iterable[Piece], table: "IdTable", path: Path, advance: Callable[[int], object]) -> int:
     """Run pass two: write the ids of a corpus to the new file `path`. Returns their number. Raises: OSError.
 
     Args:
-        texts: The corpus, as `read_texts` yields it.
+        pieces: The corpus, as `read_texts` yields it.
         table: The ids.
         path: File.
         advance: Called with the number of ids that were written.
     """
     total = 0
     with path.open("wb") as file:
-        for ids in _map_ordered(table.encode, _pieces(texts)):
+        for ids in _map_ordered(table.encode, _regrouped(pieces)):
             file.write(ids.data)
             total += len(ids)
             advance(len(ids))
@@ -116,14 +116,13 @@ class IdTable:
             symbols = symbols[self.known.take(symbols, mode="clip")]
         return self.ids.take(symbols, mode="clip")
 
-    def encode(self, piece: Text) -> NDArray[np.unsignedinteger]:
+    def encode(self, piece: Piece) -> NDArray[np.unsignedinteger]:
         """Return the (n,) ids of a piece; skipped symbols have none."""
-        if not _is_bytes(piece):
-            return self.of_symbols(_code_points(str(piece)))
-        utf8 = _utf8(piece)
+        if not _has_bytes(piece):
+            return self.of_symbols(_code_points(piece))
         if self.known is None and self.ids.itemsize == 1:
-            return np.frombuffer(utf8.translate(self._of_bytes), np.uint8)
-        return self.of_symbols(np.frombuffer(utf8, np.uint8))
+            return np.frombuffer(_utf8(piece).translate(self._of_bytes), np.uint8)
+        return self.of_symbols(np.frombuffer(_utf8(piece), np.uint8))
 
     @cached_property
     def _of_bytes(self) -> bytes:
@@ -135,19 +134,32 @@ def code_points(vocab: Vocab) -> NDArray[np.int64]:
     return np.arange(256) if vocab.kind == "bytes" else np.array([ord(symbol) for symbol in vocab.symbols], np.int64)
 
 
-def _pieces(texts: Iterable[Text]) -> Iterator[Text]:
-    """Join short texts and cut long ones."""
-    held: list[Any] = []
+def _regrouped(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Join short pieces and cut long ones."""
+    held: list[Piece] = []
     size = 0
-    for text in texts:
-        held.append(text)
-        size += len(text)
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece.text)
         if size >= _LEAST_SYMBOLS:
-            joined = text[:0].join(held)
-            yield from (joined[start : start + _MOST_SYMBOLS] for start in range(0, size, _MOST_SYMBOLS))
+            yield from _cut(_joined(held))
             held, size = [], 0
     if held:
-        yield held[0][:0].join(held)
+        yield _joined(held)
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    texts: Any = [piece.text for piece in pieces]
+    utf8 = [piece.utf8 for piece in pieces if piece.utf8 is not None]
+    return Piece(texts[0][:0].join(texts), b"".join(utf8) if len(utf8) == len(pieces) else None)
+
+
+def _cut(piece: Piece) -> Iterator[Piece]:
+    if len(piece.text) <= _MOST_SYMBOLS:
+        yield piece
+    else:
+        starts = range(0, len(piece.text), _MOST_SYMBOLS)
+        yield from (Piece(piece.text[start : start + _MOST_SYMBOLS]) for start in starts)
 
 
 def _map_ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -162,11 +174,11 @@ def _map_ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> I
         yield from (future.result() for future in waiting)
 
 
-def _count(piece: Text) -> tuple[bytes, Counts]:
+def _count(piece: Piece) -> tuple[bytes, Counts]:
     """Return the piece's UTF-8, and the occurrences of each symbol up to the highest."""
     utf8 = _utf8(piece)
-    if not _is_bytes(piece):
-        return utf8, np.bincount(_code_points(str(piece)))
+    if not _has_bytes(piece):
+        return utf8, np.bincount(_code_points(piece))
     # Two bytes at a time, since numpy takes as long for an element of any width.
     even = len(utf8) // 2 * 2
     pairs = np.bincount(np.frombuffer(utf8[:even], np.uint16), minlength=1 << 16).reshape(256, 256)
@@ -174,14 +186,16 @@ def _count(piece: Text) -> tuple[bytes, Counts]:
     return utf8, pairs.sum(0) + pairs.sum(1) + last
 
 
-def _is_bytes(piece: Text) -> bool:
+def _has_bytes(piece: Piece) -> bool:
     """Return whether each symbol is one byte."""
-    return isinstance(piece, bytes) or piece.isascii()
+    return isinstance(piece.text, bytes) or piece.text.isascii()
 
 
-def _utf8(piece: Text) -> bytes:
-    return piece if isinstance(piece, bytes) else piece.encode()
+def _utf8(piece: Piece) -> bytes:
+    if piece.utf8 is not None:
+        return piece.utf8
+    return piece.text if isinstance(piece.text, bytes) else piece.text.encode()
 
 
-def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+def _code_points(piece: Piece) -> NDArray[np.uint32]:
+    return np.frombuffer(str(piece.text).encode("utf-32-le"), "<u4")

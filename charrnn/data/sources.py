@@ -54,8 +54,7 @@ def _find(data: DataConfig, binary: bool) -> Source:
         collector = Collector(data, binary=binary)
         for relative, path in paths:
             collector.add(path, relative)
-        parts, skipped = collector.result(Path(source))
-        return Source(safe_name(name), parts, notes + skipped)
+        return collector.source(safe_name(name), Path(source), notes)
     if source.startswith(hub.PREFIX):
         part = hub.hub_part(source, data.text_field or DEFAULT_FIELD)
         return _single(Source(safe_name(hub.dataset_name(source)), (part,)), data)
@@ -93,8 +92,7 @@ def _named(data: DataConfig, binary: bool) -> Source:
     collector = Collector(data, binary=binary)
     for path in paths:
         collector.add(path, path.name)
-    parts, skipped = collector.result(cache_dir / name)
-    return Source(name, parts, notes + skipped)
+    return collector.source(name, cache_dir / name, notes)
 
 
 def _file(path: Path, name: str, data: DataConfig, binary: bool, notes: tuple[str, ...] = ()) -> Source:
@@ -104,8 +102,7 @@ def _file(path: Path, name: str, data: DataConfig, binary: bool, notes: tuple[st
     collector = Collector(data, binary=binary)
     candidates = collector.read(path, path.name)
     if [candidate.path for candidate in candidates] != [path.name]:
-        parts, skipped = collector.result(path)
-        return Source(name, parts, (*notes, *skipped))
+        return collector.source(name, path, notes)
     [candidate] = candidates
     if candidate.skip_reason not in ("", BINARY):  # NUL bytes may be intended; a PDF is not
         remedy = "save it as plain text, or read its bytes with --set data.vocab=bytes"
@@ -126,7 +123,7 @@ def _glob(pattern: Path, data: DataConfig, binary: bool) -> Source:
             collector.skip(_INTERNAL, relative.as_posix())
         else:
             collector.add(path, relative.as_posix())
-    return Source(safe_name(root.resolve().name), *collector.result(pattern))
+    return collector.source(safe_name(root.resolve().name), pattern)
 
 
 def _folder(root: Path, data: DataConfig, binary: bool) -> Source:
@@ -156,7 +153,7 @@ def _folder(root: Path, data: DataConfig, binary: bool) -> Source:
             collector.skip(HIDDEN, relative)
         else:
             collector.add(path, relative)
-    return Source(safe_name(root.resolve().name), *collector.result(root))
+    return collector.source(safe_name(root.resolve().name), root)
 
 
 def _save_stdin(data: DataConfig, binary: bool) -> Source:

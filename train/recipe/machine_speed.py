@@ -2,11 +2,14 @@
 
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 
 from charrnn.config import ModelConfig, OptimConfig
+from charrnn.cores import UNDISTURBED
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
 from train.loop.flops import flops_per_char
 from train.loop.optimizer import make_optimizer
@@ -16,8 +19,23 @@ _GPU_ROWS = 128
 _WARMUP_STEPS, _LEAST_STEPS, _SECONDS = 3, 5, 1.0
 
 
-def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator) -> float:
-    """Measure training steps for about a second, in FLOP/s of this process. Changes no random state.
+@dataclass(frozen=True)
+class Speed:
+    """Training speed of one process.
+
+    Attributes:
+        flops: FLOP/s of training steps.
+        cpu_share: Fraction of its threads' time on the cores; other processes had the rest.
+        one_thread: Speedup of one thread over all of them; 1 if the share is high.
+    """
+
+    flops: float
+    cpu_share: float = 1.0
+    one_thread: float = 1.0
+
+
+def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator) -> Speed:
+    """Measure training steps for about a second. Changes no random state.
 
     The lower quartile of the step times after a warm-up counts, which excludes short disturbances.
 
@@ -34,9 +52,9 @@ def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator
         optimizer = make_optimizer(network, OptimConfig())
         window = torch.randint(vocab_size, (rows, SEQ_LEN + 1), device=accelerator.device)
         state = network.zero_state(rows, accelerator.device)
-        times: list[float] = []
-        began = before = time.perf_counter()
-        while len(times) < _WARMUP_STEPS + _LEAST_STEPS or before - began < _SECONDS:
+
+        def step() -> None:
+            nonlocal state
             with accelerator.autocast():
                 loss, after = loss_module(window, state)
             loss.backward()
@@ -45,8 +63,25 @@ def training_speed(model: ModelConfig, vocab_size: int, accelerator: Accelerator
             state = detach(after)
             if not on_cpu:
                 torch.cuda.synchronize(accelerator.device)
-            now = time.perf_counter()
-            times.append(now - before)
-            before = now
-    step_s = statistics.quantiles(times[_WARMUP_STEPS:], n=4)[0]
-    return rows * SEQ_LEN * flops_per_char(model, vocab_size) / step_s
+
+        seconds, cpu_share = _timed(step, _SECONDS)
+        one_thread = 1.0
+        if on_cpu and cpu_share < UNDISTURBED and (threads := torch.get_num_threads()) > 1:
+            torch.set_num_threads(1)
+            one_thread = seconds / _timed(step, _SECONDS / 2)[0]
+            torch.set_num_threads(threads)
+    return Speed(rows * SEQ_LEN * flops_per_char(model, vocab_size) / seconds, cpu_share, one_thread)
+
+
+def _timed(step: Callable[[], None], limit_s: float) -> tuple[float, float]:
+    """Seconds per step (lower quartile), and the fraction of its threads' time that the process had on the cores."""
+    for _ in range(_WARMUP_STEPS):
+        step()
+    times: list[float] = []
+    began, cpu_began = time.perf_counter(), time.process_time()
+    while len(times) < _LEAST_STEPS or time.perf_counter() - began < limit_s:
+        before = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - before)
+    busy = (time.process_time() - cpu_began) / (time.perf_counter() - began) / torch.get_num_threads()
+    return statistics.quantiles(times, n=4)[0], busy

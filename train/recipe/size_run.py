@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from charrnn.config import BASE, SCRATCH, UNSIZED, ModelConfig, RunConfig, load_config
+from charrnn.cores import UNDISTURBED
 from charrnn.data.corpus import Corpus
 from charrnn.model.rnn import CharRNN
 from charrnn.windows import sampled_stream_batch
@@ -19,13 +20,14 @@ from train.distributed.collectives import Collectives
 from train.loop.dataloader import IdSource
 from train.loop.evaluation import nll_sum
 from train.recipe import base_model
-from train.recipe.machine_speed import training_speed
+from train.recipe.machine_speed import Speed, training_speed
 from train.recipe.rules import Facts, choose, validation_split
 
 # The model whose speed is measured for training from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
 _PROBED_ON_GPU = _PROBED.model_copy(update={"embedding_dim": 128})
 _SHAPE = ("rnn", "num_layers", "hidden_dim", "embedding_dim", "layer_norm")
+_MIN_SPEEDUP = 1.1
 _LOSS_CHARS = 4096  # sample on which the loss of given weights is estimated
 
 
@@ -65,6 +67,8 @@ def size_run(
 ) -> tuple[RunConfig, Corpus, list[str]]:
     """Choose what the user did not set. A run folder with checkpoints keeps its config.
 
+    If other processes use the cores, one thread trains if that is faster, unless the user set their number.
+
     Args:
         settings: What the user set.
         config: The config before corpus and machine are known, `UNSIZED` with the settings.
@@ -82,13 +86,14 @@ def size_run(
     # Rank 0's, so that all take the same branch if they do not share the run folder.
     previous = collectives.all_gather(collectives.run_on_all(lambda: _previous_config(settings, run_dir)))[0]
     if previous:
-        return previous, replace(corpus, split=previous.data.split), []
+        _, lines = _choose_threads(training_speed(previous.model, len(corpus.vocab), accelerator), config)
+        return previous, replace(corpus, split=previous.data.split), lines
     unsized = {**UNSIZED, "data.split": validation_split(corpus.num_chars)}
     corpus = replace(corpus, split=collectives.run_on_all(lambda: settings.apply(unsized)).data.split)
     init_from, origin = collectives.run_on_all(lambda: _origin(settings, config, corpus))
     on_gpu = accelerator.device.type == "cuda"
     probed = origin.config.model if origin else (_PROBED_ON_GPU if on_gpu else _PROBED)
-    flops = training_speed(probed, len(corpus.vocab), accelerator)
+    flops, lines = _choose_threads(training_speed(probed, len(corpus.vocab), accelerator), config)
     facts = Facts(
         characters=corpus.num_chars,
         symbols=len(corpus.vocab),
@@ -108,7 +113,7 @@ def size_run(
         fields.pop("data.reset", None)
     resolved = collectives.run_on_all(lambda: settings.apply(fields))
     expectation = [f"small     {recipe.expectation}"] if recipe.expectation else []
-    return resolved, corpus, [f"recipe    {recipe.summary}", *expectation]
+    return resolved, corpus, [f"recipe    {recipe.summary}", *expectation, *lines]
 
 
 def _previous_config(settings: UserSettings, run_dir: Path) -> RunConfig | None:
@@ -135,3 +140,18 @@ def _loss(origin: Checkpoint, init_from: str, config: RunConfig, corpus: Corpus)
     ids = IdSource(corpus.train, torch.device("cpu"), start.table)
     nll, count = nll_sum(model, ids, [sampled_stream_batch(len(ids), _LOSS_CHARS, 16, 64)]).tolist()
     return nll / count
+
+
+def _choose_threads(speed: Speed, config: RunConfig) -> tuple[float, list[str]]:
+    """Set the number of threads. Returns FLOP/s with them, and a line if other processes use the cores."""
+    threads = torch.get_num_threads()
+    if speed.cpu_share >= UNDISTURBED:
+        return speed.flops, []
+    line = f"shared    other processes use these cores: {threads} thread(s) had {speed.cpu_share:.0%} of their time"
+    if speed.one_thread <= _MIN_SPEEDUP:
+        return speed.flops, [line]
+    line += f", and 1 thread is {speed.one_thread:.1f} times as fast"
+    if config.train.threads:
+        return speed.flops, [f"{line}; --set train.threads=1 uses one"]
+    torch.set_num_threads(1)
+    return speed.flops * speed.one_thread, [f"{line}; training with 1 (--set train.threads={threads} for {threads})"]
