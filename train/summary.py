@@ -1,4 +1,4 @@
-"""What a run prints before its first step, once its speed is known, and at its end."""
+"""What a run prints before its first step, when it is stopped, and at its end."""
 
 import math
 import os
