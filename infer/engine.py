@@ -178,10 +178,10 @@ class Engine(Network):
         unknown: Unknown,
     ) -> Iterator[list[str]]:
         """Yield the text that each run of characters adds to each of B streams; at last what was held back."""
-        self._check_stop(stop)
+        self._check_texts(prompt, stop)
         length = sampling.whole_number(length, "length")
         first_seed = fresh_seed() if seed is None else sampling.whole_number(seed, "seed")
-        prompt_ids = self._prompt_ids(prompt, unknown)
+        prompt_ids = self.vocab.begun(self.vocab.encode(prompt, unknown))
         drawn = self.drawn(prompt_ids, length, options, range(first_seed, first_seed + batch))
         writers = [TextWriter(self.vocab, [] if stop is None else [stop], past_end) for _ in range(batch)]
 
@@ -194,18 +194,13 @@ class Engine(Network):
 
         return rows()
 
-    def _prompt_ids(self, prompt: str, unknown: Unknown) -> NDArray[Any]:
-        if not isinstance(prompt, str):
-            raise SamplingError(f"the prompt must be a str, not {type(prompt).__name__}")
-        return self.vocab.begun(self.vocab.encode(prompt, unknown))
-
-    def _check_stop(self, stop: str | None) -> None:
-        if stop is not None and not isinstance(stop, str):
-            raise SamplingError(f"the stop text must be a str, not {type(stop).__name__}")
+    def _check_texts(self, prompt: str, stop: str | None) -> None:
+        for name, text in (("prompt", prompt), ("stop text", "-" if stop is None else stop)):
+            if not isinstance(text, str):
+                raise SamplingError(f"the {name} must be a str, not {type(text).__name__}")
         if stop == "":
             raise SamplingError("the stop text is empty; leave it out to write the whole length")
-        missing = self.vocab.unknown_in(stop or "")
-        if missing:
+        if missing := self.vocab.unknown_in(stop or ""):
             names = listing([repr(character) for character in missing])
             raise SamplingError(f"the stop text can never be written: the model's vocabulary lacks {names}")
 
