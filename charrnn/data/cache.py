@@ -1,13 +1,8 @@
 """The cache of prepared corpora, and records of which files need not be read again to find theirs.
 
     prepared/SHA-KIND-VOCABULARY/   ids.bin and meta.json; SHA: of the text, VOCABULARY: of all else that makes the ids
-<<<<<<< HEAD
-    targets/KEY/                    targets.bin and meta.json, of train.distill
-    known/KEY.json                  the entry of files with these stamps, prepared with these options
-=======
     targets/KEY/                    targets.bin and meta.json, of train.loop.distill
-    known/KEY.json                  for large corpora: these files, with these stamps, have that entry
->>>>>>> main
+    known/KEY.json                  the entry of files with these stamps, prepared with these options
 
 An entry is written under a hidden name, synced, and renamed last, so that machines that share a disk may do the same at
 the same time. A record is trusted only when every file still has its size, inode and both of its times.
