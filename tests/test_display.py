@@ -76,6 +76,14 @@ def test_a_terminal_shows_a_bar_with_all_metrics():
     assert "a word [in brackets]" in shown
 
 
+def test_a_resumed_run_shows_its_step_before_the_first_record():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=160)
+    with Display(5000, 490, lambda: 0.4, lambda speed: 190, start_step=2000, console=console):
+        pass
+    assert "step 2,000/5,000" in out.getvalue()
+
+
 def test_the_bar_fits_80_columns():
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=True, width=80)

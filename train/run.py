@@ -160,7 +160,9 @@ def announce(trainer: Trainer, start: StartingPoint, explanation: list[str], con
     for line in [*summary.opening_lines(*facts), *explanation]:
         logger.info(line)
     schedule, epoch = trainer.schedule, trainer.data.plan.steps_per_epoch
-    trainer.recorder.display = Display(steps, epoch, schedule.share, schedule.remaining_s, console=console)
+    trainer.recorder.display = Display(
+        steps, epoch, schedule.share, schedule.remaining_s, start_step=trainer.progress.step, console=console
+    )
 
 
 def run_folder(config: RunConfig, config_name: str, corpus: Corpus) -> Path:

@@ -84,6 +84,7 @@ class Display:
         share: Callable[[], float],
         remaining_s: Callable[[float], float],
         *,
+        start_step: int = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,13 +95,14 @@ class Display:
             steps_per_epoch: Steps of a pass over the training split.
             share: Returns the completed fraction of the run.
             remaining_s: Returns the seconds left at a speed in characters/s.
+            start_step: Where this segment begins.
             console: Where to print; stderr by default.
             clock: Seconds from any origin.
         """
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._share, self._remaining_s, self._clock = share, remaining_s, clock
         self._console = console or Console(stderr=True)
-        self._step = 0
+        self._step = start_step
         self._values: dict[str, Any] = {}
         self._printed_at = -_PLAIN_LINE_EVERY_S
         self._bar: Live | None = None
