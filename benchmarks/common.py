@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -42,6 +42,13 @@ class Cell(StrEnum):
 
     GRU = "GRU"
     LSTM = "LSTM"
+
+
+# Options of the commands that build a model.
+Rnn = Annotated[Cell, typer.Option(help="Recurrent cell.")]
+HiddenDim = Annotated[int, typer.Option(help="Width of a layer's state.", min=1)]
+NumLayers = Annotated[int, typer.Option(help="Recurrent layers.", min=1)]
+SeqLen = Annotated[int, typer.Option(help="Characters of a window.", min=1)]
 
 
 @dataclass(frozen=True)

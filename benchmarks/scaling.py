@@ -38,7 +38,20 @@ import torch
 import torch.distributed as dist
 import typer
 
-from benchmarks.common import Cell, columns, free_port, machine_line, quartiles, ratios, run, seconds_of
+from benchmarks.common import (
+    Cell,
+    HiddenDim,
+    NumLayers,
+    Rnn,
+    SeqLen,
+    columns,
+    free_port,
+    machine_line,
+    quartiles,
+    ratios,
+    run,
+    seconds_of,
+)
 from benchmarks.training import make_trainer, options_of, synchronize, write_random_text
 from charrnn.config import load_config
 from train.loop.trainer import Trainer
@@ -155,10 +168,10 @@ def launch(folder: Path, size: dict[str, Any], processes: int) -> int:
 
 
 def scaling(
-    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.LSTM,
-    hidden_dim: Annotated[int, typer.Option(help="Width of a layer's state.", min=1)] = 256,
-    num_layers: Annotated[int, typer.Option(help="Recurrent layers.", min=1)] = 2,
-    seq_len: Annotated[int, typer.Option(help="Characters of a window.", min=1)] = 128,
+    rnn: Rnn = Cell.LSTM,
+    hidden_dim: HiddenDim = 256,
+    num_layers: NumLayers = 2,
+    seq_len: SeqLen = 128,
     rows: Annotated[int, typer.Option(help="Windows a process and step.", min=1)] = 32,
     processes: Annotated[int, typer.Option(help="Processes compared with one.", min=2)] = 2,
     steps: Annotated[int, typer.Option(help="Timed steps a turn.", min=1)] = 5,

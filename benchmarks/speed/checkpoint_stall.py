@@ -21,18 +21,30 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.common import Cell, columns, in_turns, machine_line, quartiles, run, seconds_of
+from benchmarks.common import (
+    Cell,
+    HiddenDim,
+    NumLayers,
+    Rnn,
+    SeqLen,
+    columns,
+    in_turns,
+    machine_line,
+    quartiles,
+    run,
+    seconds_of,
+)
 from benchmarks.training import make_trainer, options_of, write_random_text
 from train.checkpoint.format import step_folders
 from train.loop.trainer import Trainer
 
 
 def main(
-    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.LSTM,
-    hidden_dim: Annotated[int, typer.Option(help="H.")] = 1024,
-    num_layers: Annotated[int, typer.Option(help="L.")] = 2,
+    rnn: Rnn = Cell.LSTM,
+    hidden_dim: HiddenDim = 1024,
+    num_layers: NumLayers = 2,
     rows: Annotated[int, typer.Option(help="B.")] = 128,
-    seq_len: Annotated[int, typer.Option(help="T.")] = 128,
+    seq_len: SeqLen = 128,
     steps: Annotated[int, typer.Option(help="Steps of a case in a round.")] = 4,
     rounds: Annotated[int, typer.Option(help="Rounds.")] = 5,
     precision: Annotated[str, typer.Option(help="no, bf16 or native.")] = "no",

@@ -29,7 +29,7 @@ import torch
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.common import Cell, columns, in_turns, machine_line, quartiles, ratios, run
+from benchmarks.common import Cell, HiddenDim, NumLayers, Rnn, columns, in_turns, machine_line, quartiles, ratios, run
 from charrnn.config import ModelConfig, RunConfig
 from charrnn.model.rnn import CharRNN
 from charrnn.sampling import SamplingOptions
@@ -124,9 +124,9 @@ def engines_of(model: CharRNN, folder: Path) -> dict[str, Engine]:
 
 
 def generate(
-    rnn: Annotated[Cell, typer.Option(help="Recurrent cell.")] = Cell.GRU,
-    hidden_dim: Annotated[int, typer.Option(help="Width of a layer's state.", min=1)] = 256,
-    num_layers: Annotated[int, typer.Option(help="Recurrent layers.", min=1)] = 2,
+    rnn: Rnn = Cell.GRU,
+    hidden_dim: HiddenDim = 256,
+    num_layers: NumLayers = 2,
     embedding_dim: Annotated[int, typer.Option(help="Width of a character's embedding.", min=1)] = 64,
     temperature: Annotated[float, typer.Option(help="Of the sampling.", min=0.01)] = 0.8,
     top_k: Annotated[int, typer.Option(help="Of the sampling.", min=1, max=_SYMBOLS)] = 40,
