@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from folders import names_in
-from loopback import Site, closed_port, serve
+from loopback import Site, serve
 
 from charrnn.data import download as module
 from charrnn.data.download import DownloadError, download, is_url
@@ -134,11 +134,6 @@ def test_a_wrong_size_is_refused_before_the_body_is_read(site: Site, tmp_path: P
 def test_a_missing_page_is_named_with_its_status(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"/b.txt: HTTP 404"):
         download(f"{site.url}/b.txt", tmp_path / "b.txt")
-
-
-def test_a_refused_connection_is_named(tmp_path: Path) -> None:
-    with closed_port() as url, pytest.raises(DownloadError, match=r"/a\.txt: Connection refused"):
-        download(f"{url}/a.txt", tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[1/x", "http://127.0.0.1:99999/x"])
