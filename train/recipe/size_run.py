@@ -18,7 +18,7 @@ from train.checkpoint.resume import origin_folder
 from train.checkpoint.vocab_transfer import fine_tuning_start
 from train.distributed.collectives import Collectives
 from train.loop.dataloader import IdSource
-from train.loop.evaluation import nll_sum
+from train.loop.evaluation import nll_sum, read
 from train.recipe import base_model
 from train.recipe.machine_speed import Speed, training_speed
 from train.recipe.rules import Facts, choose, validation_split
@@ -138,7 +138,7 @@ def _loss(origin: Checkpoint, init_from: str, config: RunConfig, corpus: Corpus)
     model = CharRNN(origin.config.model, len(start.vocab), start.vocab.document_end_id).eval()
     model.load_state_dict(start.weights)
     ids = IdSource(corpus.train, torch.device("cpu"), start.table)
-    nll, count = nll_sum(model, ids, [sampled_stream_batch(len(ids), _LOSS_CHARS, 16, 64)]).tolist()
+    nll, count = nll_sum(read(model, ids, [sampled_stream_batch(len(ids), _LOSS_CHARS, 16, 64)])).tolist()
     return nll / count
 
 
