@@ -91,7 +91,7 @@ def open_model(path: Path, threads: int) -> ModelFile:
             raise ModelFileError(f"{path}: its metadata lacks {', '.join(missing)}; export it again")
         vocab = read_vocab(path, metadata["charrnn.vocab"])
         config, metrics, corpus = (read_json(path, metadata, key) for key in ("config", "metrics", "corpus"))
-        sizes = read_sizes(path, config, vocab, outline.size)
+        sizes = read_sizes(path, config, vocab, len(data))
         validator.check_graph(outline, sizes)
     except DamagedError as error:
         raise _not_a_model(path, str(error)) from None
