@@ -17,7 +17,7 @@ from train.checkpoint.format import load_for_inference
 from train.evaluate import command, evaluate_checkpoints
 from train.given_text import GivenText
 from train.loop.dataloader import IdSource
-from train.loop.evaluation import evaluate, nll_sum, sample_text
+from train.loop.evaluation import evaluate, nll_sum, read, sample_text
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_windows_start_from_a_zero_state(trained):
 
 def test_lanes_with_a_warm_up_come_close_to_the_single_stream(trained):
     model, val = trained.model, IdSource(trained.data.corpus.val, torch.device("cpu"))
-    one, count = nll_sum(model.eval(), val, [stream_batch(len(val), 1, 32)]).tolist()
-    four, same = nll_sum(model.eval(), val, [stream_batch(len(val), 4, 32)]).tolist()
+    one, count = nll_sum(read(model.eval(), val, [stream_batch(len(val), 1, 32)])).tolist()
+    four, same = nll_sum(read(model.eval(), val, [stream_batch(len(val), 4, 32)])).tolist()
     assert count == same == len(val) - 1
     assert four / same == pytest.approx(one / count, rel=1e-3)
 

@@ -37,7 +37,7 @@ def test_scores_are_one_pass_and_the_mean_over_windows_from_zero_states(engine):
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
 def test_the_chunk_changes_no_score(gru, chunk):
     ids = np.random.default_rng(1).integers(0, len(CHARS), 300).astype(np.uint8)
-    nll, count = evaluate(gru.step, gru.zero_state, ids, window_batches(len(ids), 64, 2), chunk)
+    nll, count = evaluate(gru, ids, window_batches(len(ids), 64, 2), chunk)
     assert count == 299
     assert nll / count == pytest.approx(plain_loss(gru, ids, {0, 64, 128, 192, 256}), rel=1e-6)
 

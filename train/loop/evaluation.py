@@ -84,7 +84,7 @@ def evaluate(
         shortage = ""
         try:
             with accelerator.autocast() if sample else full_fp32():
-                totals = nll_sum(model, ids, mine, beat, stopped)  # (2,)
+                totals = nll_sum(read(model, ids, mine, beat, stopped))  # (2,)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -139,42 +139,27 @@ def read(
         if not len(batch.starts) or stopped():
             continue
         state = model.zero_state(len(batch.starts), ids.device)
-        for begin in range(0, batch.length, _CHUNK):
+        for chunk in batch.chunks(_CHUNK):
             beat()
             if stopped():
                 break
-            length = min(_CHUNK, batch.length - begin)
-            starts = batch.starts + begin
-            window = ids.windows(starts, length + 1)  # (R, T + 1)
+            window = ids.windows(chunk.starts, chunk.length + 1)  # (R, T + 1)
             logits, state = model(window[:, :-1], state)  # (R, T, V)
-            yield EvalBatch(starts, length, batch.counted[:, begin : begin + length]), window, logits
+            yield chunk, window, logits
 
 
 @torch.no_grad()
-def nll_sum(
-    model: CharRNN | Ensemble,
-    ids: IdSource,
-    batches: Iterable[EvalBatch],
-    beat: Callable[[], object] = lambda: None,
-    stopped: Callable[[], object] = lambda: False,
-) -> torch.Tensor:
-    """Sum the negative log-likelihood over batches.
-
-    Args:
-        model: In eval mode.
-        ids: A split.
-        batches: Rows of it.
-        beat: Called before each forward call.
-        stopped: Asked then whether to stop, which leaves the sums incomplete.
+def nll_sum(chunks: Iterable[tuple[EvalBatch, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Sum the negative log-likelihood over what `read` yields.
 
     Returns:
         (2,) float64: nats, and the number of characters that they are summed over.
     """
     sums: list[torch.Tensor] = []
     count = 0
-    for chunk, window, logits in read(model, ids, batches, beat, stopped):
+    for chunk, window, logits in chunks:
         nll = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")  # (R, T)
-        sums.append((nll * to_device(chunk.counted, ids.device)).sum())
+        sums.append((nll * to_device(chunk.counted, window.device)).sum())
         count += int(chunk.counted.sum())
     total = torch.stack(sums).cpu().double().sum().item() if sums else 0.0
     return torch.tensor([total, count], dtype=torch.float64)

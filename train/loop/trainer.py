@@ -27,7 +27,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients, device_name
 from train.distributed.signals import StopSignals
 from train.loop.control import Control
-from train.loop.cuda_graph import graphed_step, on_stream, side_stream
+from train.loop.cuda_graph import on_stream, side_stream
 from train.loop.dataloader import IdSource, TrainingData, window_plan
 from train.loop.distill import with_targets
 from train.loop.errors import memory_explained
@@ -122,16 +122,7 @@ class Trainer:
         self._cpu_share: CpuShare | None = None  # until the pace has been shown
         if start.resumed:
             self.load_state_dict(start.resumed)
-        self.update.graphed = graphed_step(
-            self.update.compute,
-            accelerator,
-            loss_module,
-            prepared,
-            self.update.state,
-            config,
-            stream,
-            documents=start.vocab.document_end is not None,
-        )
+        self.update.capture(config, stream, documents=start.vocab.document_end is not None)
 
     @property
     def progress(self) -> Progress:
