@@ -8,13 +8,15 @@ import threading
 import pytest
 import torch
 from folders import names_in
-from training import ListRecorder, make_trainer, tiny_config
+from training import ListRecorder, fresh_accelerator, make_trainer, tiny_config
 
 from charrnn.errors import CheckpointError, TrainingError
+from train import main as command
 from train.checkpoint import format as checkpoints
 from train.checkpoint.async_writer import CheckpointWriter
 from train.checkpoint.format import load, load_for_inference, load_newest, step_folders
 from train.loop.trainer import Trainer
+from train.run import run
 
 ENDLESS = 30  # seconds; a wait that lasts so long has failed
 
@@ -285,6 +287,19 @@ def test_a_disk_full_at_the_last_save_is_reported(tmp_path, disk, ahead_of):
     config = tiny_config(tmp_path, ["checkpoint.every=0", "eval.every=0", "sample.length=0"])
     with pytest.raises(CheckpointError, match="No space left on device"):
         make_trainer(config).fit()
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2(tmp_path, disk, ahead_of, monkeypatch, capsys):
+    fresh_accelerator()
+    config = tiny_config(tmp_path, ["train.threads=1"])
+    ahead_of(7, disk.fill)
+    monkeypatch.setattr(command, "app", lambda: run(config, config_name="tiny", resume=True))
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(f"error: cannot write checkpoint {tmp_path}/run/")
+    assert NAMES_THE_DISK.format(folder=tmp_path / "run") in last
 
 
 def test_a_failed_pruning_is_a_checkpoint_error(tmp_path, monkeypatch):

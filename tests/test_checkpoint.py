@@ -300,16 +300,6 @@ def test_a_checkpoint_of_another_run_is_skipped(trained, run_dir, foreign, kind)
     assert_skipped(trained, run_dir, line, OTHERS[kind][1], newest="step-00000014", older=12)
 
 
-def test_a_foreign_and_a_damaged_checkpoint_are_skipped(trained, run_dir, foreign):
-    shutil.copytree(run_dir / "step-00000010", run_dir / "step-00000011")
-    (run_dir / "step-00000011" / "trainer.json").unlink()
-    (run_dir / "step-00000012").rename(run_dir / "hidden")
-    shutil.copytree(foreign("cell"), run_dir / "step-00000014")
-    start, warnings = start_of(trained, run_dir)
-    assert start.resumed.step == 10
-    assert [re.search(r"step-\d+", line)[0] for line in warnings] == ["step-00000014", "step-00000011"]
-
-
 @pytest.mark.parametrize("kind", OTHERS)
 def test_foreign_checkpoints_alone_are_refused_with_differences(trained, run_dir, foreign, kind):
     for folder in step_folders(run_dir):

