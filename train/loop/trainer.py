@@ -138,13 +138,13 @@ class Trainer:
             Where the run stands then.
 
         Raises:
-            TrainingError: The loss or gradient is not finite, or the device's memory does not suffice.
+            TrainingError: The loss or gradient is not finite.
             CheckpointError: The disk refuses. Where one rank raises, all do.
         """
         self.schedule.start()
         self.metrics.start()
         self._cpu_share = CpuShare()
-        with memory_explained(self.config), self._finishing_writes():
+        with self._finishing_writes():
             if self.schedule.evaluation_missing():
                 self.evaluate()
                 self.save(step=False)
