@@ -87,21 +87,16 @@ def read_text(engine: Engine, raw: bytes, split: str, unknown: Unknown) -> Score
     end = engine.vocab.document_end
     if end is not None and raw and not raw.endswith(end.encode()):
         raw += end.encode()
-    if engine.vocab.kind == "bytes":
-        ids = np.frombuffer(raw, np.uint8)
-        start, stop = _bounds(engine, len(ids), split)
-        return ScoredText(ids[start:stop], stop - start, [], 0, _is_corpus(engine, raw))
-    text = decode(raw, "the text", engine.vocab)
-    start, stop = _bounds(engine, len(text), split)
-    part = text[start:stop]
+    is_bytes = engine.vocab.kind == "bytes"
+    text: Any = raw if is_bytes else decode(raw, "the text", engine.vocab)
+    digest = hashlib.sha256(raw if is_bytes else text.encode()).hexdigest()
+    is_corpus = digest == engine.metadata.get("charrnn.corpus_sha256")
+    part = text[slice(*_bounds(engine, len(text), split))]
+    if is_bytes:
+        return ScoredText(np.frombuffer(part, np.uint8), len(part), [], 0, is_corpus)
     ids = engine.vocab.encode(part, unknown)
     unknown_chars = len(part) - len(engine.vocab.encode(part, "skip"))
-    is_corpus = _is_corpus(engine, text.encode("utf-8"))
     return ScoredText(ids, len(part), engine.vocab.unknown_in(part), unknown_chars, is_corpus)
-
-
-def _is_corpus(engine: Engine, raw: bytes) -> bool:
-    return hashlib.sha256(raw).hexdigest() == engine.metadata.get("charrnn.corpus_sha256")
 
 
 def _bounds(engine: Engine, num_chars: int, split: str) -> tuple[int, int]:

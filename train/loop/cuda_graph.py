@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,16 +209,15 @@ def obstacle(
 
 def obstacle_here(device: torch.device, module: nn.Module, config: RunConfig, *, documents: bool) -> str:
     """`obstacle` for a wrapped module on this machine."""
-    if device.type != "cuda" or not isinstance(module, DistributedDataParallel):
-        return obstacle(device.type, documents=documents)
-    return obstacle(
-        device.type,
-        documents=documents,
-        backend=str(dist.get_backend(module.process_group)),
-        compressed=config.train.grad_compression != "none",
-        nccl=tuple(torch.cuda.nccl.version()),
-        async_error_handling=os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"),
-    )
+    ddp: dict[str, Any] = {}
+    if device.type == "cuda" and isinstance(module, DistributedDataParallel):
+        ddp = {
+            "backend": str(dist.get_backend(module.process_group)),
+            "compressed": config.train.grad_compression != "none",
+            "nccl": tuple(torch.cuda.nccl.version()),
+            "async_error_handling": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+        }
+    return obstacle(device.type, documents=documents, **ddp)
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:

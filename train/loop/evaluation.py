@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from charrnn.config import EvalConfig, SampleConfig
 from charrnn.model.ensemble import Ensemble
 from charrnn.model.rnn import CharRNN
-from charrnn.sampling import SamplingOptions, generate
+from charrnn.sampling import SamplingOptions, draw, shares_of
 from charrnn.vocab import Vocab
 from charrnn.windows import (
     EvalBatch,
@@ -170,17 +170,14 @@ def sample_text(model: CharRNN, vocab: Vocab, config: SampleConfig, device: torc
     """Generate `config.length` characters from the prompt; equal weights give equal text."""
     was_training = model.training
     model.eval()
-
-    def step(ids: np.ndarray, state: tuple[torch.Tensor, ...]) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
-        logits, state = model(torch.from_numpy(ids.astype(np.int64)).to(device), state)
-        return logits.float().cpu().numpy(), state
-
     # Without documents a line break stands for a beginning.
     given = "" if vocab.document_end is not None and config.prompt == "\n" else config.prompt
-    prompt = vocab.begun(vocab.encode(given, unknown="skip"))
-    logits, state = step(prompt[None], model.zero_state(1, device))
+    read = vocab.begun(vocab.encode(given, unknown="skip")).astype(np.int64)  # (T,)
+    state, random, drawn = model.zero_state(1, device), np.random.default_rng(config.seed), list[int]()
     options = SamplingOptions(config.temperature, config.top_k, config.top_p)
-    draws = generate(step, state, logits[:, -1], config.length, options, [config.seed])
-    text = vocab.decode(int(ids[0]) for ids in draws)
+    for _ in range(config.length):
+        logits, state = model(torch.from_numpy(read[None]).to(device), state)  # (1, T, V)
+        read = draw(shares_of(logits[:, -1].float().cpu().numpy(), options), random.random(1))  # (1,)
+        drawn += read.tolist()
     model.train(was_training)
-    return text
+    return vocab.decode(drawn)

@@ -19,7 +19,7 @@ from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import Batch, rank_slice
 from train.checkpoint.async_writer import CheckpointWriter
 from train.checkpoint.folders import BEST
-from train.checkpoint.format import Checkpoint, load_for_inference, optimizer_tensors, restore_optimizer
+from train.checkpoint.format import Checkpoint, load_for_inference, network, optimizer_tensors, restore_optimizer
 from train.checkpoint.resume import identity_fields
 from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
@@ -138,13 +138,13 @@ class Trainer:
             Where the run stands then.
 
         Raises:
-            TrainingError: The loss or gradient is not finite, or the device's memory does not suffice.
+            TrainingError: The loss or gradient is not finite.
             CheckpointError: The disk refuses. Where one rank raises, all do.
         """
         self.schedule.start()
         self.metrics.start()
         self._cpu_share = CpuShare()
-        with memory_explained(self.config), self._finishing_writes():
+        with self._finishing_writes():
             if self.schedule.evaluation_missing():
                 self.evaluate()
                 self.save(step=False)
@@ -382,7 +382,4 @@ def _placed(
         rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
         data = TrainingData(corpus, start.vocab, train, val, window_plan(config, len(train)), rows)
         torch.manual_seed(config.train.seed)  # the same first weights on every rank
-        model = CharRNN(config.model, len(start.vocab), start.vocab.document_end_id)
-        if start.weights:
-            model.load_state_dict(start.weights)
-        return data, model.to(device)
+        return data, network(config.model, start.vocab, start.weights).to(device)

@@ -10,10 +10,9 @@ from accelerate import Accelerator
 from charrnn.config import BASE, SCRATCH, UNSIZED, ModelConfig, RunConfig, load_config
 from charrnn.cores import UNDISTURBED
 from charrnn.data.corpus import Corpus
-from charrnn.model.rnn import CharRNN
 from charrnn.windows import sampled_stream_batch
 from train.checkpoint.folders import step_folders
-from train.checkpoint.format import Checkpoint, load_for_inference
+from train.checkpoint.format import Checkpoint, load_for_inference, network
 from train.checkpoint.resume import SHAPE, origin_folder
 from train.checkpoint.vocab_transfer import fine_tuning_start
 from train.distributed.collectives import Collectives
@@ -129,8 +128,7 @@ def _origin(settings: UserSettings, config: RunConfig, corpus: Corpus) -> tuple[
 def _loss(origin: Checkpoint, init_from: str, config: RunConfig, corpus: Corpus) -> float:
     """Loss of the given weights on a sample of the training split, nats/char."""
     start = fine_tuning_start(origin, config, corpus, init_from)
-    model = CharRNN(origin.config.model, len(start.vocab), start.vocab.document_end_id).eval()
-    model.load_state_dict(start.weights)
+    model = network(origin.config.model, start.vocab, start.weights).eval()
     ids = IdSource(corpus.train, torch.device("cpu"), start.table)
     nll, count = nll_sum(read(model, ids, [sampled_stream_batch(len(ids), _LOSS_CHARS, 16, 64)])).tolist()
     return nll / count
