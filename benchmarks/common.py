@@ -29,12 +29,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _DEFAULT_MMAP_THRESHOLD = -1, -3, 32 << 20
 
 def machine_line() -> str:
     """Formats CPU, usable cores, versions and UTC time: the first line of every benchmark."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor() or platform.machine()
+    from infer.bench import cpu_name  # imports onnxruntime
+
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    return f"machine  {cpu}, {cores()} cores; {versions}; {datetime.now(UTC).isoformat(timespec='minutes')}"
+    return f"machine  {cpu_name()}, {cores()} cores; {versions}; {datetime.now(UTC).isoformat(timespec='minutes')}"
 
 
 class Cell(StrEnum):

@@ -52,7 +52,7 @@ from benchmarks.common import (
     run,
     seconds_of,
 )
-from benchmarks.training import make_trainer, options_of, synchronize, write_random_text
+from benchmarks.training import make_trainer, options_of, write_random_text
 from charrnn.config import load_config
 from train.loop.trainer import Trainer
 
@@ -91,7 +91,7 @@ class Rank:
             dist.all_reduce(self.buffer)
             return
         if case == "together":
-            synchronize(self.trainer)
+            self.trainer.next_step()
         self.trainer.train_step()
 
     def input_seconds(self) -> float:

@@ -75,17 +75,6 @@ def make_trainer(
     return Trainer(config, corpus, start, accelerator, run_dir, recorder or Recorder(), clock)
 
 
-def synchronize(trainer: Trainer) -> bool:
-    """Reads the next batch and agrees with the other ranks; returns whether training goes on."""
-    return trainer.next_step()
-
-
-def log_if_due(trainer: Trainer) -> None:
-    """Writes the training metrics every `log.every` steps."""
-    if trainer.schedule.log_due():
-        trainer.log()
-
-
 def assigned(fields: Mapping[str, object]) -> list[str]:
     """Returns the command line's options for config fields, each "section.key"."""
     return [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]

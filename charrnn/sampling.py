@@ -1,4 +1,4 @@
-"""From logits to probabilities to ids: temperature, top-k, top-p and min-p, and the loop that generates. numpy only.
+"""From logits to probabilities to ids: temperature, top-k, top-p, min-p and the repetition penalty. numpy only.
 
 Model files have the same rules in their graph (train/export/onnx_sampling.py), and tests compare the two.
 Letters: B batch, V vocabulary size.
@@ -10,9 +10,9 @@ import operator
 import reprlib
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from charrnn.errors import SamplingError
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
-State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -190,51 +189,6 @@ def draw(shares: NDArray[np.float64], uniforms: NDArray[np.float64]) -> Ids:
     cumulative = shares.cumsum(axis=-1)  # (B, V)
     targets = uniforms[:, None] * cumulative[:, -1:]  # (B, 1)
     return (cumulative <= targets).sum(axis=-1, dtype=np.int64)
-
-
-def generate(
-    step: Callable[[Ids, State], tuple[Any, State]],
-    state: State,
-    logits: Any,
-    length: int,
-    options: SamplingOptions,
-    seeds: Sequence[int],
-    prompt: Ids | None = None,
-) -> Iterator[Ids]:
-    """Sample `length` characters for each of B streams, feeding each back to the model.
-
-    Row b takes one uniform per character from numpy's default generator seeded with seeds[b], so that a batch gives
-    what its rows would give alone.
-
-    Args:
-        step: (ids (B, 1), state) -> (logits (B, 1, V), state).
-        state: The state after the prompt.
-        logits: (B, V), those after the prompt.
-        length: Characters to sample.
-        options: How they are sampled.
-        seeds: B seeds.
-        prompt: (N,), for the repetition penalty.
-
-    Yields:
-        (B,) ids; the last needs no further step.
-
-    Raises:
-        SamplingError: at the call, for a length or a seed below 0.
-    """
-    streams = random_streams(length, seeds)
-
-    def sampled(logits: Any, state: State) -> Iterator[Ids]:
-        history = History([[] if prompt is None else prompt] * len(seeds), options)
-        for remaining in range(length, 0, -1):
-            uniforms = np.array([stream.random() for stream in streams])  # (B,)
-            ids = draw(shares_of(history.penalise(np.asarray(logits)), options), uniforms)  # (B,)
-            history.add(ids)
-            yield ids
-            if remaining > 1:
-                stepped, state = step(ids[:, None], state)  # (B, 1, V)
-                logits = stepped[:, 0]  # (B, V)
-
-    return sampled(logits, state)
 
 
 def random_streams(length: int, seeds: Sequence[int]) -> list[np.random.Generator]:

@@ -219,6 +219,12 @@ class EvalBatch:
         """Return the rows of `part` as a batch."""
         return EvalBatch(self.starts[part], self.length, self.counted[part])
 
+    def chunks(self, most: int) -> Iterator["EvalBatch"]:
+        """Yield the batch in order, at most `most` characters of each row at a time, between which states carry."""
+        for begin in range(0, self.length, most):
+            counted = self.counted[:, begin : begin + most]
+            yield EvalBatch(self.starts + begin, counted.shape[1], counted)
+
 
 def stream_batch(num_chars: int, rows: int, warmup: int) -> EvalBatch:
     """Return the batch of the `stream` protocol: each character but the first predicted once, with the state carried.

@@ -81,7 +81,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def machine(engine: Engine) -> dict[str, Any]:
     """Return the hardware and versions."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -91,7 +91,7 @@ def machine(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """Return the processor's product name where Linux has it, else its family."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []

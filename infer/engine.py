@@ -76,37 +76,27 @@ class Engine(Network):
         streams = sampling.random_streams(length, seeds)
         # All but the last character are read once for all rows; generating begins with the last.
         state = self.prefill(prompt[:-1])[1] if len(prompt) > 1 else self.zero_state(1)
-        state = tuple(np.repeat(part, len(seeds), axis=1) for part in state)  # each (L, B, H)
-        return self._drawn(prompt, state, length, [options] * len(seeds), streams, in_graph)
 
-    def _drawn(
-        self,
-        prompt: NDArray[Any],
-        state: State,
-        length: int,
-        options: Sequence[SamplingOptions],
-        streams: Sequence[np.random.Generator],
-        in_graph: bool,
-    ) -> Iterator[Ids]:
-        """Decode as many characters at once as take about `_RUN_S`."""
-        last = np.full(len(streams), prompt[-1], np.int64)
-        history: Any = None
-        if options[0].repetition_penalty != 1:
-            history = np.tile(prompt, (len(streams), 1))  # (B, N)
-        size, remaining = _FIRST_RUN_CHARS, length
-        while remaining:
-            size = min(size, remaining)
-            began = perf_counter()
-            ids, state = self.decode(last, state, size, options, streams, history, in_graph=in_graph)
-            seconds = perf_counter() - began
-            last, remaining = ids[:, -1], remaining - size
-            if history is not None:
-                history = np.concatenate([history, ids], axis=1)[:, -options[0].repetition_window or None :]
-            yield ids
-            if seconds < _RUN_S / 2:
-                size = min(2 * size, _MOST_RUN_CHARS)
-            elif seconds > _RUN_S:
-                size = max(size // 2, 1)
+        def runs(state: State) -> Iterator[Ids]:
+            """Decode as many characters at once as take about `_RUN_S`. state: each (L, B, H)."""
+            last, rows = np.full(len(seeds), prompt[-1], np.int64), [options] * len(seeds)
+            history: Any = None if options.repetition_penalty == 1 else np.tile(prompt, (len(seeds), 1))  # (B, N)
+            size, remaining = _FIRST_RUN_CHARS, length
+            while remaining:
+                size = min(size, remaining)
+                began = perf_counter()
+                ids, state = self.decode(last, state, size, rows, streams, history, in_graph=in_graph)
+                seconds = perf_counter() - began
+                last, remaining = ids[:, -1], remaining - size
+                if history is not None:
+                    history = np.concatenate([history, ids], axis=1)[:, -options.repetition_window or None :]
+                yield ids
+                if seconds < _RUN_S / 2:
+                    size = min(2 * size, _MOST_RUN_CHARS)
+                elif seconds > _RUN_S:
+                    size = max(size // 2, 1)
+
+        return runs(tuple(np.repeat(part, len(seeds), axis=1) for part in state))
 
     def generate(
         self,

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from charrnn import sampling
 from charrnn.errors import ModelFileError
 from charrnn.sampling import SamplingOptions
-from charrnn.vocab import Vocab
-from infer.model_file.loader import open_model
+from infer.model_file.loader import ModelFile, open_model
 from infer.model_file.metadata import brief
 from infer.model_file.session import MEMORY_BYTES, is_out_of_memory, reason
 
@@ -27,7 +26,7 @@ State = tuple[NDArray[np.float32], ...]
 _PREFILL_CHARS = 4096
 
 
-class Network:
+class Network(ModelFile):
     """A model file, loaded.
 
     Args:
@@ -35,36 +34,21 @@ class Network:
         threads: CPU threads an operator may use.
 
     Attributes:
-        path: The model file.
-        threads: CPU threads an operator may use.
-        vocab: What it reads and writes.
-        config: The settings of the run that made it, by section.
-        metrics: What training measured.
-        corpus: Name, source and length of the training text.
-        metadata: As in the file.
+        threads: As given; the others are ModelFile's.
 
     Raises:
         ModelFileError: if the file is missing, damaged, not charrnn's, or of another version.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        file = open_model(path, threads)
-        self.path: Path = file.path
-        self.threads: int = threads
-        self.vocab: Vocab = file.vocab
-        self.config: dict[str, Any] = file.config
-        self.metrics: dict[str, Any] = file.metrics
-        self.corpus: dict[str, Any] = file.corpus
-        self.metadata: dict[str, str] = file.metadata
-        self._run = file.session.run
-        self._states = file.states
-        self._outputs = ["logits", *(f"{name}_next" for name in file.states)]
-        self._state_shape = (file.sizes.num_layers, file.sizes.hidden_dim)
+        super().__init__(**vars(open_model(path, threads)))
+        self.threads = threads
+        self._outputs = ["logits", *(f"{name}_next" for name in self.sizes.states)]
 
     def zero_state(self, batch: int) -> State:
         """Return the state before the first character: (h,) or (h, c), zeros, each (L, B, H)."""
-        num_layers, hidden_dim = self._state_shape
-        return tuple(np.zeros((num_layers, batch, hidden_dim), np.float32) for _ in self._states)
+        shape = (self.sizes.num_layers, batch, self.sizes.hidden_dim)
+        return tuple(np.zeros(shape, np.float32) for _ in self.sizes.states)
 
     def step(self, ids: NDArray[Any], state: State) -> tuple[Logits, State]:
         """Run T characters through the network, all rows at once.
@@ -94,18 +78,18 @@ class Network:
         return logits, tuple(state_next)
 
     def _state_feeds(self, state: State, batch: int) -> dict[str, NDArray[np.float32]]:
-        num_layers, hidden_dim = self._state_shape
+        names, shape = self.sizes.states, (self.sizes.num_layers, batch, self.sizes.hidden_dim)
         if kinds := {str(np.asarray(part).dtype) for part in state} - {"float32"}:
             raise ValueError(f"the state must be float32, not {', '.join(sorted(kinds))}")
         shapes = [part.shape for part in state]
-        if shapes != [(num_layers, batch, hidden_dim)] * len(self._states):
-            raise ValueError(f"the state must be {len(self._states)} x {(num_layers, batch, hidden_dim)}, not {shapes}")
-        return dict(zip(self._states, state, strict=True))
+        if shapes != [shape] * len(names):
+            raise ValueError(f"the state must be {len(names)} x {shape}, not {shapes}")
+        return dict(zip(names, state, strict=True))
 
     def _call(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Run the session. Raises: MemoryError; ModelFileError when a graph that loaded cannot be run after all."""
         try:
-            return self._run(outputs, feeds)
+            return self.session.run(outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             if is_out_of_memory(error):
                 raise MemoryError(f"{feeds['ids'].shape} ids take more memory than the model may") from None
@@ -207,6 +191,5 @@ class Network:
 
     def max_rows(self) -> int:
         """Return how many rows the memory of a session surely holds: states before and after, and logits."""
-        num_layers, hidden_dim = self._state_shape
-        state = 4 * num_layers * hidden_dim * len(self._states)
+        state = 4 * self.sizes.num_layers * self.sizes.hidden_dim * len(self.sizes.states)
         return max(1, MEMORY_BYTES // (4 * state + 64 * len(self.vocab) + 4096))

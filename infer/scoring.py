@@ -6,9 +6,9 @@ side by side, T characters in a call, V vocabulary size.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from charrnn.vocab import Unknown
 from charrnn.windows import EvalBatch, split_bounds, stream_batch, window_batches
 from infer.engine import Engine
 from infer.text_io import decode
-
-State = TypeVar("State")
-Step = Callable[[NDArray[np.int64], State], tuple[Any, State]]
 
 # Logits in memory at once, R * T * V of them: 32 MB as float64.
 _MAX_LOGITS = 1 << 22
@@ -90,21 +87,16 @@ def read_text(engine: Engine, raw: bytes, split: str, unknown: Unknown) -> Score
     end = engine.vocab.document_end
     if end is not None and raw and not raw.endswith(end.encode()):
         raw += end.encode()
-    if engine.vocab.kind == "bytes":
-        ids = np.frombuffer(raw, np.uint8)
-        start, stop = _bounds(engine, len(ids), split)
-        return ScoredText(ids[start:stop], stop - start, [], 0, _is_corpus(engine, raw))
-    text = decode(raw, "the text", engine.vocab)
-    start, stop = _bounds(engine, len(text), split)
-    part = text[start:stop]
+    is_bytes = engine.vocab.kind == "bytes"
+    text: Any = raw if is_bytes else decode(raw, "the text", engine.vocab)
+    digest = hashlib.sha256(raw if is_bytes else text.encode()).hexdigest()
+    is_corpus = digest == engine.metadata.get("charrnn.corpus_sha256")
+    part = text[slice(*_bounds(engine, len(text), split))]
+    if is_bytes:
+        return ScoredText(np.frombuffer(part, np.uint8), len(part), [], 0, is_corpus)
     ids = engine.vocab.encode(part, unknown)
     unknown_chars = len(part) - len(engine.vocab.encode(part, "skip"))
-    is_corpus = _is_corpus(engine, text.encode("utf-8"))
     return ScoredText(ids, len(part), engine.vocab.unknown_in(part), unknown_chars, is_corpus)
-
-
-def _is_corpus(engine: Engine, raw: bytes) -> bool:
-    return hashlib.sha256(raw).hexdigest() == engine.metadata.get("charrnn.corpus_sha256")
 
 
 def _bounds(engine: Engine, num_chars: int, split: str) -> tuple[int, int]:
@@ -141,41 +133,32 @@ def score(engine: Engine, ids: NDArray[Any]) -> dict[str, Score]:
     for name, batches in protocols.items():
         rows = fields["stream_lanes" if name == "stream" else "batch_rows"]
         chunk = max(1, _MAX_LOGITS // (rows * len(engine.vocab)))
-        nll, chars = evaluate(engine.step, engine.zero_state, ids, batches, chunk)
+        nll, chars = evaluate(engine, ids, batches, chunk)
         if not math.isfinite(nll):
             raise ModelFileError(f"{engine.path} gives a loss of {nll}: its weights are damaged, or training diverged")
         scores[name] = Score(nll / chars, chars)
     return scores
 
 
-def evaluate(
-    step: Step[State],
-    zero_state: Callable[[int], State],
-    ids: NDArray[Any],
-    batches: Iterable[EvalBatch],
-    chunk: int,
-) -> tuple[float, int]:
+def evaluate(engine: Engine, ids: NDArray[Any], batches: Iterable[EvalBatch], chunk: int) -> tuple[float, int]:
     """Return the summed negative log likelihood in nats, and the number of characters it is summed over.
 
     Args:
-        step: (ids (R, T), state) -> (logits (R, T, V), state).
-        zero_state: Number of rows -> the state before the first character.
+        engine: The model.
         ids: (N,).
         batches: Where each row starts, and which positions count.
         chunk: The most characters T of a row in one call, which bounds the memory.
     """
     total, count = 0.0, 0
     for batch in batches:
-        state = zero_state(len(batch.starts))
-        for begin in range(0, batch.length, chunk):
-            columns = np.arange(begin, min(begin + chunk, batch.length) + 1)
-            positions = batch.starts[:, None] + columns  # (R, T + 1)
+        state = engine.zero_state(len(batch.starts))
+        for part in batch.chunks(chunk):
+            positions = part.starts[:, None] + np.arange(part.length + 1)  # (R, T + 1)
             # Positions past the end are never counted; they only have to be some id, to fill the rectangle.
             window = ids[np.minimum(positions, len(ids) - 1)].astype(np.int64)
-            counted = batch.counted[:, columns[:-1]]  # (R, T)
-            logits, state = step(window[:, :-1], state)  # (R, T, V)
-            total += float(_nll(logits, window[:, 1:])[counted].sum())
-            count += int(counted.sum())
+            logits, state = engine.step(window[:, :-1], state)  # (R, T, V)
+            total += float(_nll(logits, window[:, 1:])[part.counted].sum())
+            count += int(part.counted.sum())
     return total, count
 
 

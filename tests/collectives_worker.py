@@ -28,10 +28,11 @@ from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, TrainingError
 from charrnn.windows import Batch
 from train.checkpoint.format import load_newest, optimizer_tensors, step_folders
-from train.distributed.collectives import Collectives, GlobalStatus
+from train.distributed.collectives import Collectives
 from train.distributed.setup import make_accelerator
 from train.distributed.signals import StopSignals
 from train.distributed.watchdog import Watchdog, connect_store
+from train.loop.control import Control
 from train.loop.trainer import Trainer
 from train.main import leave
 from train.run import find_start
@@ -94,18 +95,20 @@ def all_ranks_receive_the_same_status(folder: Path) -> None:
     here = ranks()
     assert (here.world_size, here.is_main) == (2, RANK == 0)
 
-    def check(expected: dict[str, Any], stop: int = 0, fault: bool = False, batch: Sequence[int] = (1, 2)) -> None:
-        status = {"stop_signal": 0, "elapsed_s": 100.25, "failed_ranks": (), "mismatched_ranks": ()}
-        found = here.all_gather_status(stop, fault, 100.25 + RANK, np.array(batch))
-        assert found == GlobalStatus(**(status | expected)), found
+    def agreed(stop: int = 0, fault: bool = False, batch: Sequence[int] = (1, 2)) -> tuple[float, int]:
+        control = Control(here, StopSignals())
+        control.signals.received = stop
+        control.note(CheckpointError(f"of {RANK}") if fault else None)
+        return control.agree(6, np.array(batch), 100.25 + RANK), control.stopped_by
 
-    check({})
-    check({"stop_signal": 15}, stop=15 * RANK)
-    check({"stop_signal": 10}, stop=10 + RANK)
-    check({"failed_ranks": (1,)}, fault=RANK == 1)
-    check({"failed_ranks": (0, 1)}, fault=True)
-    check({"mismatched_ranks": (1,)}, batch=(1, 2 + RANK))
-    check({"mismatched_ranks": (1,)}, batch=(1, 2) if RANK else (2, 1))
+    assert agreed() == (100.25, 0)
+    assert agreed(stop=15 * RANK) == (100.25, 15)
+    assert agreed(stop=10 + RANK) == (100.25, 10)
+    assert refused(lambda: agreed(fault=RANK == 1), CheckpointError, "") == "rank 1: of 1"
+    assert refused(lambda: agreed(fault=True), CheckpointError, "") == "of 0"
+    mismatch = "batch mismatch at step 7: rank(s) 1 and rank 0 "
+    refused(lambda: agreed(batch=(1, 2 + RANK)), TrainingError, mismatch)
+    refused(lambda: agreed(batch=(1, 2) if RANK else (2, 1)), TrainingError, mismatch)
 
 
 @scenario

@@ -16,10 +16,10 @@ from training import fresh_accelerator
 from charrnn.config import RunConfig
 from charrnn.errors import CharRNNError, CheckpointError, ConfigError, CorpusError, TrainingError
 from train.checkpoint.resume import check_same_start
-from train.distributed.collectives import Collectives, GlobalStatus, pack_status
+from train.distributed.collectives import Collectives
 from train.distributed.setup import check_processes
 from train.distributed.signals import StopSignals
-from train.loop.control import Control
+from train.loop.control import Control, pack_status
 
 KINDS = [CheckpointError, ConfigError, CorpusError, TrainingError]
 
@@ -30,8 +30,12 @@ def alone():
 
 
 def test_a_single_process_agrees_with_itself(alone):
-    agreed = alone.all_gather_status(15, True, 12.3456789, np.array([3, 1]))
-    assert agreed == GlobalStatus(stop_signal=15, elapsed_s=12.345679, failed_ranks=(0,), mismatched_ranks=())
+    control = Control(alone, StopSignals())
+    control.signals.received = 15
+    assert (control.agree(0, np.array([3, 1]), 12.3456789), control.stopped_by) == (12.345679, 15)
+    control.note(TrainingError("wrong"))
+    with pytest.raises(TrainingError, match=r"^wrong$"):
+        control.agree(0, np.array([3, 1]), 12.3456789)
     assert alone.all_gather("x") == ["x"]
     assert alone.run_on_all(lambda: 3) == alone.local_main_first(lambda: 3) == 3
     alone.barrier()
@@ -75,7 +79,7 @@ def test_all_ranks_raise_the_same_message_with_up_to_four_ranks(failing):
 def test_a_batch_mismatch_is_refused_with_ranks_and_step(alone):
     control = Control(alone, StopSignals())
     assert control.agree(6, np.arange(3), 1.5) == 1.5
-    alone.all_gather_status = lambda *_: GlobalStatus(0, 0.0, (), (1, 3))
+    alone.all_gather_integers = lambda mine: [[*mine[:3], batch] for batch in (7, 5, 7, 6)]
     with pytest.raises(
         TrainingError, match=r"^batch mismatch at step 7: rank\(s\) 1, 3 and rank 0 .*; use the same charrnn"
     ):

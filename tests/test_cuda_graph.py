@@ -8,6 +8,7 @@ from training import ListRecorder, make_trainer, tiny_config
 from charrnn.config import ModelConfig, OptimConfig
 from charrnn.errors import ConfigError, TrainingError
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach, zeroed
+from train.loop import train_step
 from train.loop.cuda_graph import DirectCapture, GraphedStep, obstacle
 from train.loop.optimizer import make_optimizer
 
@@ -217,3 +218,13 @@ def test_a_cpu_trains_eagerly_and_refuses_to_be_told_otherwise(tmp_path):
     assert make_trainer(tiny_config(tmp_path)).update.graphed is None
     with pytest.raises(ConfigError, match=r"train.cuda_graph is true, but a CUDA graph needs a CUDA device"):
         make_trainer(tiny_config(tmp_path, ["train.cuda_graph=true"]))
+
+
+def test_what_can_be_captured_is_if_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_step, "obstacle_here", lambda *_, **__: "")
+    monkeypatch.setattr(train_step, "CudaCapture", lambda stream: DirectCapture())
+    for asked, graphed in (("auto", True), ("true", True), ("false", False)):
+        trainer = make_trainer(tiny_config(tmp_path, [f"train.cuda_graph={asked}", "train.max_steps=5"]))
+        trainer.update.capture(trainer.config, object(), documents=False)
+        assert (trainer.update.graphed is not None) == graphed
+        trainer.fit()

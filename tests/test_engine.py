@@ -130,8 +130,8 @@ def test_a_batch_equals_its_single_streams(engine, stop):
 
 
 def count_runs(engine, monkeypatch):
-    steps, run = Counter(), engine._run
-    monkeypatch.setattr(engine, "_run", lambda *a: (steps.update(["run"]), run(*a))[1])
+    steps, run = Counter(), engine._call
+    monkeypatch.setattr(engine, "_call", lambda *a: (steps.update(["run"]), run(*a))[1])
     return steps
 
 

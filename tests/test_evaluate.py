@@ -20,7 +20,7 @@ from train.evaluate import command, evaluate_checkpoints
 from train.export.exporter import export_checkpoint
 from train.given_text import GivenText
 from train.loop.dataloader import IdSource
-from train.loop.evaluation import evaluate, nll_sum, sample_text
+from train.loop.evaluation import evaluate, nll_sum, read, sample_text
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def test_windows_start_from_a_zero_state(trained):
 
 def test_lanes_with_a_warm_up_come_close_to_the_single_stream(trained):
     model, val = trained.model, IdSource(trained.data.corpus.val, torch.device("cpu"))
-    one, count = nll_sum(model.eval(), val, [stream_batch(len(val), 1, 32)]).tolist()
-    four, same = nll_sum(model.eval(), val, [stream_batch(len(val), 4, 32)]).tolist()
+    one, count = nll_sum(read(model.eval(), val, [stream_batch(len(val), 1, 32)])).tolist()
+    four, same = nll_sum(read(model.eval(), val, [stream_batch(len(val), 4, 32)])).tolist()
     assert count == same == len(val) - 1
     assert four / same == pytest.approx(one / count, rel=1e-3)
 
@@ -67,9 +67,9 @@ def test_lanes_with_a_warm_up_come_close_to_the_single_stream(trained):
 def test_the_ranks_sums_add_up_to_the_whole(trained, world_size):
     model, val = trained.model.eval(), IdSource(trained.data.corpus.val, torch.device("cpu"))
     batches = [stream_batch(len(val), 4, 32), *window_batches(len(val), 50, 4)]
-    whole = nll_sum(model, val, batches)
+    whole = nll_sum(read(model, val, batches))
     parts = [
-        nll_sum(model, val, [b.rows(rank_slice(len(b.starts), r, world_size)) for b in batches])
+        nll_sum(read(model, val, [b.rows(rank_slice(len(b.starts), r, world_size)) for b in batches]))
         for r in range(world_size)
     ]
     torch.testing.assert_close(torch.stack(parts).sum(0), whole, rtol=1e-6, atol=0)
@@ -83,8 +83,8 @@ def test_the_exported_file_scores_as_the_trainer_does(trained, tmp_path):
     model.load_state_dict(best.weights)
     val = IdSource(trained.data.corpus.val, torch.device("cpu"))
     for batches in ([stream_batch(len(val), 4, 32)], list(window_batches(len(val), 50, 4))):
-        ours, count = nll_sum(model, val, batches).tolist()
-        theirs, same = numpy_evaluate(engine.step, engine.zero_state, trained.data.corpus.val, batches, 64)
+        ours, count = nll_sum(read(model, val, batches)).tolist()
+        theirs, same = numpy_evaluate(engine, trained.data.corpus.val, batches, 64)
         assert count == same
         assert theirs / same == pytest.approx(ours / count, rel=1e-5)
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -54,7 +53,7 @@ def exact_model(model, change=lambda weights: weights):
     """A model for the exporter, with changed weights in the graph alone."""
     weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     folded = fold(model.config, change(weights))
-    return ExactModel(step_of(model), model.config, VOCAB, folded, metadata_for(model), Path())
+    return ExactModel(step_of(model), model.config, VOCAB, folded, metadata_for(model))
 
 
 @pytest.mark.parametrize(("rnn", "num_layers"), list(itertools.product(("GRU", "LSTM"), (1, 2, 3))))

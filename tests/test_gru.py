@@ -5,10 +5,20 @@ import torch
 from torch import nn
 
 from charrnn.config import ModelConfig
-from charrnn.model.gru_cpu import gru_layer, is_faster_on_cpu, run_gru
+from charrnn.model import rnn as model_rnn
+from charrnn.model.gru_cpu import gru_layer, is_faster_on_cpu
 from charrnn.model.rnn import CharRNN, NextCharLoss
 
 SIZES = [(1, 1, 2, 1, 1), (3, 5, 2, 4, 1), (2, 7, 6, 3, 3)]  # B, T, I, H, L
+
+
+def run_gru(rnn, x, h):
+    """rnn(x, h) by gru_layer."""
+    x, last = x.transpose(0, 1), []
+    for i, weights in enumerate(rnn.all_weights):
+        x, after = gru_layer(x, h[i], weights)
+        last.append(after)
+    return x.transpose(0, 1), torch.stack(last)
 
 
 def both(batch, steps, inputs, width, layers, dtype=torch.float64):
@@ -77,24 +87,26 @@ def test_under_autocast_states_stay_in_fp32_and_gradients_are_no_further_from_fp
 
 def test_dropout_falls_between_layers_only_and_in_training_only():
     torch.manual_seed(0)
-    rnn = nn.GRU(3, 64, 2, batch_first=True, dropout=0.5)
-    x, h = torch.randn(2, 9, 3), torch.zeros(2, 2, 64)
-    assert not torch.equal(run_gru(rnn, x, h)[0], run_gru(rnn, x, h)[0])
-    assert torch.equal(run_gru(rnn, x, h)[1][0], run_gru(rnn, x, h)[1][0])
-    rnn.eval()
-    torch.testing.assert_close(run_gru(rnn, x, h)[0], rnn(x, h)[0])
+    model = CharRNN(ModelConfig(embedding_dim=3, hidden_dim=64, dropout=0.5), 11)
+    x, state = torch.randn(2, 9, 3), model.zero_state(2)
+    (first, (h,)), (second, (other,)) = (model._run(x, model.rnn.weight_ih_l0, state) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(h[0], other[0])
+    assert (first != 0).all()
+    model.eval()
+    torch.testing.assert_close(model._run(x, model.rnn.weight_ih_l0, state)[0], model.rnn(x, *state)[0])
 
 
 def test_the_model_trains_with_it_and_evaluates_without(monkeypatch):
     model = CharRNN(ModelConfig(embedding_dim=4, hidden_dim=8), 11)
     window = torch.randint(0, 11, (2, 6))
     used = []
-    monkeypatch.setattr("charrnn.model.rnn.run_gru", lambda *args: used.append(args) or run_gru(*args))
+    monkeypatch.setattr(model_rnn, "gru_layer", lambda *args: used.append(args) or gru_layer(*args))
     loss, _ = NextCharLoss(model)(window, model.zero_state(2))
-    assert len(used) == 1
+    assert len(used) == 2
     with torch.no_grad():
         plain, _ = NextCharLoss(model)(window, model.zero_state(2))
-    assert len(used) == 1
+    assert len(used) == 2
     torch.testing.assert_close(loss, plain)
 
 

@@ -1,4 +1,4 @@
-"""charrnn.sampling: the distributions it draws from, the draws, and the loop that generates."""
+"""charrnn.sampling: the distributions it draws from, the draws, and what the penalty looks back on."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from charrnn.errors import SamplingError
-from charrnn.sampling import SamplingOptions, draw, generate, penalised, probabilities
+from charrnn.sampling import History, SamplingOptions, draw, penalised, probabilities, shares_of
 
 finite_logits = hnp.arrays(
     st.sampled_from([np.float32, np.float64]),
@@ -148,53 +148,6 @@ def test_draws_follow_the_distribution_by_chi_square(options):
     assert stats.chisquare(seen[p > 0], count * p[p > 0]).pvalue > 1e-3
 
 
-def walk(ids, state):
-    """A model whose logits depend on everything so far: state (B,) is a running hash of the ids."""
-    state = (state * 31 + ids[:, 0] + 7) % 97
-    return np.sin(state[:, None, None] * np.arange(1, 12)) * 2, state
-
-
-def stream(seeds, length=60):
-    start = np.zeros((len(seeds), 11))
-    options = SamplingOptions(0.9, 7, 0.95)
-    return np.stack(list(generate(walk, np.zeros(len(seeds), np.int64), start, length, options, seeds)), axis=1)
-
-
-def test_a_batch_draws_what_its_rows_draw_alone():
-    seeds = [5, 0, 123456789012345]
-    np.testing.assert_array_equal(stream(seeds), np.concatenate([stream([s]) for s in seeds]))
-    assert (stream([5]) != stream([0])).any()
-
-
-def test_ids_are_drawn_from_the_models_distributions_one_uniform_each():
-    rng, logits, state, expected = np.random.default_rng(42), np.zeros((1, 11)), np.zeros(1, np.int64), []
-    for _ in range(25):
-        p = probabilities(logits, 0.9, 7, 0.95)
-        expected.append(int(draw(p, np.array([rng.random()]))[0]))
-        stepped, state = walk(np.array([[expected[-1]]]), state)
-        logits = stepped[:, 0]
-    assert stream([42], 25)[0].tolist() == stream([42], 60)[0, :25].tolist() == expected
-
-
-def test_the_last_character_takes_no_further_step():
-    calls = []
-
-    def step(ids, state):
-        calls.append(ids)
-        return walk(ids, state)
-
-    taken = generate(step, np.zeros(1, np.int64), np.zeros((1, 11)), 5, SamplingOptions(), [1])
-    assert calls == []
-    assert len(list(taken)) == 5
-    assert len(calls) == 4
-
-
-@pytest.mark.parametrize(("length", "seeds", "named"), [(-1, [0], "length"), (5, [3, -2], "seed")])
-def test_a_bad_length_or_seed_is_refused_at_the_call(length, seeds, named):
-    with pytest.raises(SamplingError, match=named):
-        generate(walk, np.zeros(len(seeds)), np.zeros((len(seeds), 11)), length, SamplingOptions(), seeds)
-
-
 row_with_seen = st.integers(2, 9).flatmap(
     lambda n: st.tuples(
         hnp.arrays(np.float64, n, elements=st.floats(-1e3, 1e3)),
@@ -219,9 +172,13 @@ def test_the_penalty_looks_back_on_its_window_and_on_the_prompt():
     favourite = np.array([[8.0, 7.0, 6.0, 5.0]])
 
     def written(window, prompt):
-        options = SamplingOptions(0, repetition_penalty=100.0, repetition_window=window)
-        step = lambda ids, state: (favourite[:, None], state)  # noqa: E731
-        return [int(i[0]) for i in generate(step, None, favourite, 6, options, [0], np.array(prompt))]
+        options, found = SamplingOptions(0, repetition_penalty=100.0, repetition_window=window), []
+        history = History([prompt], options)
+        for _ in range(6):
+            ids = draw(shares_of(history.penalise(favourite), options), np.zeros(1))
+            history.add(ids)
+            found.append(int(ids[0]))
+        return found
 
     assert written(2, [3]) == [0, 1, 2, 0, 1, 2]
     assert written(0, [0, 1]) == [2, 3, 0, 0, 0, 0]  # all are penalised alike from then on

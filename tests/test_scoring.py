@@ -37,9 +37,7 @@ def test_scores_are_one_pass_and_the_mean_over_windows_from_zero_states(engine):
 def test_lanes_of_the_stream_score_agree_with_one_lane(engine):
     """The recurrence forgets: a lane's warm-up gives nearly the state that one long pass would have."""
     ids = np.random.default_rng(0).integers(0, len(CHARS), 4000).astype(np.uint8)
-    sums = [
-        evaluate(engine.step, engine.zero_state, ids, [stream_batch(len(ids), lanes, 200)], 300) for lanes in (1, 4)
-    ]
+    sums = [evaluate(engine, ids, [stream_batch(len(ids), lanes, 200)], 300) for lanes in (1, 4)]
     assert sums[0][1] == sums[1][1] == 3999
     assert sums[0][0] == pytest.approx(sums[1][0], rel=1e-4)
 
@@ -47,7 +45,7 @@ def test_lanes_of_the_stream_score_agree_with_one_lane(engine):
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
 def test_the_chunk_changes_no_score(gru, chunk):
     ids = np.random.default_rng(1).integers(0, len(CHARS), 300).astype(np.uint8)
-    nll, count = evaluate(gru.step, gru.zero_state, ids, window_batches(len(ids), 64, 2), chunk)
+    nll, count = evaluate(gru, ids, window_batches(len(ids), 64, 2), chunk)
     assert count == 299
     assert nll / count == pytest.approx(plain_loss(gru, ids, {0, 64, 128, 192, 256}), rel=1e-6)
 

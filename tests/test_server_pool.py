@@ -81,7 +81,7 @@ def test_a_worker_that_cannot_start_or_ends_in_mid_line_is_restarted(monkeypatch
         pool = Pool("m", default_model(), Metrics(), 1, 1, 1, 1)
         (worker,) = pool.workers
         ready = asyncio.Event()
-        ticket = worker.submit({"id": 0, "ids": "", "state": None}, 1, False, ready)
+        ticket = worker.submit({"id": 0, "ids": "", "state": None, "seeds": [1]}, False, ready)
         keeper = asyncio.create_task(worker.run())
         await ready.wait()
         with pytest.raises(ApiError, match="worker of this request ended"):
@@ -182,7 +182,9 @@ def test_a_client_that_does_not_read_loses_its_row(scores, events):
     cancelled = []
 
     async def main():
-        ticket = Ticket(cancelled.append, {"id": 0, "ids": "", "state": None}, 1, True, asyncio.Event(), METRICS)
+        ticket = Ticket(
+            cancelled.append, {"id": 0, "ids": "", "state": None, "seeds": [1]}, True, asyncio.Event(), METRICS
+        )
         for _ in range(events):
             assert not ticket.finished
             ticket.push({"i": 0, "text": "a" * 1000, "chars": 1000, "scores": [(0, 0.0, [])] * 1000 * scores})

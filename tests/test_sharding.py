@@ -61,13 +61,13 @@ def evaluated_positions(num_chars, config, rank, world):
         positions = [batch.starts[:, None] + range(batch.length) for batch in batches]  # each (R, length)
         counted = [p[batch.counted].tolist() for p, batch in zip(positions, batches, strict=True)]
         read.append(list(itertools.chain(*counted)))
-        return torch.ones(2, dtype=torch.float64)
 
     accelerator = SimpleNamespace(
         process_index=rank, num_processes=world, device=torch.device("cpu"), reduce=lambda totals, how: totals
     )
     model = SimpleNamespace(training=True, eval=lambda: None, train=lambda mode: None)
-    with mock.patch.object(train.loop.evaluation, "nll_sum", noted):
+    ones = torch.ones(2, dtype=torch.float64)
+    with mock.patch.multiple(train.loop.evaluation, read=noted, nll_sum=lambda chunks: ones):
         train.loop.evaluation.evaluate(model, range(num_chars), config, accelerator)
     return read
 

@@ -16,7 +16,7 @@ from infer import Engine
 from train.checkpoint.format import load_for_inference, load_newest, step_folders
 from train.checkpoint.vocab_transfer import transfer_weights
 from train.export.exporter import export_checkpoint
-from train.loop.errors import out_of_memory
+from train.loop.errors import memory_explained, out_of_memory
 from train.summary import text_lines
 
 CELLS = ("GRU", "LSTM")
@@ -142,9 +142,8 @@ def test_out_of_memory_names_the_settings_to_lower(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     trainer.train_step = out
-    with pytest.raises(
-        TrainingError, match=r"data\.batch_size \(now 8\), data\.seq_len \(now 16\) or model\.hidden_dim"
-    ):
+    lower = r"data\.batch_size \(now 8\), data\.seq_len \(now 16\) or model\.hidden_dim"
+    with pytest.raises(TrainingError, match=lower), memory_explained(trainer.config):
         trainer.fit()
     assert "\n" not in str(out_of_memory(trainer.config, "a. b\nc"))
 

@@ -1,4 +1,4 @@
-"""The text that `train.evaluate` and `train.export` measure on: the run's own, or one given with its options."""
+"""Options of a text, and what `train.evaluate` and `train.export` measure on: the run's own text, or a given one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ _OF_A_TEXT = ("include", "exclude", "text_field", "encoding")
 
 Include = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="Files of --data to take; repeatable.", show_default="all"),
+    typer.Option(metavar="PATTERN", help="Files of --data to take, such as '*.txt'; repeatable.", show_default="all"),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="Files of --data to leave out; repeatable.", show_default="none"),
+    typer.Option(metavar="PATTERN", help="Files and folders of --data to leave out; repeatable.", show_default="none"),
 ]
 TextField = Annotated[
     str | None,

@@ -11,6 +11,7 @@ import typer
 from charrnn.cli import ResilientStream, run_command
 from charrnn.config import UNSIZED, RunConfig, load_config
 from charrnn.errors import EXIT_USER_ERROR
+from train.given_text import Encoding, Exclude, Include, TextField
 
 # torchrun ends all processes once one has failed: the one that reports an error common to all must exit first.
 _REPORT_S = 2.0
@@ -41,15 +42,9 @@ def train(
             metavar="PATH|NAME|URL|-",
         ),
     ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Files to take from a folder, glob or zip, such as '*.txt'; repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Files and folders to leave out of those; repeatable."),
-    ] = None,
-    text_field: Annotated[str | None, _option("data.text_field", metavar="FIELD", show_default="text")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_field: TextField = None,
     vocab: Annotated[str | None, _option("data.vocab", metavar="chars|bytes|FILE|keep")] = None,
     rnn: Annotated[
         Literal["GRU", "LSTM"] | None, _option("model.rnn", case_sensitive=False, metavar="GRU|LSTM")
@@ -81,7 +76,7 @@ def train(
         Literal["none", "wandb", "tensorboard"] | None, _option("tracking.tracker", metavar="wandb|tensorboard|none")
     ] = None,
     data_mirror: Annotated[str | None, _option("data.mirror", metavar="DIR")] = None,
-    encoding: Annotated[str | None, _option("data.encoding", metavar="NAME")] = None,
+    encoding: Encoding = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any field of configs/plain.yaml; repeatable."),

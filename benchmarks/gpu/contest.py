@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks.gpu.results import Value
 from benchmarks.gpu.transformer import Recipe, Shape, Transformer
-from benchmarks.training import log_if_due, make_trainer, synchronize
+from benchmarks.training import make_trainer
 from charrnn.config import RunConfig
 from charrnn.data.corpus import Corpus
 from charrnn.errors import TrainingError
@@ -90,10 +90,11 @@ class Ours:
 
     def train_step(self) -> bool:
         """Takes one step, and logs when it is due."""
-        if not synchronize(self.trainer):
+        if not self.trainer.next_step():
             return False
         self.trainer.train_step()
-        log_if_due(self.trainer)
+        if self.trainer.schedule.log_due():
+            self.trainer.log()
         return True
 
     def logits(self, ids: Tensor) -> Tensor:

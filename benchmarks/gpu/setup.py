@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.common import ROOT
-from benchmarks.training import log_if_due, make_trainer, synchronize
+from benchmarks.training import make_trainer
 from charrnn.config import RunConfig, load_config
 from train.loop.cuda_graph import DirectCapture, GraphedStep
 from train.loop.trainer import Trainer
@@ -127,9 +127,10 @@ def replay_without_gpu(trainer: Trainer) -> None:
 def train(trainer: Trainer, steps: int) -> list[float]:
     """Make `steps` training steps as `fit` does, without evaluations; returns the losses recorded so far."""
     for _ in range(steps):
-        synchronize(trainer)
+        trainer.next_step()
         trainer.train_step()
-        log_if_due(trainer)
+        if trainer.schedule.log_due():
+            trainer.log()
     assert isinstance(trainer.recorder, ListRecorder)
     return [r["train/loss"] for r in trainer.recorder.records if "train/loss" in r]
 

@@ -14,7 +14,6 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import seconds_of
 from benchmarks.gpu.results import Results, Value
 from benchmarks.gpu.setup import Setup, train
-from benchmarks.training import synchronize
 from train.loop.cuda_graph import CudaCapture
 from train.loop.flops import flops_per_char, peak_flops
 from train.loop.trainer import Trainer
@@ -103,7 +102,7 @@ def _host_us(trainer: Trainer, count: int = 8) -> float:
     """us until the host is done with a step, while the device may still be at it: of so few steps that none waits."""
     began = time.perf_counter()
     for _ in range(count):
-        synchronize(trainer)
+        trainer.next_step()
         trainer.train_step()
     return round(1e6 * (time.perf_counter() - began) / count)
 

@@ -44,7 +44,7 @@ from benchmarks.common import (
     status_bytes,
 )
 from benchmarks.speed.reference_loop import losses
-from benchmarks.training import log_if_due, make_trainer, options_of, synchronize, write_random_text
+from benchmarks.training import make_trainer, options_of, write_random_text
 from charrnn.config import RunConfig, load_config
 from charrnn.data.corpus import prepare
 from train.distributed.precision import training_precision
@@ -77,11 +77,12 @@ def trainer_steps(config: RunConfig) -> Iterator[float]:
     with Display(0, epoch, schedule.share, schedule.remaining_s) as trainer.recorder.display:
         while True:
             began = time.perf_counter()
-            synchronize(trainer)
+            trainer.next_step()
             ready = time.perf_counter()
             trainer.train_step()
             stepped = time.perf_counter()
-            log_if_due(trainer)
+            if trainer.schedule.log_due():
+                trainer.log()
             yield ready - began + time.perf_counter() - stepped
 
 

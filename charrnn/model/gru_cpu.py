@@ -15,9 +15,8 @@ Source: the equations of torch.nn.GRU's documentation. Letters: T seq_len, B bat
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 _CACHED = 2**17  # elements of one tensor that stay in a core's cache between operations
 
@@ -155,14 +154,3 @@ def gru_layer(x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tens
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     states, last = _Layer.apply(x.to(dtype).contiguous(), h.contiguous(), *(w.to(dtype) for w in weights))
     return states, last
-
-
-def run_gru(rnn: nn.GRU, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute rnn(x, h): x (B, T, I), h (L, B, H). Returns the output (B, T, H) and the state after it (L, B, H)."""
-    x = x.transpose(0, 1)  # (T, B, I)
-    last = []
-    for i in range(rnn.num_layers):
-        weights = [getattr(rnn, f"{name}_l{i}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        x, after = gru_layer(F.dropout(x, rnn.dropout, rnn.training) if i and rnn.dropout else x, h[i], weights)
-        last.append(after)
-    return x.transpose(0, 1), torch.stack(last)

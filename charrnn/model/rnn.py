@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import ModelConfig
-from charrnn.model.gru_cpu import gru_layer, is_faster_on_cpu, run_gru
+from charrnn.model.gru_cpu import gru_layer, is_faster_on_cpu
 
 State = tuple[Tensor, ...]
 
@@ -122,7 +122,8 @@ class CharRNN(nn.Module):
         Returns:
             The last layer's output, (B, T, H), and the state after the last character.
         """
-        one_call = matrix is self.rnn.weight_ih_l0
+        own_gru = len(state) == 1 and is_faster_on_cpu(x)
+        one_call = matrix is self.rnn.weight_ih_l0 and not own_gru
         if one_call and not self.runs_layer_by_layer(x.device.type, training=self.training):
             return self._run_rnn(x, state)
         states = []
@@ -143,9 +144,6 @@ class CharRNN(nn.Module):
 
     def _run_rnn(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run all layers in one call. x: (B, T, I), state: each (L, B, H)."""
-        if len(state) == 1 and is_faster_on_cpu(x):
-            hidden, h = run_gru(cast(nn.GRU, self.rnn), x, state[0])
-            return hidden, (h,)
         weights = [w for layer in self.rnn.all_weights for w in layer]
         dropout = self.rnn.dropout if self.training else 0.0
         return self._call_torch(x, state, weights, num_layers=self.config.num_layers, dropout=dropout)
@@ -159,15 +157,8 @@ class CharRNN(nn.Module):
         gradient may also be taken in eval mode.
         """
         train = self.training or torch.is_grad_enabled()
-        rest = (
-            list(weights),
-            True,
-            num_layers,
-            dropout,
-            train,
-            False,
-            True,
-        )  # has_biases, ..., bidirectional, batch_first
+        # has_biases, num_layers, dropout, train, bidirectional, batch_first
+        rest = (list(weights), True, num_layers, dropout, train, False, True)
         if len(state) == 2:
             hidden, h, c = torch.lstm(x, state, *rest)
             return hidden, (h, c)

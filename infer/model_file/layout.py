@@ -35,6 +35,11 @@ class Sizes:
         return f"the {self.rnn} of its metadata ({self.num_layers} x {self.hidden_dim}, {self.vocab_size} symbols)"
 
     @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the state's parts."""
+        return STATES[self.rnn]
+
+    @property
     def gates(self) -> int:
         """G."""
         return NUM_GATES[self.rnn] * self.hidden_dim

@@ -15,7 +15,7 @@ from charrnn.errors import ConfigError, ModelFileError
 from charrnn.vocab import Vocab
 from infer.model_file import session as sessions
 from infer.model_file import validator
-from infer.model_file.layout import STATES, Sizes
+from infer.model_file.layout import Sizes
 from infer.model_file.metadata import FORMAT_VERSION, brief, check_version, read_json, read_sizes, read_vocab
 from infer.model_file.protobuf import DamagedError, UnsafeError
 
@@ -28,7 +28,7 @@ DEFAULT_MODELS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelFile:
     """A model file whose every part has been checked.
 
@@ -36,8 +36,8 @@ class ModelFile:
         path: Where it lies.
         session: Its onnxruntime session.
         metadata: As in the file.
-        vocab: The vocabulary.
-        config: The run's settings, by section.
+        vocab: What it reads and writes.
+        config: The settings of the run that made it, by section.
         metrics: What training measured; {} if the file has none.
         corpus: Name, source and length of the training text; {} if the file has none.
         sizes: The sizes of its network.
@@ -51,11 +51,6 @@ class ModelFile:
     metrics: dict[str, Any]
     corpus: dict[str, Any]
     sizes: Sizes
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """The names of the state's parts, ("h",) or ("h", "c")."""
-        return STATES[self.sizes.rnn]
 
 
 def default_model() -> Path:
@@ -96,7 +91,7 @@ def open_model(path: Path, threads: int) -> ModelFile:
             raise ModelFileError(f"{path}: its metadata lacks {', '.join(missing)}; export it again")
         vocab = read_vocab(path, metadata["charrnn.vocab"])
         config, metrics, corpus = (read_json(path, metadata, key) for key in ("config", "metrics", "corpus"))
-        sizes = read_sizes(path, config, vocab, outline.size)
+        sizes = read_sizes(path, config, vocab, len(data))
         validator.check_graph(outline, sizes)
     except DamagedError as error:
         raise _not_a_model(path, str(error)) from None
@@ -150,11 +145,14 @@ def _try_out(file: ModelFile) -> None:
     """Read and generate some characters in two rows, so that weights, inputs or outputs that don't fit show now."""
     sizes = file.sizes
     state = np.zeros((sizes.num_layers, 2, sizes.hidden_dim), np.float32)
-    feeds: dict[str, Any] = {"ids": np.array([[0, sizes.vocab_size - 1]] * 2), **dict.fromkeys(file.states, state)}
+    feeds: dict[str, Any] = {
+        "ids": np.array([[0, sizes.vocab_size - 1]] * 2),
+        **dict.fromkeys(file.sizes.states, state),
+    }
     ones = np.ones(2)
     sampling = {"temperature": ones, "top_k": np.array([0, 1]), "top_p": np.array([0.9, 1.0]), "min_p": 0 * ones}
     sampling["uniforms"] = np.full((2, 4), 0.5)
-    names = ["logits", *(f"{name}_next" for name in file.states)]
+    names = ["logits", *(f"{name}_next" for name in file.sizes.states)]
     try:
         found = sessions.run_with_timeout(file.session, names, feeds)
         # A model whose logits are NaN is refused when it is sampled from.
@@ -165,6 +163,6 @@ def _try_out(file: ModelFile) -> None:
         reason = brief(sessions.reason(error))
         raise ModelFileError(f"{file.path}: its graph does not run ({reason}); export it again") from None
     shapes = [part.shape for part in found]
-    expected = [(2, 2, sizes.vocab_size), *[state.shape] * len(file.states), (2, 4)][: len(shapes)]
+    expected = [(2, 2, sizes.vocab_size), *[state.shape] * len(file.sizes.states), (2, 4)][: len(shapes)]
     if shapes != expected:
         raise ModelFileError(f"{file.path}: its graph gives the shapes {shapes}, not {expected}; export it again")

@@ -39,13 +39,11 @@ class Outline:
 
     Attributes:
         parser: Of its bytes.
-        size: In bytes.
         metadata: Key -> value.
         graph: Where the graph lies.
     """
 
     parser: Parser
-    size: int
     metadata: dict[str, str]
     graph: Span
 
@@ -71,7 +69,7 @@ def outline(data: bytes) -> Outline:
         metadata[entry["key"]] = entry["value"]
     if "charrnn.format_version" in metadata:  # another program's file is reported as such, whatever it needs
         _check_versions(model)
-    return Outline(parser, len(data), metadata, model["graph"])
+    return Outline(parser, metadata, model["graph"])
 
 
 def _check_versions(model: Message) -> None:

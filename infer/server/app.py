@@ -1,7 +1,6 @@
 """The ASGI application: routes, request size and time limits, error responses."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable
 from html import escape
 from pathlib import Path
@@ -23,8 +22,6 @@ from infer.server.guard import Guard, Service, error_response
 from infer.server.pool import Pool
 from infer.server.protocol import parse, parse_tokenize
 from infer.server.ticket import Changes
-
-log = logging.getLogger("charrnn.serve")
 
 MAX_BODY_BYTES = 2 << 20
 # An oversized body is read and discarded up to this size, as clients read the response only after sending.

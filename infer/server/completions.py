@@ -96,7 +96,7 @@ class Completion:
         messages = [self._message(ids, lead) for ids, lead in self._prompts]
         self._pool.check_room(len(messages) * request.choices, sum(map(size_of, messages)))
         for message in messages:
-            self._tickets.append(self._pool.submit(message, request.choices, request.stream, self._ready))
+            self._tickets.append(self._pool.submit(message, request.stream, self._ready))
 
     def _message(self, ids: np.ndarray[Any, Any], lead: int) -> dict[str, Any]:
         """Return the job of one prompt, as sent to a worker."""
@@ -109,6 +109,7 @@ class Completion:
             "state": request.state,
             "length": request.max_tokens,
             "options": dataclasses.asdict(request.options),
+            # One for each choice; none for one choice that goes on with the random stream of its state.
             "seeds": [] if own_stream else [seed + i for i in range(request.choices)],
             "stop": request.stop,
             # best_of ranks by log probability.

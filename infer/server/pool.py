@@ -42,9 +42,9 @@ class Worker:
         """Outstanding choices."""
         return sum(ticket.choices for ticket in self.tickets.values())
 
-    def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
+    def submit(self, message: dict[str, Any], stream: bool, ready: asyncio.Event) -> Ticket:
         """Send a job."""
-        ticket = Ticket(self.cancel, message, choices, stream, ready, self._pool.metrics)
+        ticket = Ticket(self.cancel, message, stream, ready, self._pool.metrics)
         self.tickets[ticket.id] = ticket
         self._write(message)
         return ticket
@@ -225,13 +225,13 @@ class Pool:
             limit = f"{outstanding} choices run or wait, of {self.capacity} (--max-streams, --max-queue)"
             raise ApiError(429, f"the queue is full: {limit}; try again later", code="queue_full", retry_after=1)
 
-    def submit(self, message: dict[str, Any], choices: int, stream: bool, ready: asyncio.Event) -> Ticket:
+    def submit(self, message: dict[str, Any], stream: bool, ready: asyncio.Event) -> Ticket:
         """Send a job to the worker with the fewest choices. Raises: ApiError if no worker is ready."""
         workers = [worker for worker in self.workers if worker.ready]
         if not workers:
             raise ApiError(503, f"no worker of model {self.name} is ready", code="loading", retry_after=1)
         message["id"] = next(_ids)
-        return min(workers, key=lambda worker: worker.choices).submit(message, choices, stream, ready)
+        return min(workers, key=lambda worker: worker.choices).submit(message, stream, ready)
 
     def fail_all(self, error: ApiError) -> None:
         """Cancel all jobs with an error."""

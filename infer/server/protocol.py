@@ -7,7 +7,7 @@ vocabulary.
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from charrnn.errors import SamplingError, listing, printable
@@ -65,11 +65,6 @@ class CompletionRequest:
         return self.best_of or self.n
 
 
-_OWN = {field.name for field in fields(CompletionRequest)} - {"prompts", "options", "include_usage"}
-_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-_KNOWN = _OWN | _SAMPLING | {"prompt", "stream_options"}
-
-
 def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
     """Parse and validate a request's body.
 
@@ -80,23 +75,23 @@ def parse(body: bytes, max_tokens_limit: int) -> CompletionRequest:
     for name, neutral in _UNSUPPORTED.items():
         if name in given and given[name] is not None and given[name] not in neutral:
             raise ApiError(400, f"{name} is not supported; leave it out", name, "unsupported_parameter")
-    if unknown := sorted(given.keys() - _KNOWN - _UNSUPPORTED.keys()):
+    if unknown := sorted(given.keys() - _RULES.keys() - _UNSUPPORTED.keys()):
         names = listing([repr(name[:80]) for name in unknown])
-        message = f"unknown field(s): {names}; known: {', '.join(sorted(_KNOWN))}"
+        message = f"unknown field(s): {names}; known: {', '.join(sorted(_RULES))}"
         raise ApiError(400, message, printable(unknown[0][:80]), "unknown_parameter")
-    given = {name: value for name, value in given.items() if value is not None and name in _KNOWN}
+    given = {name: value for name, value in given.items() if value is not None and name in _RULES}
     for name, value in given.items():
         _check(name, value)
     _check_together(given, max_tokens_limit)
     try:
-        options = SamplingOptions(**{name: given[name] for name in _SAMPLING & given.keys()})
+        options = SamplingOptions(**{name: given.pop(name) for name in _SAMPLING & given.keys()})
     except SamplingError as error:
         raise ApiError(400, str(error), str(error).partition(" ")[0]) from None
-    own = {name: given[name] for name in _OWN & given.keys()}
-    if "stop" in own:
-        own["stop"] = (own["stop"],) if isinstance(own["stop"], str) else tuple(own["stop"])
-    prompts, include_usage = _prompts(given.get("prompt", "")), _include_usage(given)
-    return CompletionRequest(prompts, options, include_usage, **own)
+    prompts = _prompts(given.pop("prompt", ""))
+    include_usage = given.pop("stream_options", {}).get("include_usage") or False
+    if "stop" in given:
+        given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
+    return CompletionRequest(prompts, options, include_usage, **given)
 
 
 def parse_tokenize(body: bytes, name: str, kind: type) -> dict[str, Any]:
@@ -127,15 +122,34 @@ def _integer(low: int, high: int | None) -> tuple[Callable[[Any], bool], str]:
     return lambda v: type(v) is int and low <= v <= (v if high is None else high), f"an integer, {limits}"
 
 
-# A predicate for each field's value, and its description.
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
+
+
+def _is_prompt(value: object) -> bool:
+    return isinstance(value, str) or _is_ids(value)
+
+
+_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+# Every field that the API has: a predicate for its value, and its description.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: _integer(*limits) for name, limits in _INTEGERS.items()},
     **dict.fromkeys(
-        ("temperature", "top_p", "min_p", "repetition_penalty"),
+        _SAMPLING - {"top_k"},
         (lambda v: type(v) is int or (type(v) is float and math.isfinite(v)), "a number"),
     ),
     **dict.fromkeys(("echo", "stream", "return_state"), (lambda v: type(v) is bool, "true or false")),
     **dict.fromkeys(("model", "user", "state"), (lambda v: isinstance(v, str), "a string")),
+    "prompt": (
+        lambda v: _is_prompt(v) or (isinstance(v, list) and bool(v) and all(map(_is_prompt, v))),
+        "a string, a list of strings, a list of ids, or a list of such",
+    ),
+    "stream_options": (
+        lambda v: (
+            isinstance(v, dict) and v.keys() <= {"include_usage"} and isinstance(v.get("include_usage"), bool | None)
+        ),
+        '{"include_usage": true or false}',
+    ),
     "unknown": (lambda v: v in get_args(Unknown), f"one of {', '.join(get_args(Unknown))}"),
     "stop": (
         lambda v: (
@@ -150,7 +164,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _check(name: str, value: object) -> None:
     """Raises: ApiError for an invalid value."""
-    holds, what = _RULES.get(name, (lambda _: True, ""))
+    holds, what = _RULES[name]
     if not holds(value):
         raise ApiError(400, f"{name} must be {what}, not {json.dumps(value)[:80]}", name)
 
@@ -169,29 +183,13 @@ def _check_together(given: dict[str, Any], max_tokens_limit: int) -> None:
         raise ApiError(400, "stream_options needs stream: true", "stream_options")
 
 
-def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
     """Normalize a string, ids, or a list of either."""
-    one = [value] if isinstance(value, str) or _is_ids(value) else value
-    if not isinstance(one, list) or not one or not all(isinstance(p, str) or _is_ids(p) for p in one):
-        raise ApiError(400, "prompt must be a string, a list of strings, a list of ids, or a list of such", "prompt")
-    if len(one) > MAX_CHOICES:
-        raise ApiError(400, f"prompt has {len(one)} entries; at most {MAX_CHOICES} per request", "prompt")
+    prompts = [value] if _is_prompt(value) else value
+    if len(prompts) > MAX_CHOICES:
+        raise ApiError(400, f"prompt has {len(prompts)} entries; at most {MAX_CHOICES} per request", "prompt")
     try:
-        "".join(p for p in one if isinstance(p, str)).encode()
+        "".join(p for p in prompts if isinstance(p, str)).encode()
     except UnicodeEncodeError:
         raise ApiError(400, "prompt is not valid Unicode: it has half of a surrogate pair", "prompt") from None
-    return tuple(p if isinstance(p, str) else tuple(p) for p in one)
-
-
-def _is_ids(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
-
-
-def _include_usage(given: dict[str, Any]) -> bool:
-    options = given.get("stream_options", {})
-    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
-        raise ApiError(400, 'stream_options must be {"include_usage": true or false}', "stream_options")
-    value = options.get("include_usage") or False
-    if type(value) is not bool:
-        raise ApiError(400, "stream_options.include_usage must be true or false", "stream_options")
-    return value
+    return tuple(p if isinstance(p, str) else tuple(p) for p in prompts)

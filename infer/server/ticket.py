@@ -25,7 +25,6 @@ class Ticket:
     Args:
         cancel: Cancels the job at its worker.
         message: The job as sent to the worker.
-        choices: Texts the job generates.
         stream: Whether to wake the reader for partial output.
         ready: Event set when there is output to take; shared by the jobs of a request.
         metrics: Metrics of the model.
@@ -35,14 +34,13 @@ class Ticket:
         self,
         cancel: Callable[["Ticket"], None],
         message: dict[str, Any],
-        choices: int,
         stream: bool,
         ready: asyncio.Event,
         metrics: Any,
     ) -> None:
-        self.id, self.choices, self.bytes = message["id"], choices, size_of(message)
+        self.id, self.choices, self.bytes = message["id"], len(message["seeds"]) or 1, size_of(message)
         self._cancel, self._stream, self._ready, self._metrics = cancel, stream, ready, metrics
-        self._unfinished, self._unread = choices, 0
+        self._unfinished, self._unread = self.choices, 0
         self._changes: Changes = {}
         self._began = asyncio.get_running_loop().time()
         self._timings: dict[int, list[float]] = {}  # by choice: time of its first text, characters since

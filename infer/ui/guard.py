@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,13 +99,21 @@ class Guard:
         """Return the body of a request, of plain values alone: Gradio would fetch the files that others name."""
         if scope["method"] != "POST":
             return b""
+        too_large = _RefusedError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
         sizes = Headers(scope=scope).getlist("content-length")
         if any(not size.isdecimal() or int(size[:20]) > MAX_BODY_BYTES for size in sizes):
-            raise _RefusedError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+            raise too_large
+        body = b""
         try:
-            body = await asyncio.wait_for(_receive_body(receive), BODY_TIMEOUT_S)
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in Request(scope, receive).stream():
+                    body += chunk
+                    if len(body) > MAX_BODY_BYTES:
+                        raise too_large
         except TimeoutError:
             raise _RefusedError(408, f"the body took more than {BODY_TIMEOUT_S:g} s") from None
+        except ClientDisconnect:
+            raise _RefusedError(400, "the request ended early") from None
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError):
@@ -130,19 +139,6 @@ def _is_end(fields: dict[str, Any]) -> bool:
     """Return whether it names a call to end, by plain values alone."""
     known = fields.keys() <= {"event_id", "session_hash", "fn_index"}
     return known and all(type(v) is int or (isinstance(v, str) and v.isprintable()) for v in fields.values())
-
-
-async def _receive_body(receive: Receive) -> bytes:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _RefusedError(400, "the request ended early")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise _RefusedError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-        more = message.get("more_body", False)
-    return body
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

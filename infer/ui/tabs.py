@@ -130,7 +130,7 @@ def _run_buttons(
 
     def end(hint: str | None) -> tuple[Any, Any, Any]:
         # None: it failed without having been stopped.
-        messages = {views.WAITING: views.cancelled(), None: views.busy()}
+        messages = {views.WAITING: views.hint("stopped before it started"), None: views.busy()}
         return *buttons(False), messages.get(hint, gradio.skip())
 
     line = [go, stop, metrics]

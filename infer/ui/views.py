@@ -34,11 +34,6 @@ def paper(prompt: str, text: str) -> str:
     return f"<span class='prompt'>{escape(prompt)}</span>{escape(text)}"
 
 
-def cancelled() -> str:
-    """The line for a text that was stopped while it waited in the queue."""
-    return hint("stopped before it started")
-
-
 def busy() -> str:
     """The line for a request that was not answered: the queue was full, or its answer was lost."""
     return problem("The page could not answer: too many requests are waiting. Try again in a moment.")

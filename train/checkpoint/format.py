@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from charrnn.config import RunConfig
+from charrnn.config import ModelConfig, RunConfig
 from charrnn.errors import CharRNNError, CheckpointError
 from charrnn.io import os_errors
 from charrnn.model.rnn import CharRNN, State
@@ -231,8 +231,14 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(_pack(checkpoint.weights)).hexdigest()
 
 
+def network(config: ModelConfig, vocab: Vocab, weights: Tensors) -> CharRNN:
+    """Return the network of that shape with these weights; with random ones if there are none."""
+    model = CharRNN(config, len(vocab), vocab.document_end_id)
+    if weights:
+        model.load_state_dict(weights)
+    return model
+
+
 def model_of(checkpoint: Checkpoint) -> CharRNN:
     """Return the network with a checkpoint's weights."""
-    model = CharRNN(checkpoint.config.model, len(checkpoint.vocab), checkpoint.vocab.document_end_id)
-    model.load_state_dict(checkpoint.weights)
-    return model
+    return network(checkpoint.config.model, checkpoint.vocab, checkpoint.weights)

@@ -20,12 +20,12 @@ from train.checkpoint.vocab_transfer import StartingPoint, fine_tuning_start, ta
 logger = logging.getLogger(__name__)
 
 _SOURCE_FIELDS = ("source", "cache_dir", "mirror", "text_field", "include", "exclude")
-_SHAPE = ("rnn", "embedding_dim", "hidden_dim", "num_layers", "layer_norm")
+SHAPE = ("rnn", "embedding_dim", "hidden_dim", "num_layers", "layer_norm")
 # A resumed run must agree with its checkpoint on these; other fields may change between segments.
 _FIXED = {
     # The text itself is compared by its SHA-256.
     "data": tuple(name for name in DataConfig.model_fields if name not in _SOURCE_FIELDS),
-    "model": (*_SHAPE, "dropout", "dropout_mask"),
+    "model": (*SHAPE, "dropout", "dropout_mask"),
     "train": ("seed",),
     "distill": ("teachers", "generated"),
     # These decide what is best: losses measured otherwise cannot be compared with the best so far.
@@ -64,7 +64,7 @@ def starting_point(config: RunConfig, corpus: Corpus, run_dir: Path, *, resume: 
     init_from = config.train.init_from
     if init_from != SCRATCH:
         other = load_for_inference(origin_folder(init_from))
-        if differing := _differences(other.config, config, {"model": _SHAPE}):
+        if differing := _differences(other.config, config, {"model": SHAPE}):
             raise CheckpointError(f"--init-from {init_from}: its model has another shape: {differing}; set these alike")
         return fine_tuning_start(other, config, corpus, init_from)
     if config.data.vocab == KEEP:

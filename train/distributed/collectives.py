@@ -4,16 +4,12 @@ They run over gloo between hosts, so they never wait for a GPU.
 """
 
 import datetime
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from charrnn.errors import CharRNNError
 
@@ -22,23 +18,6 @@ T = TypeVar("T")
 _MAX_RANKS_REPORTED = 4
 # Ranks may wait for hours while one prepares a corpus; a lost peer is detected by the watchdog.
 _TIMEOUT = datetime.timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class GlobalStatus:
-    """The status of all ranks, identical on each.
-
-    Attributes:
-        stop_signal: The first stop signal by rank order, 0 for none.
-        elapsed_s: Rank 0's clock.
-        failed_ranks: Ranks that have an error.
-        mismatched_ranks: Ranks whose batch is not rank 0's.
-    """
-
-    stop_signal: int
-    elapsed_s: float
-    failed_ranks: tuple[int, ...]
-    mismatched_ranks: tuple[int, ...]
 
 
 class Collectives:
@@ -51,30 +30,14 @@ class Collectives:
         if self.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
-    def all_gather_status(
-        self, stop_signal: int, failed: bool, elapsed_s: float, starts: NDArray[np.int64]
-    ) -> GlobalStatus:
-        """Combine what the ranks report before a step.
-
-        Args:
-            stop_signal: Stop signal that this rank received, 0 for none.
-            failed: Whether it has an error to raise.
-            elapsed_s: Its clock, seconds of the run.
-            starts: (B,) where the windows of the global batch begin, as it computed them.
-        """
-        everyone = [pack_status(stop_signal, failed, elapsed_s, starts)]
-        if self.world_size > 1:
-            mine = torch.tensor(everyone[0])  # (4,)
-            gathered = mine.expand(self.world_size, -1).clone()  # (world, 4)
-            dist.all_gather(list(gathered.unbind()), mine, group=self._group)
-            everyone = gathered.tolist()
-        signals, failures, clocks, batches = zip(*everyone, strict=True)
-        return GlobalStatus(
-            stop_signal=next((s for s in signals if s), 0),
-            elapsed_s=clocks[0] / 1e6,
-            failed_ranks=tuple(r for r, failed in enumerate(failures) if failed),
-            mismatched_ranks=tuple(r for r, batch in enumerate(batches) if batch != batches[0]),
-        )
+    def all_gather_integers(self, mine: Sequence[int]) -> list[list[int]]:
+        """Every rank's integers of 64 bits, in rank order: faster than `all_gather`, for every step."""
+        if self.world_size == 1:
+            return [list(mine)]
+        own = torch.tensor(mine)  # (N,)
+        gathered = own.expand(self.world_size, -1).clone()  # (world, N)
+        dist.all_gather(list(gathered.unbind()), own, group=self._group)
+        return gathered.tolist()
 
     def all_gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in rank order."""
@@ -119,8 +82,3 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, CharRNNError | None]:
         return action(), None
     except CharRNNError as error:
         return None, error
-
-
-def pack_status(stop_signal: int, failed: bool, elapsed_s: float, starts: NDArray[np.int64]) -> Sequence[int]:
-    """Four integers: signal, failed, clock in microseconds, CRC-32 of the starts."""
-    return stop_signal, int(failed), round(elapsed_s * 1e6), zlib.crc32(starts.tobytes())

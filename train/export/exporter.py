@@ -41,7 +41,6 @@ class ExactModel:
         vocab: Its vocabulary.
         folded: Its weights, of `train.export.weights.fold`.
         metadata: The file's metadata in float32.
-        folder: Where a file without a name is written.
     """
 
     step: Step
@@ -49,7 +48,6 @@ class ExactModel:
     vocab: Vocab
     folded: Weights
     metadata: dict[str, str]
-    folder: Path
 
 
 def export(source: Path, out: Path | None, precision: Precision, text: GivenText | None) -> tuple[Path, float, str]:
@@ -57,7 +55,7 @@ def export(source: Path, out: Path | None, precision: Precision, text: GivenText
 
     Args:
         source: A run folder, a checkpoint folder or a float32 model file.
-        out: The file to write; None is `default_name` in the source's folder.
+        out: The file to write; None is `default_name` in the run folder, or beside the checkpoint or file.
         precision: Of the weights.
         text: The training text, on which to measure the file's loss.
 
@@ -68,7 +66,8 @@ def export(source: Path, out: Path | None, precision: Precision, text: GivenText
         CharRNNError: for a source that can't be read, a file that can't be written, or a difference above the limit.
     """
     exact = exact_model(source)
-    out = out or exact.folder / default_name(source, precision)
+    folder = source if (source / "best").is_dir() else source.parent
+    out = out or folder / default_name(source, precision)
     if not out.name or out.is_dir():
         raise ExportError(f"--out {out} is a folder; name a file in it, such as {out / 'model.onnx'}")
     if out.exists() and not out.is_file():  # a device or pipe would be replaced by the file
@@ -80,7 +79,7 @@ def export(source: Path, out: Path | None, precision: Precision, text: GivenText
 
 def export_checkpoint(checkpoint: Checkpoint, out: Path) -> float:
     """Write a checkpoint in float32; returns the parity difference. Raises: ExportError."""
-    return write_checked(model_of_checkpoint(checkpoint, out.parent), out)
+    return write_checked(model_of_checkpoint(checkpoint), out)
 
 
 def write_checked(
@@ -139,18 +138,15 @@ def is_model_file(path: Path) -> bool:
 
 def exact_model(source: Path) -> ExactModel:
     """Return what a source holds. Raises: CheckpointError, ModelFileError, ExportError."""
-    if is_model_file(source):
-        return _model_of_file(source)
-    folder = source if (source / "best").is_dir() else source.parent
-    return model_of_checkpoint(load_for_inference(source), folder)
+    return _model_of_file(source) if is_model_file(source) else model_of_checkpoint(load_for_inference(source))
 
 
-def model_of_checkpoint(checkpoint: Checkpoint, folder: Path) -> ExactModel:
-    """Return a checkpoint's model. folder: of the file to write."""
+def model_of_checkpoint(checkpoint: Checkpoint) -> ExactModel:
+    """Return a checkpoint's model."""
     model = model_of(checkpoint)
     weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
     folded = fold(model.config, weights)
-    return ExactModel(step_of(model), model.config, checkpoint.vocab, folded, metadata_of(checkpoint), folder)
+    return ExactModel(step_of(model), model.config, checkpoint.vocab, folded, metadata_of(checkpoint))
 
 
 def _model_of_file(path: Path) -> ExactModel:
@@ -165,7 +161,7 @@ def _model_of_file(path: Path) -> ExactModel:
     model = engine.config["model"]
     config = ModelConfig(rnn=model["rnn"], num_layers=model["num_layers"], hidden_dim=model["hidden_dim"])
     metadata = {"charrnn.metrics": "{}"} | engine.metadata | {"charrnn.precision": "fp32"}
-    return ExactModel(engine.step, config, engine.vocab, folded, metadata, path.parent)
+    return ExactModel(engine.step, config, engine.vocab, folded, metadata)
 
 
 def default_name(source: Path, precision: Precision) -> str:

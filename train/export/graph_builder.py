@@ -12,6 +12,8 @@ import onnx
 from onnx import TensorProto, helper
 
 Shape = Sequence[str | int | None]
+# (name, element type, shape) -> the declaration of an input or output; a dimension is fixed, named or (None) any.
+tensor = helper.make_tensor_value_info
 
 
 class GraphBuilder:
@@ -51,11 +53,6 @@ def branch(
     op = GraphBuilder(prefix)
     outputs = build(op)
     return op.graph([], [tensor(name, *kind) for name, kind in zip(outputs, types, strict=True)])
-
-
-def tensor(name: str, elem_type: int, shape: Shape | None) -> onnx.ValueInfoProto:
-    """Return the declaration of a graph's input or output; a dimension is fixed, named or (None) any."""
-    return helper.make_tensor_value_info(name, elem_type, shape)
 
 
 def optional_tensor(name: str, elem_type: int, shape: Shape) -> onnx.ValueInfoProto:

@@ -56,9 +56,8 @@ class Network:
             self.initializers[name] = matrix.astype(np.float16)
         elif self.is_int8 and not name.endswith("_shift"):
             if name != "embedding":
-                rounded = quantize_columns(matrix, bias)
-                self.initializers[name], self.initializers[f"{name}_scale"] = rounded.steps, rounded.scales
-                self.initializers[f"{name}_bias"] = rounded.bias
+                names = (name, f"{name}_scale", f"{name}_bias")
+                self.initializers |= zip(names, quantize_columns(matrix, bias), strict=True)
         else:
             self.initializers[name] = matrix
             if bias is not None:

@@ -1,6 +1,5 @@
 """Weights in 8 bits, as onnxruntime's MatMulIntegerToFloat takes them: symmetric around 0, a scale per column."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,28 +8,19 @@ from numpy.typing import NDArray
 Precision = Literal["fp32", "int8"]
 
 
-@dataclass(frozen=True)
-class Columns:
-    """A matrix (K, N), and the bias (N,) of its products, in units of a scale per column.
+def quantize_columns(
+    matrix: NDArray[np.float32], bias: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """Round a matrix (K, N) to steps of -127 to 127 per column, and put its products' bias (N,) in units of the scale.
 
-    Attributes:
-        steps: (K, N) int8; a value of the matrix is step * scale.
-        scales: (N,) float32, above 0.
-        bias: (N,) float32; the bias is this times the scale.
+    Returns:
+        steps (K, N), a value of the matrix being step * scale; scales (N,), above 0; and the bias (N,), zeros for None.
     """
-
-    steps: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-
-def quantize_columns(matrix: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Columns:
-    """Round a matrix (K, N) to steps of -127 to 127 per column; bias (N,), None for zeros, stays float32."""
     bias = np.zeros(matrix.shape[1], np.float32) if bias is None else bias
     # A column far below its bias is nothing beside it, and must not take the bias out of float32's range.
     scales = np.maximum(np.abs(matrix).max(axis=0) / 127, np.abs(bias) * np.float32(1e-15))  # (N,)
     scales = np.where(scales > np.finfo(np.float32).tiny, scales, 1).astype(np.float32)
-    return Columns(np.rint(matrix / scales).astype(np.int8), scales, (bias / scales).astype(np.float32))
+    return np.rint(matrix / scales).astype(np.int8), scales, (bias / scales).astype(np.float32)
 
 
 def quantize_embedding(

@@ -1,5 +1,6 @@
 """What the ranks agree on between two steps: to go on, to stop, or to end with an error that one of them has met."""
 
+import zlib
 from collections.abc import Callable
 
 from charrnn.errors import CharRNNError, TrainingError
@@ -50,18 +51,24 @@ class Control:
         Raises:
             CharRNNError: The error that some rank has met, or that the ranks' batches differ; on every rank.
         """
-        status = self.collectives.all_gather_status(self.signals.received, self._error is not None, elapsed_s, starts)
-        if status.failed_ranks:
+        mine = pack_status(self.signals.received, self._error is not None, elapsed_s, starts)
+        signals, failures, clocks, batches = zip(*self.collectives.all_gather_integers(mine), strict=True)
+        if any(failures):
             self.raise_deferred()
-        if ranks := status.mismatched_ranks:
+        if ranks := [rank for rank, batch in enumerate(batches) if batch != batches[0]]:
             raise TrainingError(
                 f"batch mismatch at step {step + 1}: rank(s) {', '.join(map(str, ranks))} and rank 0 would train on "
                 "different windows; use the same charrnn version, config and text on every machine, then rerun the "
                 "same command"
             )
-        self.stopped_by = status.stop_signal
-        return status.elapsed_s
+        self.stopped_by = next((number for number in signals if number), 0)
+        return clocks[0] / 1e6
 
     def raise_deferred(self) -> None:
         """Raise, on every rank, the error that any of them has met."""
         self.collectives.raise_if_any(self._error)
+
+
+def pack_status(stop_signal: int, failed: bool, elapsed_s: float, starts: Index) -> tuple[int, int, int, int]:
+    """Signal, failed, clock in microseconds, CRC-32 of the starts."""
+    return stop_signal, int(failed), round(elapsed_s * 1e6), zlib.crc32(starts.tobytes())

@@ -7,18 +7,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.config import RunConfig
-from charrnn.errors import ConfigError, TrainingError
+from charrnn.errors import TrainingError
 from charrnn.model.rnn import State, zeroed
 from train.loop.dataloader import to_device
 from train.loop.errors import is_out_of_memory
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 Compute = Callable[[Tensor, State, Tensor | None], tuple[Tensor, Tensor, State]]
 Step = Callable[[], None]
 
-WARMUP_STEPS, _DDP_WARMUP_STEPS = 3, 11
+WARMUP_STEPS, DDP_WARMUP_STEPS = 3, 11
 # The first version whose collectives can be captured.
 _NCCL_CAPTURABLE = (2, 9, 6)
 
@@ -208,70 +207,17 @@ def obstacle(
     return ""
 
 
-def _obstacle_here(device: torch.device, module: nn.Module, config: RunConfig, *, documents: bool) -> str:
+def obstacle_here(device: torch.device, module: nn.Module, config: RunConfig, *, documents: bool) -> str:
     """`obstacle` for a wrapped module on this machine."""
-    if device.type != "cuda" or not isinstance(module, DistributedDataParallel):
-        return obstacle(device.type, documents=documents)
-    return obstacle(
-        device.type,
-        documents=documents,
-        backend=str(dist.get_backend(module.process_group)),
-        compressed=config.train.grad_compression != "none",
-        nccl=tuple(torch.cuda.nccl.version()),
-        async_error_handling=os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"),
-    )
-
-
-def graphed_step(
-    update: Compute,
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: AcceleratedOptimizer,
-    state: State,
-    config: RunConfig,
-    stream: torch.cuda.Stream | None,
-    *,
-    documents: bool,
-) -> GraphedStep | None:
-    """The graphed step that train.cuda_graph asks for; None = train eagerly, which is logged on a GPU.
-
-    Args:
-        update: As `GraphedStep` takes it.
-        accelerator: Its gradient scaler is reset after a failed capture.
-        module: The loss module as Accelerate wrapped it, on `stream`.
-        optimizer: As Accelerate wrapped it.
-        state: The hidden state to start from.
-        config: The run's.
-        stream: Of `side_stream`.
-        documents: Whether the state is reset within windows.
-
-    Raises:
-        ConfigError: train.cuda_graph is true, and the step can't be captured here.
-    """
-    mode, device = config.train.cuda_graph, state[0].device
-    reason = _obstacle_here(device, module, config, documents=documents)
-    if reason and mode is True:
-        raise ConfigError(f"train.cuda_graph is true, but {reason}; set it to auto or false")
-    if reason or mode is False or stream is None:
-        if stream is not None and mode is not False:
-            log.info("training step: eager, because %s", reason)
-        return None
-
-    def recover() -> None:
-        optimizer.zero_grad()
-        if accelerator.scaler:
-            accelerator.scaler.update(accelerator.scaler.get_scale())  # forgets that gradients were unscaled
-        # CUDAGraph::capture_end raises before it takes the generator, which draws dropout, out of capture mode; a copy
-        # of its state is not in that mode.
-        generator = torch.cuda.default_generators[device.index or 0]
-        generator.graphsafe_set_state(generator.clone_state())
-
-    log.info("training step: replayed as one CUDA graph")
-    capture, seq_len = CudaCapture(stream), config.data.seq_len
-    if isinstance(module, DistributedDataParallel):
-        # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
-        return GraphedStep(update, optimizer.optimizer, state, seq_len, capture, None, _DDP_WARMUP_STEPS)
-    return GraphedStep(update, optimizer.optimizer, state, seq_len, capture, recover)
+    ddp: dict[str, Any] = {}
+    if device.type == "cuda" and isinstance(module, DistributedDataParallel):
+        ddp = {
+            "backend": str(dist.get_backend(module.process_group)),
+            "compressed": config.train.grad_compression != "none",
+            "nccl": tuple(torch.cuda.nccl.version()),
+            "async_error_handling": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+        }
+    return obstacle(device.type, documents=documents, **ddp)
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:

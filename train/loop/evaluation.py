@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from charrnn.config import EvalConfig, SampleConfig
 from charrnn.model.ensemble import Ensemble
 from charrnn.model.rnn import CharRNN
-from charrnn.sampling import SamplingOptions, generate
+from charrnn.sampling import SamplingOptions, draw, shares_of
 from charrnn.vocab import Vocab
 from charrnn.windows import (
     EvalBatch,
@@ -84,7 +84,7 @@ def evaluate(
         shortage = ""
         try:
             with accelerator.autocast() if sample else full_fp32():
-                totals = nll_sum(model, ids, mine, beat, stopped)  # (2,)
+                totals = nll_sum(read(model, ids, mine, beat, stopped))  # (2,)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -139,42 +139,27 @@ def read(
         if not len(batch.starts) or stopped():
             continue
         state = model.zero_state(len(batch.starts), ids.device)
-        for begin in range(0, batch.length, _CHUNK):
+        for chunk in batch.chunks(_CHUNK):
             beat()
             if stopped():
                 break
-            length = min(_CHUNK, batch.length - begin)
-            starts = batch.starts + begin
-            window = ids.windows(starts, length + 1)  # (R, T + 1)
+            window = ids.windows(chunk.starts, chunk.length + 1)  # (R, T + 1)
             logits, state = model(window[:, :-1], state)  # (R, T, V)
-            yield EvalBatch(starts, length, batch.counted[:, begin : begin + length]), window, logits
+            yield chunk, window, logits
 
 
 @torch.no_grad()
-def nll_sum(
-    model: CharRNN | Ensemble,
-    ids: IdSource,
-    batches: Iterable[EvalBatch],
-    beat: Callable[[], object] = lambda: None,
-    stopped: Callable[[], object] = lambda: False,
-) -> torch.Tensor:
-    """Sum the negative log-likelihood over batches.
-
-    Args:
-        model: In eval mode.
-        ids: A split.
-        batches: Rows of it.
-        beat: Called before each forward call.
-        stopped: Asked then whether to stop, which leaves the sums incomplete.
+def nll_sum(chunks: Iterable[tuple[EvalBatch, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Sum the negative log-likelihood over what `read` yields.
 
     Returns:
         (2,) float64: nats, and the number of characters that they are summed over.
     """
     sums: list[torch.Tensor] = []
     count = 0
-    for chunk, window, logits in read(model, ids, batches, beat, stopped):
+    for chunk, window, logits in chunks:
         nll = F.cross_entropy(logits.transpose(1, 2), window[:, 1:], reduction="none")  # (R, T)
-        sums.append((nll * to_device(chunk.counted, ids.device)).sum())
+        sums.append((nll * to_device(chunk.counted, window.device)).sum())
         count += int(chunk.counted.sum())
     total = torch.stack(sums).cpu().double().sum().item() if sums else 0.0
     return torch.tensor([total, count], dtype=torch.float64)
@@ -185,17 +170,14 @@ def sample_text(model: CharRNN, vocab: Vocab, config: SampleConfig, device: torc
     """Generate `config.length` characters from the prompt; equal weights give equal text."""
     was_training = model.training
     model.eval()
-
-    def step(ids: np.ndarray, state: tuple[torch.Tensor, ...]) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
-        logits, state = model(torch.from_numpy(ids.astype(np.int64)).to(device), state)
-        return logits.float().cpu().numpy(), state
-
     # Without documents a line break stands for a beginning.
     given = "" if vocab.document_end is not None and config.prompt == "\n" else config.prompt
-    prompt = vocab.begun(vocab.encode(given, unknown="skip"))
-    logits, state = step(prompt[None], model.zero_state(1, device))
+    read = vocab.begun(vocab.encode(given, unknown="skip")).astype(np.int64)  # (T,)
+    state, random, drawn = model.zero_state(1, device), np.random.default_rng(config.seed), list[int]()
     options = SamplingOptions(config.temperature, config.top_k, config.top_p)
-    draws = generate(step, state, logits[:, -1], config.length, options, [config.seed])
-    text = vocab.decode(int(ids[0]) for ids in draws)
+    for _ in range(config.length):
+        logits, state = model(torch.from_numpy(read[None]).to(device), state)  # (1, T, V)
+        read = draw(shares_of(logits[:, -1].float().cpu().numpy(), options), random.random(1))  # (1,)
+        drawn += read.tolist()
     model.train(was_training)
-    return text
+    return vocab.decode(drawn)

@@ -4,17 +4,23 @@ Letters: B batch_size (global), T seq_len, L num_layers, H hidden_dim.
 """
 
 import contextlib
+import logging
 
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from charrnn.config import RunConfig
+from charrnn.errors import ConfigError
 from charrnn.model.rnn import State, detach, zeroed
 from charrnn.windows import rank_slice
-from train.loop.cuda_graph import GraphedStep
+from train.loop.cuda_graph import DDP_WARMUP_STEPS, CudaCapture, GraphedStep, obstacle_here
 from train.loop.dataloader import to_device
+
+log = logging.getLogger(__name__)
 
 
 class TrainStep:
@@ -57,6 +63,43 @@ class TrainStep:
         self._accumulation_steps, self._grad_clip = accumulation_steps, grad_clip
         self.graphed: GraphedStep | None = None
         self._zero_state = tuple(torch.zeros_like(part) for part in state)
+
+    def capture(self, config: RunConfig, stream: torch.cuda.Stream | None, *, documents: bool) -> None:
+        """Make the steps from now on as a CUDA graph if train.cuda_graph asks for it; on a GPU the choice is logged.
+
+        Args:
+            config: The run's.
+            stream: Of `side_stream`, on which the loss module was wrapped.
+            documents: Whether the state is reset within windows.
+
+        Raises:
+            ConfigError: train.cuda_graph is true, and the step can't be captured here.
+        """
+        mode, device = config.train.cuda_graph, self.state[0].device
+        reason = obstacle_here(device, self.loss_module, config, documents=documents)
+        if reason and mode is True:
+            raise ConfigError(f"train.cuda_graph is true, but {reason}; set it to auto or false")
+        if reason or mode is False or stream is None:
+            if stream is not None and mode is not False:
+                log.info("training step: eager, because %s", reason)
+            return
+
+        def recover() -> None:
+            self.optimizer.zero_grad()
+            if self.scaler:
+                self.scaler.update(self.scaler.get_scale())  # forgets that gradients were unscaled
+            # CUDAGraph::capture_end raises before it takes the generator, which draws dropout, out of capture mode; a
+            # copy of its state is not in that mode.
+            generator = torch.cuda.default_generators[device.index or 0]
+            generator.graphsafe_set_state(generator.clone_state())
+
+        log.info("training step: replayed as one CUDA graph")
+        static = self.compute, self.optimizer, self.state, config.data.seq_len, CudaCapture(stream)
+        if isinstance(self.loss_module, DistributedDataParallel):
+            # Graphs with collectives must be launched on all ranks: one can't go on eagerly alone.
+            self.graphed = GraphedStep(*static, None, DDP_WARMUP_STEPS)
+        else:
+            self.graphed = GraphedStep(*static, recover)
 
     def __call__(
         self, window: Tensor, reset: NDArray, lr: float, targets: Tensor | None = None

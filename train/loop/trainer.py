@@ -19,7 +19,7 @@ from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import Batch, rank_slice
 from train.checkpoint.async_writer import CheckpointWriter
 from train.checkpoint.folders import BEST
-from train.checkpoint.format import Checkpoint, load_for_inference, optimizer_tensors, restore_optimizer
+from train.checkpoint.format import Checkpoint, load_for_inference, network, optimizer_tensors, restore_optimizer
 from train.checkpoint.resume import identity_fields
 from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
@@ -27,7 +27,7 @@ from train.distributed.collectives import Collectives
 from train.distributed.setup import compress_gradients, device_name
 from train.distributed.signals import StopSignals
 from train.loop.control import Control
-from train.loop.cuda_graph import graphed_step, on_stream, side_stream
+from train.loop.cuda_graph import on_stream, side_stream
 from train.loop.dataloader import IdSource, TrainingData, window_plan
 from train.loop.distill import with_targets
 from train.loop.errors import memory_explained
@@ -121,16 +121,7 @@ class Trainer:
         self._cpu_share: CpuShare | None = None  # until the pace has been shown
         if start.resumed:
             self.load_state_dict(start.resumed)
-        self.update.graphed = graphed_step(
-            self.update.compute,
-            accelerator,
-            loss_module,
-            prepared,
-            self.update.state,
-            config,
-            stream,
-            documents=start.vocab.document_end is not None,
-        )
+        self.update.capture(config, stream, documents=start.vocab.document_end is not None)
 
     @property
     def progress(self) -> Progress:
@@ -146,13 +137,13 @@ class Trainer:
             Where the run stands then.
 
         Raises:
-            TrainingError: The loss or gradient is not finite, or the device's memory does not suffice.
+            TrainingError: The loss or gradient is not finite.
             CheckpointError: The disk refuses. Where one rank raises, all do.
         """
         self.schedule.start()
         self.metrics.start()
         self._cpu_share = CpuShare()
-        with memory_explained(self.config), self._finishing_writes():
+        with self._finishing_writes():
             if self.schedule.evaluation_missing():
                 self.evaluate()
                 self.save(step=False)
@@ -390,7 +381,4 @@ def _placed(
         rows = rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
         data = TrainingData(corpus, start.vocab, train, val, window_plan(config, len(train)), rows)
         torch.manual_seed(config.train.seed)  # the same first weights on every rank
-        model = CharRNN(config.model, len(start.vocab), start.vocab.document_end_id)
-        if start.weights:
-            model.load_state_dict(start.weights)
-        return data, model.to(device)
+        return data, network(config.model, start.vocab, start.weights).to(device)

@@ -12,6 +12,7 @@ from charrnn.config import ModelConfig, OptimConfig
 from charrnn.cores import UNDISTURBED
 from charrnn.model.rnn import CharRNN, NextCharLoss, detach
 from train.loop.flops import flops_per_char
+from train.loop.metrics import CpuShare
 from train.loop.optimizer import make_optimizer
 
 ROWS, SEQ_LEN = 16, 64
@@ -78,10 +79,9 @@ def _timed(step: Callable[[], None], limit_s: float) -> tuple[float, float]:
     for _ in range(_WARMUP_STEPS):
         step()
     times: list[float] = []
-    began, cpu_began = time.perf_counter(), time.process_time()
+    began, cpu_share = time.perf_counter(), CpuShare()
     while len(times) < _LEAST_STEPS or time.perf_counter() - began < limit_s:
         before = time.perf_counter()
         step()
         times.append(time.perf_counter() - before)
-    busy = (time.process_time() - cpu_began) / (time.perf_counter() - began) / torch.get_num_threads()
-    return statistics.quantiles(times, n=4)[0], busy
+    return statistics.quantiles(times, n=4)[0], cpu_share()

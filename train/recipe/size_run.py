@@ -10,15 +10,14 @@ from accelerate import Accelerator
 from charrnn.config import BASE, SCRATCH, UNSIZED, ModelConfig, RunConfig, load_config
 from charrnn.cores import UNDISTURBED
 from charrnn.data.corpus import Corpus
-from charrnn.model.rnn import CharRNN
 from charrnn.windows import sampled_stream_batch
 from train.checkpoint.folders import step_folders
-from train.checkpoint.format import Checkpoint, load_for_inference
-from train.checkpoint.resume import origin_folder
+from train.checkpoint.format import Checkpoint, load_for_inference, network
+from train.checkpoint.resume import SHAPE, origin_folder
 from train.checkpoint.vocab_transfer import fine_tuning_start
 from train.distributed.collectives import Collectives
 from train.loop.dataloader import IdSource
-from train.loop.evaluation import nll_sum
+from train.loop.evaluation import nll_sum, read
 from train.recipe import base_model
 from train.recipe.machine_speed import Speed, training_speed
 from train.recipe.rules import Facts, choose, validation_split
@@ -26,7 +25,6 @@ from train.recipe.rules import Facts, choose, validation_split
 # The model whose speed is measured for training from scratch.
 _PROBED = ModelConfig(rnn="LSTM", num_layers=1, hidden_dim=512, embedding_dim=64, layer_norm=True)
 _PROBED_ON_GPU = _PROBED.model_copy(update={"embedding_dim": 128})
-_SHAPE = ("rnn", "num_layers", "hidden_dim", "embedding_dim", "layer_norm")
 _MIN_SPEEDUP = 1.1
 _LOSS_CHARS = 4096  # sample on which the loss of given weights is estimated
 
@@ -43,13 +41,9 @@ class UserSettings:
     options: dict[str, Any] = field(default_factory=dict)
     assignments: tuple[str, ...] = ()
 
-    def apply(self, fields: dict[str, Any]) -> RunConfig:
-        """The config of `fields`, overridden by these settings. Raises: ConfigError."""
-        return load_config(None, {**fields, **self.options}, self.assignments)
-
-    def apply_to_file(self, path: Path) -> RunConfig:
-        """The config of a file, overridden by these settings. Raises: ConfigError."""
-        return load_config(path, self.options, self.assignments)
+    def apply(self, fields: dict[str, Any], path: Path | None = None) -> RunConfig:
+        """The config of a file, if any, and `fields`, overridden by these settings. Raises: ConfigError."""
+        return load_config(path, {**fields, **self.options}, self.assignments)
 
     def sets(self, prefix: str) -> bool:
         """Whether the user set a field whose "section.key" begins with `prefix`."""
@@ -118,16 +112,15 @@ def size_run(
 
 def _previous_config(settings: UserSettings, run_dir: Path) -> RunConfig | None:
     """The config of the run in the folder, overridden by the user's settings; None if there is none."""
-    if step_folders(run_dir) and (run_dir / "config.yaml").exists():
-        return settings.apply_to_file(run_dir / "config.yaml")
-    return None
+    path = run_dir / "config.yaml"
+    return settings.apply({}, path) if step_folders(run_dir) and path.exists() else None
 
 
 def _origin(settings: UserSettings, config: RunConfig, corpus: Corpus) -> tuple[str, Checkpoint | None]:
     """`train.init_from` and the checkpoint to start from; None from scratch."""
     init_from = config.train.init_from
     if not settings.sets("train.init_from"):
-        other_model = any(settings.sets(f"model.{name}") for name in _SHAPE)
+        other_model = any(settings.sets(f"model.{name}") for name in SHAPE)
         init_from = BASE if not other_model and base_model.suits(corpus) else SCRATCH
     return init_from, None if init_from == SCRATCH else load_for_inference(origin_folder(init_from))
 
@@ -135,10 +128,9 @@ def _origin(settings: UserSettings, config: RunConfig, corpus: Corpus) -> tuple[
 def _loss(origin: Checkpoint, init_from: str, config: RunConfig, corpus: Corpus) -> float:
     """Loss of the given weights on a sample of the training split, nats/char."""
     start = fine_tuning_start(origin, config, corpus, init_from)
-    model = CharRNN(origin.config.model, len(start.vocab), start.vocab.document_end_id).eval()
-    model.load_state_dict(start.weights)
+    model = network(origin.config.model, start.vocab, start.weights).eval()
     ids = IdSource(corpus.train, torch.device("cpu"), start.table)
-    nll, count = nll_sum(model, ids, [sampled_stream_batch(len(ids), _LOSS_CHARS, 16, 64)]).tolist()
+    nll, count = nll_sum(read(model, ids, [sampled_stream_batch(len(ids), _LOSS_CHARS, 16, 64)])).tolist()
     return nll / count
 
 
