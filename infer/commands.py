@@ -196,8 +196,7 @@ def bench(
 def ui(
     model: ModelOption = None,
     models: Annotated[
-        Path | None,
-        typer.Option(help="Folder of model files to choose from.  [default: checkpoints, if there is one]"),
+        Path | None, typer.Option(help="Folder of model files to choose from.  [default: checkpoints, if there is one]")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 serves other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 7860,
