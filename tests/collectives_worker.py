@@ -9,11 +9,9 @@ import errno
 import faulthandler
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from charrnn.config import RunConfig
 from charrnn.data.corpus import prepare
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, TrainingError
 from charrnn.windows import Batch
-from train.checkpoint.format import load_newest, optimizer_tensors, step_folders
+from train.checkpoint.format import load_newest, step_folders
 from train.distributed.collectives import Collectives
 from train.distributed.setup import make_accelerator
 from train.distributed.signals import StopSignals
@@ -352,50 +350,6 @@ def a_record_refused_on_rank_0_ends_all(folder: Path) -> None:
 
 
 # Stops
-
-
-@contextlib.contextmanager
-def signalled(trainer: Trainer, number: int) -> Iterator[None]:
-    """Sends this process a signal ahead of step SPOILT, and goes on when it is noted."""
-    noted, step = threading.Event(), trainer.train_step
-    trainer.control.signals = StopSignals(noted.set)
-
-    def stepping() -> None:
-        step()
-        if trainer.progress.step == SPOILT and not noted.is_set():
-            os.kill(os.getpid(), number)
-            assert noted.wait(60)
-
-    trainer.train_step = stepping  # type: ignore[method-assign]
-    with trainer.control.signals.handled():
-        yield
-
-
-@scenario
-def a_stop_signal_to_one_rank_stops_all_and_resume_is_exact(folder: Path) -> None:
-    settings = ("data.windows=carry", "model.dropout=0.2", "eval.every=5")
-    config = config_of(folder, "stopped", *settings)
-    first = make_rank(config)
-    with signalled(first, signal.SIGUSR1) if RANK == 1 else contextlib.nullcontext():
-        first.fit()
-    assert (first.control.stopped_by, first.progress.step, saved_steps(config)) == (signal.SIGUSR1, SPOILT, [SPOILT])
-    first.control.collectives.barrier()
-
-    second = make_rank(config)
-    assert second.progress.step == SPOILT
-    second.fit()
-    straight = make_rank(config_of(folder, "not-stopped", *settings))
-    straight.fit()
-    assert losses(first) + losses(second) == losses(straight)
-    assert len(losses(straight)) == 12
-    for ours, theirs in zip(_tensors(second), _tensors(straight), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def _tensors(trainer: Trainer) -> list[Tensor]:
-    """Weights, and the optimizer's moments."""
-    moments = optimizer_tensors(trainer.model, trainer.update.optimizer)
-    return [*trainer.model.state_dict().values(), *(moments[name] for name in sorted(moments))]
 
 
 # How gradients cross

@@ -4,8 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
+from typer.testing import CliRunner
+
+import train.run
+from charrnn.config import RunConfig
+from train import main
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "distributed.md"
@@ -55,6 +61,17 @@ def training_options(command: str) -> list[str] | None:
         return options
     assert all((ROOT / word).exists() for word in words if word.startswith("launch/"))
     return None
+
+
+def accepted(options: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path = ROOT) -> RunConfig:
+    """The config that train/main.py makes of `options`, run from `folder`."""
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(train.run, "run", lambda config, **_: seen.append(config))
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(main.app, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (config,) = seen
+    return config
 
 
 def _of_launcher(parsed) -> list[str]:

@@ -28,6 +28,13 @@ def torchrun(processes: int) -> list[str]:
     return ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
 
 
+def python(*arguments: str | Path, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with arguments in `folder`, on this project's sources; returns its exit code, stdout and stderr."""
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=given)
+
+
 def ended_well(arguments: Sequence[str | Path], folder: Path, use_cpu: str = "true") -> str:
     """Runs Python with arguments in `folder`, which must exit with 0; returns stdout and stderr together."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": use_cpu, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

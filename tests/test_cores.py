@@ -4,16 +4,14 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launches import python
 
 from charrnn import cores
 from infer import Engine, engine
 from infer.engine import default_threads
 from infer.model_file.loader import default_model
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def test_cores_are_free_that_idle_or_work_for_this_process(later, elapsed, own, 
 
 def test_the_count_begins_before_what_is_slow_to_import():
     code = "import sys, infer; assert 'charrnn.cores' in sys.modules and 'numpy' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert python("-c", code).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -94,8 +92,7 @@ print(chosen.threads, max(a / b for a, b in speeds))
 def test_beside_processes_that_leave_one_core_the_shipped_model_is_as_fast_as_with_one_thread():
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(ALLOWED - 1)]
     try:
-        run = [sys.executable, "-c", RATIO]
-        done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
+        done = python("-c", RATIO)
     finally:
         for process in busy:
             process.kill()

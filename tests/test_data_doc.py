@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_commands import training_options
+from launch_commands import accepted, training_options
 from packed import json_lines, write, write_parquet, write_zip
 from training import some_text
 from typer.testing import CliRunner
 
-import train.run
-from charrnn.config import RunConfig
 from charrnn.data import inspect as inspection
 from charrnn.data.corpus import prepare
 from charrnn.errors import CorpusError
-from train import main
 from train.loop.dataloader import window_plan
 
 ROOT = Path(__file__).parent.parent
@@ -64,17 +61,11 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def config_of(options: list[str], monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The config with which train/main.py would run."""
-    seen: list[RunConfig] = []
-    monkeypatch.setattr(train.run, "run", lambda config, **_: seen.append(config))
-    result = CliRunner().invoke(main.app, options, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return seen[0]
-
-
-def prepared_ones(config: RunConfig) -> Any:
-    """The corpus, after checking that a run on it would have a batch."""
+def prepared_ones(options: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The corpus, after checking that a run on it would have a batch; None when it needs a network."""
+    config = accepted(options, monkeypatch, Path())
+    if config.data.source.startswith(NEEDS_NETWORK):
+        return None
     corpus = prepare(config.data)
     if config.data.batch_size == 128:  # the defaults are for larger texts than a test has
         config = config.model_copy(update={"data": config.data.model_copy(update={"seq_len": 16, "batch_size": 8})})
@@ -85,17 +76,15 @@ def prepared_ones(config: RunConfig) -> Any:
 @pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("options", ROWS)
 def test_arguments_in_the_table_train(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(training_options(f"accelerate launch train/main.py {options}"), monkeypatch)
-    if not config.data.source.startswith(NEEDS_NETWORK):
-        assert prepared_ones(config).num_chars > 1000
+    corpus = prepared_ones(training_options(f"accelerate launch train/main.py {options}"), monkeypatch)
+    assert corpus is None or corpus.num_chars > 1000
 
 
 @pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("line", TRAINING)
 def test_training_commands_prepare_their_corpus(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(training_options(line.split(" | ")[-1]), monkeypatch)
-    if not config.data.source.startswith(NEEDS_NETWORK):
-        assert prepared_ones(config).num_chars > 1000
+    corpus = prepared_ones(training_options(line.split(" | ")[-1]), monkeypatch)
+    assert corpus is None or corpus.num_chars > 1000
 
 
 @pytest.mark.usefixtures("reader")
@@ -135,7 +124,7 @@ def test_every_kind_of_source_has_its_row() -> None:
 @pytest.mark.usefixtures("reader")
 def test_folder_command_selects_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = [line for line in TRAINING if "2019" in line]
-    corpus = prepare(config_of(training_options(line), monkeypatch).data)
+    corpus = prepare(accepted(training_options(line), monkeypatch, Path()).data)
     [note] = corpus.notes
     assert "2 excluded (drafts/z.md, notes/2019/y.md)" in note
     assert "1 not included (notes/x.txt)" in note
@@ -143,6 +132,6 @@ def test_folder_command_selects_as_documented(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("reader")
 def test_the_small_text_is_too_small_for_the_plain_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(["--config", "configs/plain.yaml", "--data", "diary.txt"], monkeypatch)
+    config = accepted(["--config", "configs/plain.yaml", "--data", "diary.txt"], monkeypatch, Path())
     with pytest.raises(CorpusError, match="too few for batch_size 128 x seq_len 128"):
         window_plan(config, len(prepare(config.data).train))

@@ -3,11 +3,8 @@
 import ast
 import contextlib
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from launches import ROOT, python
 
 from charrnn.config import ModelConfig, RunConfig, field_names
 from charrnn.model.rnn import CharRNN
@@ -26,13 +24,11 @@ from infer.model_file import loader as model_file
 from train.checkpoint.format import Checkpoint
 from train.export import exporter as export
 
-ROOT = Path(__file__).resolve().parent.parent
 HOW_IT_WORKS = ROOT / "docs" / "how-it-works.md"
 MODEL_FILE = ROOT / "docs" / "model-file.md"
 INFERENCE = ROOT / "docs" / "inference.md"
 FOLDERS = (".", "docs", "checkpoints", "configs", "launch", "benchmarks", "tests")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
-SOURCES = sorted(path for package in ("charrnn", "train", "infer") for path in (ROOT / package).rglob("*.py"))
 
 LETTERS = ["B", "T", "E", "H", "L", "V", "N"]
 # Suffixes that make `section.something` a file or a module rather than a config field.
@@ -190,26 +186,6 @@ def test_every_fence_is_closed_and_names_its_language(document: Path) -> None:
 # --- inference
 
 
-def inference_commands() -> list[str]:
-    """The document's commands that are not the README's too, which test_readme runs."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    blocks = [b for b in fenced_blocks(INFERENCE.read_text(encoding="utf-8")) if b.language == "bash"]
-    return [
-        line for block in blocks for line in block.code.splitlines() if "infer ui" not in line and line not in readme
-    ]
-
-
-@pytest.mark.parametrize("command", inference_commands())
-def test_the_commands_of_inference_run(command: str, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
-    (tmp_path / "novel.txt").write_text("It was a dark night, and the owls were out; 7 of them.\n" * 20)
-    command = re.sub(r"(^|\| )infer ", rf"\1{shlex.quote(sys.executable)} -m infer.cli ", command)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-
-
 def test_the_python_of_inference_runs(capsys: pytest.CaptureFixture[str]) -> None:
     run_python(INFERENCE)
     assert len(capsys.readouterr().out) == 200
@@ -242,10 +218,7 @@ def test_minimal_client_prints_what_the_command_beside_it_prints(
     (command,) = [b.code for b in blocks if b.language == "bash"]
     program, *arguments = shlex.split(command)
     assert program == "infer"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    infer = subprocess.run(
-        [sys.executable, "-m", "infer.cli", *arguments], capture_output=True, text=True, env=environment, check=True
-    )
+    infer = python("-m", "infer.cli", *arguments, folder=exported.parent)
     assert ours == infer.stdout
     assert len(ours) == len("ROMEO:") + 200 + len("\n")
 

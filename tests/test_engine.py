@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tiny_models import CHARS, random_weights, run_config, write_model
+from tiny_models import CHARS, write_model
 
 from charrnn.errors import SamplingError, VocabError
 from charrnn.sampling import SamplingOptions, probabilities
@@ -16,60 +16,6 @@ GREEDY = SamplingOptions(0)
 
 
 # The network, from torch's documented equations (torch.nn.GRU, torch.nn.LSTM), a character at a time.
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def gru_cell(x, h, w_x, w_h, b_x, b_h):
-    r_x, z_x, n_x = np.split(w_x @ x + b_x, 3)
-    r_h, z_h, n_h = np.split(w_h @ h[0] + b_h, 3)
-    r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
-    n = np.tanh(n_x + r * n_h)
-    return ((1 - z) * n + z * h[0],)
-
-
-def lstm_cell(x, state, w_x, w_h, b_x, b_h):
-    h, c = state
-    i, f, g, o = np.split(w_x @ x + b_x + w_h @ h + b_h, 4)
-    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    return sigmoid(o) * np.tanh(c), c
-
-
-def reference(rnn, num_layers, weights, ids, state):
-    """logits (T, V) and the state for one row. ids: (T,). state: each (L, H)."""
-    w = {name: array.astype(np.float64) for name, array in weights.items()}
-    cell = gru_cell if rnn == "GRU" else lstm_cell
-    layers = [tuple(part[i] for part in state) for i in range(num_layers)]
-    logits = []
-    for token in ids:
-        x = w["embedding.weight"][token]
-        for i in range(num_layers):
-            parameters = (w[f"rnn.{kind}_l{i}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-            layers[i] = cell(x, layers[i], *parameters)
-            x = layers[i][0]
-        logits.append(w["head.weight"] @ x + w["head.bias"])
-    return np.stack(logits), tuple(np.stack([layer[p] for layer in layers]) for p in range(len(state)))
-
-
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("rnn", ["GRU", "LSTM"])
-def test_logits_and_state_are_those_of_the_cells_equations(rnn, num_layers, tmp_path):
-    config = run_config(rnn, num_layers)
-    weights = random_weights(config, len(CHARS), seed=num_layers)
-    engine = Engine(write_model(tmp_path / "m.onnx", weights=weights, rnn=rnn, num_layers=num_layers))
-    rng = np.random.default_rng(1)
-    ids = rng.integers(0, len(CHARS), (3, 9))
-    state = tuple(rng.normal(0, 0.5, part.shape).astype(np.float32) for part in engine.zero_state(3))
-    logits, state_next = engine.step(ids, state)
-    assert logits.shape == (3, 9, len(CHARS))
-    assert logits.dtype == np.float32
-    for b in range(3):
-        expected, expected_state = reference(rnn, num_layers, weights, ids[b], [part[:, b] for part in state])
-        np.testing.assert_allclose(logits[b], expected, atol=2e-5)
-        for part, expected_part in zip(state_next, expected_state, strict=True):
-            np.testing.assert_allclose(part[:, b], expected_part, atol=2e-5)
 
 
 def test_zero_state_has_a_part_a_cell_and_its_shape(engine):

@@ -13,11 +13,8 @@ from benchmarks.common import cli
 from charrnn.errors import ConfigError, CorpusError
 from charrnn.model.rnn import CharRNN
 from charrnn.windows import rank_slice, stream_batch, window_batches
-from infer.engine import Engine
-from infer.scoring import evaluate as numpy_evaluate
 from train.checkpoint.format import load_for_inference
 from train.evaluate import command, evaluate_checkpoints
-from train.export.exporter import export_checkpoint
 from train.given_text import GivenText
 from train.loop.dataloader import IdSource
 from train.loop.evaluation import evaluate, nll_sum, read, sample_text
@@ -73,20 +70,6 @@ def test_the_ranks_sums_add_up_to_the_whole(trained, world_size):
         for r in range(world_size)
     ]
     torch.testing.assert_close(torch.stack(parts).sum(0), whole, rtol=1e-6, atol=0)
-
-
-def test_the_exported_file_scores_as_the_trainer_does(trained, tmp_path):
-    export_checkpoint(load_for_inference(trained.checkpoints.run_dir), tmp_path / "m.onnx")
-    engine = Engine(tmp_path / "m.onnx")
-    best = load_for_inference(trained.checkpoints.run_dir)
-    model = CharRNN(best.config.model, len(best.vocab)).eval()
-    model.load_state_dict(best.weights)
-    val = IdSource(trained.data.corpus.val, torch.device("cpu"))
-    for batches in ([stream_batch(len(val), 4, 32)], list(window_batches(len(val), 50, 4))):
-        ours, count = nll_sum(read(model, val, batches)).tolist()
-        theirs, same = numpy_evaluate(engine, trained.data.corpus.val, batches, 64)
-        assert count == same
-        assert theirs / same == pytest.approx(ours / count, rel=1e-5)
 
 
 def test_evaluating_changes_nothing_in_the_model_or_the_random_generators(trained):

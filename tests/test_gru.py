@@ -44,25 +44,6 @@ def test_outputs_states_and_all_gradients_are_those_of_nn_gru(sizes, cached, mon
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_are_those_of_finite_differences():
-    torch.manual_seed(0)
-    rnn = nn.GRU(2, 3, dtype=torch.float64)
-    x, h = torch.randn(4, 2, 2, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    inputs = [t.detach().requires_grad_() for t in (x, h, *rnn.parameters())]
-    assert torch.autograd.gradcheck(lambda x, h, *weights: gru_layer(x, h, list(weights)), inputs)
-
-
-def test_a_window_in_two_parts_with_the_state_between_is_the_window_at_once():
-    torch.manual_seed(0)
-    rnn = nn.GRU(4, 5, 2, batch_first=True, dtype=torch.float64)
-    x, h = torch.randn(3, 8, 4, dtype=torch.float64), torch.zeros(2, 3, 5, dtype=torch.float64)
-    whole, last = run_gru(rnn, x, h)
-    first, between = run_gru(rnn, x[:, :3], h)
-    second, after = run_gru(rnn, x[:, 3:], between)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(after, last, rtol=1e-12, atol=1e-12)
-
-
 def test_under_autocast_states_stay_in_fp32_and_gradients_are_no_further_from_fp32_than_nn_gru():
     torch.manual_seed(0)
     rnn = nn.GRU(16, 24, 2, batch_first=True)

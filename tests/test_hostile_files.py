@@ -6,8 +6,6 @@ Those that might end the process or fill its memory are opened in a process of t
 import itertools
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 from doors import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launches import python
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import CHARS, metadata, model_bytes, run_config
 
@@ -473,8 +472,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 def outcomes(folder: Path) -> dict[str, str]:
     """What becomes of each file in a folder, opened and made to write with little memory."""
-    command = [sys.executable, "-c", OPEN_ALL, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent.parent)
+    done = python("-c", OPEN_ALL, folder)
     assert done.returncode == 0, done.stdout.splitlines()[-1] + done.stderr[-2000:]
     # onnxruntime's own words on stdout would get into the text.
     assert all(len(line.split()) == 2 for line in done.stdout.splitlines()), done.stdout

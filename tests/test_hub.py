@@ -1,13 +1,11 @@
 """hf: sources, from datasets on this machine and without a hub."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import find
+from launches import python
 from packed import json_lines, write, write_parquet
 
 from charrnn.config import DataConfig
@@ -99,7 +97,6 @@ def test_an_unknown_dataset_without_a_hub_is_one_line_with_a_remedy(tmp_path: Pa
         "try: find_source(DataConfig(source='hf:nobody/nothing'))\n"
         "except CorpusError as error: print(error)"
     )
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    ran = python("-c", code, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
     assert "--data hf:nobody/nothing cannot be loaded" in ran.stdout
     assert "without a network, save it elsewhere with save_to_disk" in ran.stdout

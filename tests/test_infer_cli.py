@@ -17,12 +17,11 @@ import pytest
 from tiny_models import CHARS, random_weights, run_config, write_model
 
 import charrnn
-import infer.model_file.loader
+from charrnn.errors import escape_control
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer import Engine
 from infer.cli import run
-from infer.text_io import escape_control
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -141,12 +140,6 @@ def test_stats_on_stderr_have_a_reproducing_seed(cli, model):
     assert result.err.count("\n") == 1
     seed = result.err.split(";")[0].removeprefix("seed ")
     assert cli("generate", "-m", model, "-p", "ROME", "-n", 30, "--seed", seed).out == result.out
-
-
-def test_the_shipped_model_is_the_default(cli, model, monkeypatch):
-    monkeypatch.setattr(infer.model_file.loader, "DEFAULT_MODELS", (Path(model),))
-    assert cli("generate", "-n", 30, "--seed", 1).out == cli("generate", "-m", model, "-n", 30, "--seed", 1).out
-    assert model in cli("info").out
 
 
 # info and score
@@ -268,16 +261,10 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 BAD_MODELS = {"absent": "no model file", "": "is a folder", "text.onnx": "not an ONNX model"}
 BAD_OPTIONS = {
     ("--temp", "-1"): "temperature must be 0 .*not -1",
-    ("--temperature", "nan"): "temperature must .*nan",
-    ("--top-k", "-1"): "top_k must .*-1",
-    ("--top-p", "0"): "top_p must .*not 0",
-    ("--top-p", "1.5"): "top_p must .*1.5",
-    ("-n", "-1"): "length must .*-1",
     ("--seed", "-1"): "seed must .*-1",
     ("--num-samples", "0"): "num_samples must .*0",
     ("--threads", "0"): "threads must .*0",
     ("--stop", ""): "stop text is empty",
-    ("--stop", "€"): "stop text can never be written: .*'€'",
     ("-p", "5€"): r"2 character\(s\) not in the model's vocabulary of 34: '5' \(U\+0035\), '€' \(U\+20AC\)",
     ("-p", "€", "--unknown", "replace"): "no replacement entry",
     ("-p", "caf\udce9"): "the prompt is not UTF-8 .*0xe9 at offset 3",

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -78,16 +76,3 @@ def test_text_output_equals_the_json(tmp_path, monkeypatch):
     page = CliRunner().invoke(app, ["inspect", "texts"]).stdout
     for part in ("29 characters", "order 3:", "2 of 5 lines", "documents  3; 1 equal", "'é'", "train 26, val 3"):
         assert part in page
-
-
-def test_a_user_error_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "charrnn.data", "inspect"]
-    options = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": ""}, "capture_output": True, "text": True}
-    done = subprocess.run([*command, "absent.txt"], check=False, **options)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "no file, folder or corpus 'absent.txt'" in done.stderr
-
-
-def test_inspecting_needs_no_torch():
-    code = "import sys, charrnn.data.inspect; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -14,16 +14,13 @@ import psutil
 import pytest
 import yaml
 from accelerate.commands.config import load_config_from_file
-from launch_commands import GUIDE, ROOT, commands_of, header, training_options
+from launch_commands import GUIDE, ROOT, accepted, commands_of, header, training_options
 from launch_stubs import Cluster, Job, clean_environment, free_job_id, put_command
 from launches import free_port, logged, prepare_small_run
 from torch.distributed.run import get_args_parser
-from typer.testing import CliRunner
 
-import train.run
 from charrnn import errors
 from charrnn.config import load_config
-from train import main
 from train.checkpoint.format import load_newest
 
 LAUNCH = ROOT / "launch"
@@ -54,17 +51,6 @@ def wait_until(what, seconds=100.0):
 def _nothing_goes_on_after_a_test():
     yield
     Job.end_all()
-
-
-def accepted(options, monkeypatch):
-    """The config that train/main.py makes of `options`, run from the project's folder."""
-    seen = []
-    monkeypatch.setattr(train.run, "run", lambda config, **_: seen.append(config))
-    monkeypatch.chdir(ROOT)
-    result = CliRunner().invoke(main.app, options, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    (config,) = seen
-    return config
 
 
 # --- every file and command

@@ -71,15 +71,6 @@ def test_another_name_of_the_folder_is_the_same_folder(tmp_path, monkeypatch):
             assert Path("run2", ".lock.json").exists()
 
 
-def test_the_lock_is_free_again_once_its_holder_has_ended(tmp_path):
-    (tmp_path / "metrics.jsonl").touch()
-    with another_process_in(tmp_path) as holder:
-        holder.communicate("")
-        assert holder.returncode == 0
-        with exclusive(tmp_path):
-            assert json.loads((tmp_path / ".lock.json").read_text())["process"] == os.getpid()
-
-
 def test_the_lock_of_a_killed_process_is_released(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     with another_process_in(tmp_path) as holder:

@@ -1,18 +1,16 @@
 """The command line of training, as a user types it, and what a whole run leaves behind."""
 
-import json
 import math
 import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from training import fresh_accelerator, refused, some_text, stopping_after
+from launches import ROOT, prepare_small_run, python
+from training import fresh_accelerator, refused, stopping_after
 from typer.testing import CliRunner
 
+from benchmarks.training import read_metrics
 from charrnn.config import load_config
 from charrnn.errors import PreemptedError, RunStoppedError
 from infer.engine import Engine
@@ -21,40 +19,21 @@ from train.checkpoint.format import load_newest
 from train.distributed.setup import set_threads
 from train.run import run
 
-ROOT = Path(__file__).parent.parent
-SMALL = """
-data: {batch_size: 8, seq_len: 16}
-model: {embedding_dim: 8, hidden_dim: 16}
-train: {epochs: 0, max_steps: 12}
-eval: {every: 4, stream_lanes: 4, stream_warmup: 32}
-log: {every: 2}
-checkpoint: {every: 5}
-sample: {length: 20, prompt: "the "}
-"""
-
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "words.txt").write_text(some_text(), encoding="utf-8")
-    (tmp_path / "small.yaml").write_text(SMALL)
+    prepare_small_run(tmp_path)
     return tmp_path
 
 
-def accelerate(folder, *arguments, **environment):
+def accelerate(folder, *arguments):
     """`accelerate launch train/main.py`, from `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train" / "main.py"), *map(str, arguments)],
-        capture_output=True, text=True, cwd=folder, timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
-
-
-def records_of(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return python("-m", "accelerate.commands.launch", ROOT / "train" / "main.py", *arguments, folder=folder)
 
 
 def test_a_launched_run_is_complete_and_resumes(folder):
     arguments = ("--config", "small.yaml", "--data", "words.txt", "--rnn", "LSTM", "--set", "model.num_layers=1")
+    arguments += ("--set", "log.every=2")
     done = accelerate(folder, *arguments)
     assert done.returncode == 0, done.stderr
     run_dir = folder / "checkpoints" / "small-words"
@@ -66,9 +45,9 @@ def test_a_launched_run_is_complete_and_resumes(folder):
 
     config = load_config(run_dir / "config.yaml", {})
     assert (config.model.rnn, config.model.num_layers, config.data.source) == ("LSTM", 1, "words.txt")
-    records = records_of(run_dir)
+    records = read_metrics(run_dir)
     assert [r["step"] for r in records if "train/loss" in r] == [2, 4, 6, 8, 10, 12]
-    assert [r["step"] for r in records if "val/windows/bpc" in r] == [4, 8, 12]
+    assert [r["step"] for r in records if "val/windows/bpc" in r] == [6, 12]
     for record in records:
         assert {"step", "time_s", "chars"} <= record.keys()
         assert record["chars"] == record["step"] * 8 * 16
@@ -80,8 +59,7 @@ def test_a_launched_run_is_complete_and_resumes(folder):
     longer = accelerate(folder, *arguments, "--max-steps", "14")
     assert longer.returncode == 0, longer.stderr
     assert "resumed at step 12" in longer.stderr
-    steps = [r["step"] for r in records_of(run_dir) if "train/loss" in r]
-    assert steps == [2, 4, 6, 8, 10, 12, 14]
+    assert [r["step"] for r in read_metrics(run_dir) if "train/loss" in r] == [2, 4, 6, 8, 10, 12, 14]
 
     assert "--resume never does not overwrite it" in refused(folder, *arguments, "--resume", "never")
 
@@ -105,10 +83,7 @@ def test_all_invalid_options_are_one_line_before_any_file(folder):
 
 
 def test_a_user_error_ends_the_process_with_one_line(folder):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train" / "main.py"), "--data", "absent.txt"],
-        capture_output=True, text=True, cwd=folder, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = python(ROOT / "train" / "main.py", "--data", "absent.txt", folder=folder)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert "absent.txt" in done.stderr
 
@@ -141,7 +116,7 @@ def test_user_errors_are_one_line_with_exit_code_2(folder, arguments, clause):
 def test_a_stop_signal_writes_a_checkpoint_to_resume_from(folder, monkeypatch, capsys, number, error, exit_code):
     monkeypatch.chdir(folder)
     fresh_accelerator()
-    config = load_config(folder / "small.yaml", {"data.source": "words.txt"})
+    config = load_config(folder / "small.yaml", {"data.source": "words.txt", "log.every": 2})
     stopped = rf"^stopped by {number} after step 7; rerun the same command to resume from step 7$"
     with monkeypatch.context() as patch:
         stopping_after(patch, 7, signal.Signals[number])
@@ -154,7 +129,7 @@ def test_a_stop_signal_writes_a_checkpoint_to_resume_from(folder, monkeypatch, c
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     assert run(config, config_name="small", resume=True).exists()
-    assert [r["step"] for r in records_of(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
+    assert [r["step"] for r in read_metrics(run_dir) if "train/loss" in r] == [2, 4, 6, 7, 8, 10, 12]
 
 
 def test_all_cores_are_used_whatever_the_launcher_set(monkeypatch):

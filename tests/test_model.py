@@ -69,11 +69,6 @@ def test_num_parameters_is_the_formula(rnn, gates):
     assert model_of(rnn).num_parameters() == v * e + cells + h * v + v
 
 
-@pytest.mark.parametrize("rnn", CELLS)
-def test_the_state_is_no_buffer_of_the_module(rnn):
-    assert not list(model_of(rnn).buffers())
-
-
 END = 3
 
 
@@ -142,24 +137,6 @@ def test_one_mask_serves_all_characters_of_a_window_and_differs_between_rows():
     assert set(mask.unique().tolist()) == {0.0, 2.0}
     layer = WindowDropout(0.5).eval()
     assert torch.equal(layer(mask), mask)
-
-
-@pytest.mark.parametrize("rnn", CELLS)
-def test_layer_by_layer_gives_what_one_call_gives(rnn):
-    model = model_of(rnn, 3).eval()
-    ids = torch.randint(7, (2, 9))
-    state = tuple(torch.randn_like(part) for part in model.zero_state(2))
-    x = model.embedding(ids)
-    whole, after = model._run_rnn(x, state)
-    hidden, states = x, []
-    for i in range(3):
-        matrix = getattr(model.rnn, f"weight_ih_l{i}")
-        hidden, part = model._run_layer(i, hidden, matrix, tuple(part[i : i + 1] for part in state))
-        states.append(part)
-    states = [torch.cat(parts) for parts in zip(*states, strict=True)]
-    torch.testing.assert_close(hidden, whole)
-    for one, other in zip(states, after, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("rnn", CELLS)

@@ -1,14 +1,10 @@
 """Include and exclude patterns over relative paths."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from packed import write
 
-from charrnn.config import DataConfig
-from charrnn.data.collect import Collector, matches
+from charrnn.data.collect import matches
 from charrnn.errors import CorpusError
 
 
@@ -50,17 +46,6 @@ def test_any_pattern_is_one_or_is_refused(pattern: str, path: str) -> None:
         matches(path, pattern)
     except CorpusError:
         assert not pattern.replace("\\", "/").removeprefix("./").strip("/")
-
-
-def test_exclude_wins_and_what_is_skipped_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    data = DataConfig(include=("*.txt",), exclude=("old", "b.*"))
-    collector = Collector(data, binary=False)
-    for name in ("a.txt", "old/a.txt", "b.txt", "c.md"):
-        collector.add(write(name, "text"), name)
-    found = collector.source("texts", tmp_path)
-    assert [part.name for part in found.parts] == ["a.txt"]
-    assert "2 excluded (old/a.txt, b.txt); 1 not included (c.md)" in found.notes[0]
 
 
 @pytest.mark.parametrize("pattern", ["", "/", "./", "//"])

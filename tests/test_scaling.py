@@ -1,22 +1,17 @@
 """benchmarks/scaling: its arithmetic against hand-made numbers, and the program as it runs."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
+from launches import python
 from typer.testing import CliRunner
 
 from benchmarks import scaling
 from benchmarks.common import cli
 from charrnn.config import ModelConfig
 from charrnn.model.rnn import CharRNN
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(("processes", "stages", "sent"), [(1, 0, 0), (2, 2, 8e6), (4, 6, 12e6), (8, 14, 14e6)])
@@ -67,13 +62,7 @@ def test_one_process_is_not_compared_with_itself():
 @pytest.mark.slow
 def test_the_program_measures_every_case():
     size = ["--rnn", "GRU", "--hidden-dim", "24", "--num-layers", "1", "--seq-len", "8", "--rows", "4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", *size, "--steps", "2", "--rounds", "3"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = python("-m", "benchmarks.scaling", *size, "--steps", "2", "--rounds", "3")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     model = CharRNN(ModelConfig(rnn="GRU", hidden_dim=24, num_layers=1), 95)  # the printable ASCII characters

@@ -6,19 +6,18 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from contextlib import aclosing
 from pathlib import Path
 
 import httpx
 import pytest
+from launches import ROOT, python
 from tiny_models import write_model
 
 from benchmarks.serving import serving, stream
 from charrnn.vocab import Vocab
 from infer import Engine
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 BASH = "".join(re.findall(r"^```bash\n(.*?)^```", DOCUMENT, re.M | re.S))
 CURL = [line for line in BASH.splitlines() if line.startswith("curl")]
@@ -53,9 +52,7 @@ def test_the_document_shows_what_there_is(served):
     compile(example, "docs/serving.md", "exec")
     prose = re.sub(r"```.*?```|`python -m [^`]*`", "", DOCUMENT, flags=re.S)
     options = set(re.findall(r"--[a-z][a-z-]+", prose))
-    shown = subprocess.run(
-        [sys.executable, "-m", "infer.cli", "serve", "--help"], capture_output=True, text=True, cwd=ROOT
-    )
+    shown = python("-m", "infer.cli", "serve", "--help")
     assert options <= set(re.findall(r"--[a-z][a-z-]+", shown.stdout)) | {"--help"}
     metrics = set(re.findall(r"charrnn_[a-z_]+", DOCUMENT))
     text = httpx.get(f"{served.url}/metrics").text
@@ -126,8 +123,7 @@ def test_sigterm_lets_short_requests_finish_and_cuts_long_ones(served):
 def test_a_refused_model_file_ends_with_one_line(tmp_path):
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"not a model")
-    command = [sys.executable, "-m", "infer.cli", "serve", "--port", "0", "--host", "0.0.0.0", "--model", str(bad)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = python("-m", "infer.cli", "serve", "--port", "0", "--host", "0.0.0.0", "--model", bad)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {bad}")
     assert "without an API key" in done.stderr

@@ -1,15 +1,14 @@
 """Runs without --config: sized once, resumed as they were, and what the user sets is kept."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from launches import ROOT, logged
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
 from charrnn.config import UNSIZED, ModelConfig, load_config
@@ -23,7 +22,6 @@ from train.recipe.machine_speed import Speed, training_speed
 from train.recipe.size_run import UserSettings
 from train.run import run
 
-ROOT = Path(__file__).parent.parent
 RUSSIAN = "съешь же ещё этих мягких французских булок, да выпей чаю\n" * 100
 
 
@@ -44,11 +42,6 @@ def started(*assignments, **options):
     fixed = {"data.source": "words.txt", "sample.length": 10, "train.mixed_precision": "no", "train.time_limit": 0}
     chosen = UserSettings({**fixed, **{name.replace("__", "."): v for name, v in options.items()}}, assignments)
     return run(chosen.apply(UNSIZED), config_name="", resume=True, settings=chosen)
-
-
-def losses(run_dir):
-    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
 
 
 def test_a_text_alone_suffices_and_the_run_resumes(folder, capsys, monkeypatch):
@@ -77,7 +70,7 @@ def test_the_config_of_a_run_reproduces_it(folder):
     config = load_config(run_dir / "config.yaml", {"train.run_dir": str(folder / "copy")})
     fresh_accelerator()
     run(config, config_name="again", resume=True)
-    assert losses(folder / "copy") == losses(run_dir) != []
+    assert logged(folder / "copy") == logged(run_dir) != {}
 
 
 def test_what_the_user_sets_is_kept(folder):
@@ -161,8 +154,3 @@ def test_waiting_threads_spin_briefly_by_default(given, shown):
     environment |= {"PYTHONPATH": str(ROOT), **given}
     done = subprocess.run([sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown
-
-
-def test_the_command_line_imports_torch_last():
-    code = "import sys; sys.path.insert(0, 'train'); import main; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

@@ -104,16 +104,3 @@ def test_a_stream_that_asks_for_a_huge_window_is_refused() -> None:
     # A frame header that asks for 2 GiB: no single segment, exponent 21.
     with pytest.raises(CorpusError, match=r"damaged Zstandard file: .*"):
         unpack(b"\x28\xb5\x2f\xfd\x00\xa8" + bytes(20), "zst")
-
-
-def test_nothing_of_the_extra_is_imported_before_it_is_needed(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from charrnn.data.sources import find_source; from charrnn.config import DataConfig;"
-        f"open({str(tmp_path / 'a.txt')!r}, 'w').write('text');"
-        f"find_source(DataConfig(source={str(tmp_path / 'a.txt')!r}));"
-        "assert not {'backports.zstd', 'pyarrow', 'datasets'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,18 +3,14 @@
 import ast
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from launches import ROOT, python
 from training import make_trainer, tiny_config
 
 from benchmarks.reliability import chains, faults, inject, launch
 from train.checkpoint.format import load_newest
-
-ROOT = Path(__file__).parent.parent
 
 SLIDING_GRU = launch.CONFIG.replace("windows: carry", "windows: sliding").replace("rnn: LSTM", "rnn: GRU")
 
@@ -90,8 +86,7 @@ def test_preempted_ranks_lose_no_step_and_exit_with_the_code(workspace):
 
 @pytest.mark.slow
 def test_the_program_prints_trials_and_survivals():
-    command = [sys.executable, "-m", "benchmarks.reliability", "--times", "1", "--only", "pruning"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
+    done = python("-m", "benchmarks.reliability", "--times", "1", "--only", "pruning")
     assert done.returncode == 0, done.stderr
     *_, row = done.stdout.splitlines()
     name, _, _, tried, survived, chars, _, ended_s = row.strip("| ").split(" | ")

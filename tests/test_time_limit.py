@@ -146,27 +146,6 @@ def test_evaluations_are_spread_evenly_over_steps_and_time():
     assert not without.evaluation_due()
 
 
-def test_a_cool_down_takes_as_long_as_there_was_no_better_evaluation():
-    cooled = schedule(eval__patience=2, train__max_steps=1000)
-    progress = cooled.progress
-    for step, loss in ((10, 2.0), (20, 2.1), (30, 2.1)):
-        assert not cooled.stop_early()
-        progress.step = step
-        cooled.next_lr()
-        cooled.evaluated(loss)
-    begun = cooled.decay(0)
-    assert cooled.stop_early()
-    assert not cooled.stop_early()  # once
-    decays = []
-    while not cooled.done():
-        decays.append(cooled.decay(0))
-        progress.step += 1
-    assert len(decays) == 20
-    assert decays == sorted(decays)
-    assert decays[0] == pytest.approx(begun + (1 - begun) / 20)
-    assert decays[-1] == 1
-
-
 @pytest.mark.parametrize(("every", "steps"), [("2s", [5, 9, 12]), (5, [5, 10, 12]), (0, [12])])
 def test_records_and_checkpoints_come_by_steps_or_by_time(tmp_path, monkeypatch, every, steps):
     """By time, with the first step that begins after it."""
