@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,9 +15,6 @@ from tiny_models import write_model
 from charrnn.log import configure_logging
 from charrnn.vocab import Vocab
 from infer import Engine
-
-if TYPE_CHECKING:
-    from train.loop.trainer import Trainer
 
 # A shared machine's pauses are no failure of an example.
 settings.register_profile("unhurried", deadline=None)
@@ -73,8 +70,8 @@ def byte_engine(model_folder: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> "Trainer":
-    """A finished run of an LSTM."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The trainer of a finished run of an LSTM."""
     from training import make_trainer, tiny_config
 
     trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
