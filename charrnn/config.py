@@ -236,26 +236,20 @@ class TrainConfig(Section):
     )
     lr_batch_size: int = Field(0, ge=0, le=1 << 24, description="batch_size that optim.lr is meant for; 0 = none")
     noise_scale_every: int = Field(
-        200,
-        ge=0,
-        description="steps between measurements of the gradient noise scale (half a step at most); 0 = never",
+        200, ge=0, description="steps between measurements of the gradient noise scale (half a step at most); 0 = never"
     )
     seed: int = Field(1, ge=0, description="random seed")
     init_from: str = Field(
         SCRATCH, min_length=1, description="weights to fine-tune: a run, a checkpoint, base, or none = random ones"
     )
     mixed_precision: Literal["auto", "native", "no", "fp16", "bf16"] = Field(
-        "auto",
-        description="auto = the launcher's; native = fp16 on a GPU, bf16 on a CPU that has it, else no",
+        "auto", description="auto = the launcher's; native = fp16 on a GPU, bf16 on a CPU that has it, else no"
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads per process; 0 = all cores / local processes")
     run_dir: str = Field("", description="run folder; empty = checkpoints/<config>-<corpus>")
     processes: int = Field(0, ge=0, description="required number of processes; 0 = any")
     peer_timeout: Duration = Field(
-        600.0,
-        ge=0,
-        le=1e9,
-        description="heartbeat timeout in seconds, or 30s, 10m; 0 disables",
+        600.0, ge=0, le=1e9, description="heartbeat timeout in seconds, or 30s, 10m; 0 disables"
     )
     bucket_mb: int = Field(25, ge=1, le=65_536, description="MiB per gradient all-reduce (DDP bucket)")
     grad_compression: Literal["none", "bf16", "fp16"] = Field(
@@ -300,9 +294,7 @@ class EvalConfig(Section):
     every: int = Field(250, ge=0, description="steps between evaluations; 0 = as times sets, and at the end")
     times: int = Field(0, ge=0, description="evaluations spread evenly over the run, in addition to every; 0 = none")
     sample: int = Field(
-        0,
-        ge=0,
-        description="characters read by evaluations before the last, in training precision; 0 = all, in fp32",
+        0, ge=0, description="characters read by evaluations before the last, in training precision; 0 = all, in fp32"
     )
     window: int = Field(256, ge=1, le=1 << 24, description="window length of the `windows` protocol, characters")
     batch_rows: int = Field(64, ge=1, le=1 << 24, description="windows per evaluation batch")

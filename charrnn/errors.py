@@ -1,4 +1,4 @@
-"""User errors, whose messages give the value, the limit and the remedy on one line; exit codes."""
+"""User errors, whose messages give the value, the limit and the remedy on one line; exit codes; text on a terminal."""
 
 import sys
 
@@ -10,6 +10,9 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _MAX_LENGTH = 3000  # characters of a message
+# What a terminal interprets: control characters, other line ends, and marks that change the direction of writing.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPES = {c: repr(chr(c))[1:-1] for c in _CONTROLS if chr(c) not in "\n\t"}
 
 
 class CharRNNError(Exception):
@@ -90,6 +93,11 @@ def missing_extra(error: ModuleNotFoundError, extra: str) -> BaseException:
 def printable(text: str) -> str:
     """Return the text as one line, with control and bidirectional characters escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def escape_control(text: str) -> str:
+    """Escape everything in a generated text that a terminal would interpret, but line breaks and tabs."""
+    return text.translate(_ESCAPES)
 
 
 def listing(names: list[str], limit: int = 10) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from charrnn import __version__
-from charrnn.errors import ConfigError, listing
+from charrnn.errors import ConfigError, escape_control, listing
 from infer.server.command import serve
 
 ModelArgument = Annotated[
@@ -102,7 +102,7 @@ def generate(
     from charrnn.sampling import SamplingOptions
     from infer.engine import Engine, fresh_seed
     from infer.report import Timing
-    from infer.text_io import decode, escape_control
+    from infer.text_io import decode
 
     raw, name = _read_prompt(prompt, prompt_file)
     timing = Timing()
@@ -196,8 +196,7 @@ def bench(
 def ui(
     model: ModelOption = None,
     models: Annotated[
-        Path | None,
-        typer.Option(help="Folder of model files to choose from.  [default: checkpoints, if there is one]"),
+        Path | None, typer.Option(help="Folder of model files to choose from.  [default: checkpoints, if there is one]")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to bind; 0.0.0.0 serves other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 7860,

@@ -1,4 +1,4 @@
-"""Reading prompts and texts to score the way corpora are read, and showing generated text on a terminal."""
+"""Reading prompts and texts to score the way corpora are read."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,6 @@ from charrnn.errors import CorpusError
 from charrnn.vocab import Vocab
 
 _BYTE_ORDER_MARK = "\ufeff"
-# What a terminal interprets: control characters, other line ends, and marks that change the direction of writing.
-_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-_ESCAPES = {c: repr(chr(c))[1:-1] for c in _CONTROLS if chr(c) not in "\n\t"}
 
 
 def read_bytes(source: str, what: str) -> bytes:
@@ -37,8 +34,3 @@ def decode(raw: bytes, what: str, vocab: Vocab) -> str:
     if vocab.kind == "bytes":
         return text
     return text.removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
-
-
-def escape_control(text: str) -> str:
-    """Escape everything in a generated text that a terminal would interpret."""
-    return text.translate(_ESCAPES)

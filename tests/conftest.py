@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,9 @@ from tiny_models import write_model
 from charrnn.log import configure_logging
 from charrnn.vocab import Vocab
 from infer import Engine
+
+if TYPE_CHECKING:
+    from train.loop.trainer import Trainer
 
 # A shared machine's pauses are no failure of an example.
 settings.register_profile("unhurried", deadline=None)
@@ -66,6 +70,16 @@ def gru(model_folder: Path) -> Engine:
 @pytest.fixture(scope="module")
 def byte_engine(model_folder: Path) -> Engine:
     return Engine(write_model(model_folder / "bytes.onnx", Vocab.of_bytes()))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> "Trainer":
+    """A finished run of an LSTM."""
+    from training import make_trainer, tiny_config
+
+    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
+    trainer.fit()
+    return trainer
 
 
 @pytest.fixture

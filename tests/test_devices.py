@@ -141,6 +141,13 @@ def test_weights_lie_in_one_block_or_in_one_a_layer(monkeypatch):
     assert (widths, whole) == ([4, 8], 0)
 
 
+def test_moved_weights_are_laid_out_again(monkeypatch):
+    model, calls = CharRNN(ModelConfig(embedding_dim=4, hidden_dim=8), 5), []
+    monkeypatch.setattr(CharRNN, "flatten_parameters", lambda moved: calls.append(moved))
+    assert model.to(torch.float64) is model
+    assert calls == [model]
+
+
 def test_evaluation_switches_tf32_off_and_on_again():
     rnn = torch.backends.cudnn.rnn
     before = rnn.fp32_precision

@@ -18,7 +18,6 @@ from charrnn.vocab import Vocab
 from infer.commands import app
 from infer.engine import Engine
 from infer.scoring import read_text, score
-from infer.text_writer import TextWriter
 from train.export.exporter import export
 from train.loop.evaluation import sample_text
 from train.loop.trainer import Trainer
@@ -145,16 +144,6 @@ def test_a_prompt_is_the_beginning_of_a_document(engine: Engine) -> None:
     assert VOCAB.begun(ids).tolist() == VOCAB.encode("|abc").tolist()
     assert VOCAB.begun(VOCAB.encode("|abc")).tolist() == VOCAB.encode("|abc").tolist()
     assert Vocab.of_chars("abc\n").begun(ids[:0]).tolist() == [0]
-
-
-@pytest.mark.parametrize("cut", range(1, 6))
-def test_where_the_pieces_end_does_not_show(cut: int) -> None:
-    def written(stop: str | None, pieces: list[str]) -> str:
-        writer = TextWriter(VOCAB, [stop] if stop else [])
-        return "".join([*(writer.feed(VOCAB.encode(piece).tolist()) for piece in pieces), writer.end()])
-
-    for stop in (None, "c|d", "bc", "cj", "ij"):
-        assert written(stop, ["abc|dij"]) == written(stop, ["abc|dij"[:cut], "abc|dij"[cut:]])
 
 
 def test_the_command_line_ends_at_the_document_too(tmp_path: Path) -> None:

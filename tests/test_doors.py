@@ -17,6 +17,7 @@ import typer
 from doors import enter, explained, is_one_line, mutated, nasty, words, write
 from training import fresh_accelerator, make_trainer, some_text, tiny_config
 
+from benchmarks.common import cli
 from charrnn.cli import run_command
 from charrnn.config import load_config
 from charrnn.data import inspect as inspection
@@ -92,9 +93,9 @@ def test_command_lines_of_inspection(seed):
 
 def options_of(command):
     """Every option of a typer command."""
-    app = typer.Typer()
-    app.command()(command)
-    return [name for param in typer.main.get_command(app).params for name in param.opts if name.startswith("--")]
+    return [
+        name for param in typer.main.get_command(cli(command)).params for name in param.opts if name.startswith("--")
+    ]
 
 
 @pytest.mark.usefixtures("here")

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
 from benchmarks.common import cli
@@ -16,14 +15,6 @@ from train.checkpoint.format import load_for_inference
 from train.loop.dataloader import IdSource
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
-    trainer.fit()
-    trainer.checkpoints.wait()
-    return trainer
 
 
 def fresh_model(trained):

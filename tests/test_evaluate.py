@@ -20,13 +20,6 @@ from train.loop.dataloader import IdSource
 from train.loop.evaluation import evaluate, nll_sum, read, sample_text
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
-    trainer.fit()
-    return trainer
-
-
 def plain_nll(model, ids, state):
     """Summed nats of ids[1:] given what comes before, in float64, one call."""
     row = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None]

@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from training import make_trainer, tiny_config
 from typer.testing import CliRunner
 
 from benchmarks.common import cli
@@ -111,14 +110,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         write_checked(exact_model(model), tmp_path / "file" / "m.onnx")
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    trainer = make_trainer(tiny_config(tmp_path_factory.mktemp("run"), ["model.rnn=LSTM"]))
-    trainer.fit()
-    return trainer.checkpoints.run_dir
-
-
-def test_metadata_tells_vocabulary_config_metrics_and_corpus(run_dir):
+def test_metadata_tells_vocabulary_config_metrics_and_corpus(trained):
+    run_dir = trained.checkpoints.run_dir
     best = load_for_inference(run_dir)
     told = metadata_of(best)
     assert Vocab.from_json(told["charrnn.vocab"]) == best.vocab
@@ -145,9 +138,9 @@ def test_a_file_tells_its_texts_name_and_not_where_it_lay(source, told):
     assert export.without_folders(source) == told
 
 
-def test_the_command_exports_a_run_and_refuses_what_is_none(run_dir, tmp_path):
+def test_the_command_exports_a_run_and_refuses_what_is_none(trained, tmp_path):
     out = tmp_path / "sub" / "m.onnx"
-    done = CliRunner().invoke(cli(command), [str(run_dir), "--out", str(out)])
+    done = CliRunner().invoke(cli(command), [str(trained.checkpoints.run_dir), "--out", str(out)])
     assert "largest difference from torch" in done.stdout
     assert Engine(out).vocab.unknown_in("the") == []
     with pytest.raises(CheckpointError, match="no run or checkpoint folder"):

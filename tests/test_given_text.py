@@ -8,19 +8,12 @@ import pytest
 from training import make_trainer, some_text, tiny_config
 from typer.testing import CliRunner
 
+from benchmarks.common import cli
 from charrnn.errors import ConfigError, ExportError
 from train import evaluate
 from train.export import exporter as export
 from train.export.__main__ import command
 from train.given_text import GivenText
-
-
-def command_of(function):
-    import typer
-
-    app = typer.Typer()
-    app.command()(function)
-    return app
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def folder(tmp_path_factory):
 
 def test_a_given_text_has_its_own_options(folder):
     run, other = str(folder / "run"), str(folder / "texts" / "a.md")
-    app = command_of(evaluate.command)
+    app = cli(evaluate.command)
     own = CliRunner().invoke(app, [run, "--json"])
     assert own.exit_code == 0, own.output
     one = CliRunner().invoke(app, [run, "--data", other, "--json"])  # a file has no include
@@ -75,7 +68,7 @@ def test_a_device_or_pipe_is_not_replaced(folder):
 
 @pytest.mark.parametrize("program", [evaluate.command, command])
 def test_help_shows_the_defaults(program):
-    shown = CliRunner().invoke(command_of(program), ["--help"], env={"COLUMNS": "200"}).output
+    shown = CliRunner().invoke(cli(program), ["--help"], env={"COLUMNS": "200"}).output
     shown = " ".join(shown.replace("│", " ").replace("(", "").split())
     assert "default: " in shown
     for default in {

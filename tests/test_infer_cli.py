@@ -17,11 +17,11 @@ import pytest
 from tiny_models import CHARS, random_weights, run_config, write_model
 
 import charrnn
+from charrnn.errors import escape_control
 from charrnn.sampling import SamplingOptions
 from charrnn.vocab import Vocab
 from infer import Engine
 from infer.cli import run
-from infer.text_io import escape_control
 
 ROOT = Path(__file__).resolve().parent.parent
 

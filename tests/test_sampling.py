@@ -137,8 +137,6 @@ def test_draw_inverts_the_cumulative_distribution_in_id_order():
     assert draw(p, np.array([0.0, 0.24, 0.25, 0.74, 0.75])).tolist() == [0, 0, 2, 2, 3]
 
 
-
-
 row_with_seen = st.integers(2, 9).flatmap(
     lambda n: st.tuples(
         hnp.arrays(np.float64, n, elements=st.floats(-1e3, 1e3)),

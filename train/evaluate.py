@@ -44,8 +44,7 @@ def command(
     encoding: Encoding = None,
     split: Annotated[Part, typer.Option(help="Which part of it.")] = "val",
     shares: Annotated[
-        str | None,
-        typer.Option(metavar="TRAIN,VAL,TEST", help="How it is cut.", show_default="as it was for training"),
+        str | None, typer.Option(metavar="TRAIN,VAL,TEST", help="How it is cut.", show_default="as it was for training")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:

@@ -18,6 +18,7 @@ from charrnn.model.rnn import CharRNN, NextCharLoss
 from train.distributed.setup import compress_gradients
 from train.loop.cuda_graph import WARMUP_STEPS
 from train.loop.dataloader import IdSource
+from train.loop.errors import memory_explained
 
 
 def graph(setup: Setup) -> Value:
@@ -138,7 +139,8 @@ def out_of_memory(setup: Setup) -> Value:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
-        setup.trainer(config).fit()
+        with memory_explained(config):
+            setup.trainer(config).fit()
     except TrainingError as error:
         return {"ok": "ran out of memory" in str(error), "error": str(error)[:200]}
     finally:
@@ -159,7 +161,6 @@ def data_parallel(setup: Setup) -> Value:
             alone = NextCharLoss(model)
             wrapped = DistributedDataParallel(alone, gradient_as_bucket_view=True)
             compress_gradients(wrapped, hook)
-            model.flatten_parameters()
             ids = torch.randint(0, 65, (8, 33), device=setup.device)
             sides = []
             for module in (wrapped, alone):

@@ -76,12 +76,7 @@ def one_round(trainer: Trainer, steps: int) -> dict[str, float]:
     beside = sum(seconds_of(trainer.train_step) for _ in range(steps))
     trainer.checkpoints.wait()
     waited = seconds_of(lambda: trainer.save(step=True)) + seconds_of(trainer.checkpoints.wait)
-    return {
-        "step": step,
-        "snapshot": snapshot / step,
-        "stall": (beside - steps * step) / step,
-        "waited": waited / step,
-    }
+    return {"step": step, "snapshot": snapshot / step, "stall": (beside - steps * step) / step, "waited": waited / step}
 
 
 if __name__ == "__main__":

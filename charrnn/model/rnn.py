@@ -1,8 +1,8 @@
 """CharRNN: embedding, GRU or LSTM, linear head. Letters: B batch, T seq_len, E, H, L, V as in docs/how-it-works.md."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,12 @@ class CharRNN(nn.Module):
             return hidden, (h, c)
         hidden, h = torch.gru(x, state[0], *rest)
         return hidden, (h,)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the weights, as every method of nn.Module that does, and lay them out again."""
+        super()._apply(fn, recurse)
+        self.flatten_parameters()
+        return self
 
     def flatten_parameters(self) -> None:
         """Lay the recurrent weights out as cuDNN takes them: in one block, or in one for each layer that runs alone.

@@ -135,8 +135,7 @@ _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: _integer(*limits) for name, limits in _INTEGERS.items()},
     **dict.fromkeys(
-        _SAMPLING - {"top_k"},
-        (lambda v: type(v) is int or (type(v) is float and math.isfinite(v)), "a number"),
+        _SAMPLING - {"top_k"}, (lambda v: type(v) is int or (type(v) is float and math.isfinite(v)), "a number")
     ),
     **dict.fromkeys(("echo", "stream", "return_state"), (lambda v: type(v) is bool, "true or false")),
     **dict.fromkeys(("model", "user", "state"), (lambda v: isinstance(v, str), "a string")),

@@ -8,11 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -50,10 +46,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
             # The trainer divides by train.accumulation_steps itself, whatever the environment's
             # ACCELERATE_GRADIENT_ACCUMULATION_STEPS is.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                data_parallel,
-                InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s)),
-            ],
+            kwargs_handlers=[data_parallel, InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout_s))],
         )
     except ValueError as error:
         raise ConfigError(

@@ -62,22 +62,10 @@ def evaluate(
     Raises:
         TrainingError: A rank has run out of memory; raised on all ranks.
     """
-    rows, warmup = config.batch_rows, config.stream_warmup
-    protocols: dict[str, Iterable[EvalBatch]] = {
-        "stream": [stream_batch(len(ids), config.stream_lanes, warmup)],
-        "windows": window_batches(len(ids), config.window, rows),
-    }
-    if sample:
-        # Many short segments side by side: an estimate should take little time.
-        estimates: dict[str, Iterable[EvalBatch]] = {
-            "stream": [sampled_stream_batch(len(ids), sample, rows // 2, warmup // 4)],
-            "windows": sampled_window_batches(len(ids), sample, config.window, rows),
-        }
-        protocols = {config.best_by: estimates[config.best_by]}
     losses: dict[str, float] = {}
     was_training = model.training
     model.eval()
-    for name, batches in protocols.items():
+    for name, batches in _protocols(len(ids), config, sample).items():
         mine = (
             b.rows(rank_slice(len(b.starts), accelerator.process_index, accelerator.num_processes)) for b in batches
         )
@@ -102,6 +90,17 @@ def evaluate(
         losses[f"val/{name}/bpc"] = nll / count / math.log(2)
     model.train(was_training)
     return losses
+
+
+def _protocols(num_chars: int, config: EvalConfig, sample: int) -> dict[str, Iterable[EvalBatch]]:
+    """The batches of each protocol; those of an estimate are many short segments side by side, to take little time."""
+    rows, warmup = config.batch_rows, config.stream_warmup
+    if not sample:
+        stream = stream_batch(num_chars, config.stream_lanes, warmup)
+        return {"stream": [stream], "windows": window_batches(num_chars, config.window, rows)}
+    if config.best_by == "stream":
+        return {"stream": [sampled_stream_batch(num_chars, sample, rows // 2, warmup // 4)]}
+    return {"windows": sampled_window_batches(num_chars, sample, config.window, rows)}
 
 
 @contextlib.contextmanager

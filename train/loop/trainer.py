@@ -96,7 +96,6 @@ class Trainer:
             loss = NextCharLoss(self.model, config.distill.weight, config.distill.temperature)
             loss_module, prepared = accelerator.prepare(loss, optimizer)
         compress_gradients(loss_module, config.train.grad_compression)
-        self.model.flatten_parameters()
         seed_rank(config.train.seed, 0, accelerator.process_index)  # other dropout masks on every rank
         rows = self.data.rows
         self.update = TrainStep(

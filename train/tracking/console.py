@@ -1,7 +1,6 @@
 """Progress and messages on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.cores import UNDISTURBED
+from charrnn.errors import escape_control
 from charrnn.log import StderrHandler
 
 _PLAIN_LINE_EVERY_S = 5.0
@@ -130,7 +130,8 @@ class Display:
         if losses:
             print_line(self._console, "  ".join([f"step {self._step:,}", "validation", *losses]))
         if "sample" in record:
-            print_line(self._console, "\n".join(f"  | {_printable(line)}" for line in record["sample"].split("\n")))
+            # A byte model may well generate a terminal's escape sequences.
+            print_line(self._console, "  | " + escape_control(record["sample"]).replace("\n", "\n  | "))
         if not self._bar and "train/loss" in record and self._clock() - self._printed_at >= _PLAIN_LINE_EVERY_S:
             self._printed_at = self._clock()
             print_line(self._console, "  ".join([*self._position(), *self._metrics(), self._time_left()]))
@@ -164,8 +165,3 @@ class Display:
         """By the nearer limit, at the latest speed."""
         speed = self._values.get("train/chars_per_s")
         return f"left {format_duration(self._remaining_s(speed)) if speed else '?'}"
-
-
-def _printable(line: str) -> str:
-    """Escape control characters: a byte model may well generate a terminal's escape sequences."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\t" else c for c in line)
