@@ -36,7 +36,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from infer.ui.guard import MAX_WAITING_PER_CLIENT  # noqa: E402
 from infer.ui.models import Models  # noqa: E402
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 SEED = "#seed textarea, #seed input"
 PARTS = ("#generate", "#prompt textarea", SEED, "#model input", "#length input[type=number]", "#paper p")
 LOOPBACK = {"127.0.0.1", "localhost", "::1", None}

@@ -68,6 +68,7 @@ def test_restarted_ranks_end_bit_exact(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_stopped_rank_is_reported_and_the_other_exits(workspace):
     draw = random.Random(5)
     trials = all_survived(chains.chain(workspace, "stopped", [faults.stop_rank(draw) for _ in range(2)], 2))
@@ -76,6 +77,7 @@ def test_a_stopped_rank_is_reported_and_the_other_exits(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_preempted_ranks_lose_no_step_and_exit_with_the_code(workspace):
     draw = random.Random(6)
     signals = [(signal.SIGTERM, 75, "rank"), (signal.SIGUSR1, 75, "rank"), (signal.SIGTERM, 75, "launcher")]
