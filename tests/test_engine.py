@@ -24,6 +24,11 @@ def test_zero_state_has_a_part_a_cell_and_its_shape(engine):
     assert all(part.shape == (2, 5, 24) and part.dtype == np.float32 and not part.any() for part in state)
 
 
+def test_an_engine_is_a_key_and_prints_no_contents(gru):
+    assert {gru: 1}[gru] == 1
+    assert len(repr(gru)) < 100
+
+
 def test_prefill_of_a_long_prompt_in_parts_equals_one_call(engine, monkeypatch):
     ids = np.random.default_rng(3).integers(0, len(CHARS), 100)
     whole, state = engine.prefill(ids)

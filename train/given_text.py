@@ -13,7 +13,11 @@ _OF_A_TEXT = ("include", "exclude", "text_field", "encoding")
 
 Include = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="Files of --data to take, such as '*.txt'; repeatable.", show_default="all"),
+    typer.Option(
+        metavar="PATTERN",
+        help="Files to take from a folder, glob or zip of --data, such as '*.txt'; repeatable.",
+        show_default="all",
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
@@ -21,9 +25,18 @@ Exclude = Annotated[
 ]
 TextField = Annotated[
     str | None,
-    typer.Option(metavar="FIELD", help="Field of the records of --data that holds the text.", show_default="text"),
+    typer.Option(
+        metavar="FIELD", help="Field of .jsonl, .parquet and hf: records that holds the text.", show_default="text"
+    ),
 ]
-Encoding = Annotated[str | None, typer.Option(metavar="NAME", help="Codec of --data.", show_default="auto")]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Codec of the files; auto = UTF-8, or UTF-16 or 32 by byte order mark.",
+        show_default="auto",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ DEFAULT_MODELS = (
 )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)  # an engine, which is one, can be a key, and prints no vocabulary
 class ModelFile:
     """A model file whose every part has been checked.
 
