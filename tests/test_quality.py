@@ -17,6 +17,16 @@ def test_ppmd_codes_noise_at_its_entropy_and_repetition_freely():
     assert ppmd_loss("to be or not to be, " * 2000, 4000) < 0.05
 
 
+def test_ppmd_in_pieces_forgets_what_it_learned_in_the_tenth():
+    pytest.importorskip("pyppmd")
+    draw = random.Random(0)
+    others, line = ("".join(draw.choices("abcdefgh", k=k)) for k in (10_000, 256))
+    text = others + line * 10  # of the tenth the first piece is new, and the others repeat it
+    assert ppmd_loss(text, 2560) < 0.3 * math.log(8)
+    assert ppmd_loss(text, 2560, in_pieces=True) == pytest.approx(math.log(8), rel=0.1)
+    assert ppmd_loss(others + line, 256, in_pieces=True) == ppmd_loss(others + line, 256)
+
+
 def test_random_configurations_are_valid_and_differ():
     draw = random.Random(1)
     configs = [random_configuration(draw) for _ in range(50)]

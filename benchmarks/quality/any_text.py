@@ -4,9 +4,10 @@
         --size 20000 --size 100000 --budget 30 --budget 120 --random 20
 
 For each text and size, the last tenth is what all are scored on: `stream` in nats/char. PPMd (pyppmd, the best of the
-orders 3 to 8) is adaptive: it goes on learning from the tenth as it codes it. A run's loss is that of its best
-checkpoint, fp32, on the complete tenth. Random configurations vary all that the recipe chooses, weights to start from
-included. Every line is printed as soon as it is known.
+orders 3 to 8) is adaptive: it goes on learning from the tenth as it codes it. For `windows` it codes pieces of the tenth
+apart, each of 256 characters as in that protocol: what it learns in one is lost to the next. A run's loss is that of its
+best checkpoint, fp32, on the complete tenth. Random configurations vary all that the recipe chooses, weights to start
+from included. Every line is printed as soon as it is known.
 """
 
 import itertools
@@ -21,23 +22,37 @@ import typer
 
 from benchmarks.common import machine_line, markdown, markdown_head, run
 from benchmarks.training import assigned, run_training
+from charrnn.config import EvalConfig
 
-_COLUMNS = ["text", "characters", "budget", "recipe, `stream`", "PPMd", "", "recipe, `windows`", "best of random"]
-_COLUMNS += ["seconds"]
+_COLUMNS = ["text", "characters", "budget", "recipe, `stream`", "PPMd", "", "recipe, `windows`", "PPMd, in pieces", ""]
+_COLUMNS += ["best of random", "seconds"]
 _ORDERS = range(3, 9)
 _MEMORY = 64 << 20
+_PIECE, _MOST_PIECES = EvalConfig().window, 64
 
 
-def ppmd_loss(text: str, held_out: int, encoding: str = "utf-8") -> float:
-    """Nats/char with which PPMd codes the last `held_out` characters after the others, at its best order."""
+def ppmd_loss(text: str, held_out: int, encoding: str = "utf-8", *, in_pieces: bool = False) -> float:
+    """Nats/char with which PPMd codes the last `held_out` characters after the others, at its best order.
+
+    in_pieces: Code pieces of 256 characters, at most 64 spread over them, each right after the others.
+    """
     import pyppmd
 
     def coded(part: str, order: int) -> int:
         encoder = pyppmd.Ppmd7Encoder(order, _MEMORY)
         return len(encoder.encode(part.encode(encoding)) + encoder.flush())
 
-    lengths = [coded(text, order) - coded(text[:-held_out], order) for order in _ORDERS]
-    return min(lengths) * 8 * math.log(2) / held_out
+    others, tenth = text[:-held_out], text[-held_out:]
+    pieces = [tenth]
+    if in_pieces:
+        starts = range(0, held_out, _PIECE * math.ceil(held_out / (_PIECE * _MOST_PIECES)))
+        pieces = [tenth[start : start + _PIECE] for start in starts]
+
+    def length(order: int) -> int:
+        before = coded(others, order)
+        return sum(coded(others + piece, order) - before for piece in pieces)
+
+    return min(map(length, _ORDERS)) * 8 * math.log(2) / sum(map(len, pieces))
 
 
 # Everything that the recipe chooses but the budget; of a network, where training starts from scratch.
@@ -113,7 +128,8 @@ def main(
     print("\n".join(markdown_head(_COLUMNS)), flush=True)
     for given, length, seconds in itertools.product(text, size, budget):
         name, content = cut(given, length, "latin-1" if binary else "utf-8-sig")
-        ppmd = ppmd_loss(content, len(content) - int(len(content) * 0.9), encoding)
+        held_out = len(content) - int(len(content) * 0.9)
+        ppmd, ppmd_in_pieces = (ppmd_loss(content, held_out, encoding, in_pieces=pieces) for pieces in (False, True))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             path = folder / f"{name}.txt"
@@ -124,7 +140,8 @@ def main(
             best = random_runs and best_of_random(folder, random_runs, *options)
         stream, windows = ([taken[f"val/{protocol}/loss"] for taken in runs] for protocol in ("stream", "windows"))
         cells = [name, f"{len(content):,}", f"{seconds:g} s", shown(stream), f"{ppmd:.4f}"]
-        cells += [f"{mean(stream) / ppmd - 1:+.1%}", shown(windows), f"{best[0]:.4f} ({best[1]})" if best else ""]
+        cells += [f"{mean(stream) / ppmd - 1:+.1%}", shown(windows), f"{ppmd_in_pieces:.4f}"]
+        cells += [f"{mean(windows) / ppmd_in_pieces - 1:+.1%}", f"{best[0]:.4f} ({best[1]})" if best else ""]
         print(markdown([*cells, f"{max(taken['seconds'] for taken in runs):.0f}"]), flush=True)
 
 
