@@ -25,6 +25,8 @@ _PATIENCE = 6
 _EVALUATION_SHARE, _READING_COST = 0.04, 1.0
 _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
+# Characters to train on from which a CPU takes larger batches.
+_LONG_RUN = 2_000_000
 # Loss in nats/char up to which a text counts as similar to the given weights' own: the base has 1.0 to 1.2 on novels.
 _LIKE_THEIRS = 1.1
 # Size of the base model's corpus, and FLOPs of its training.
@@ -91,7 +93,7 @@ def choose(facts: Facts) -> Recipe:
     chars = min(most_epochs * length, limit_s * speed or math.inf)  # C
     epochs = chars / length
     dropout = _dropout(epochs, fine_tuning=facts.origin is not None)
-    rows, seq_len = _batch(facts, length, model)
+    rows, seq_len = _batch(facts, length, chars)
     steps = chars / (rows * seq_len)
     steps_per_s = speed / (rows * seq_len)
     fields = {
@@ -183,9 +185,9 @@ def _network(facts: Facts, length: int) -> ModelConfig:
 
 
 def _dropout(epochs: float, *, fine_tuning: bool) -> float:
-    """Dropout, which grows with the passes; in steps of 0.05."""
-    passes = math.log2(max(1.0, epochs))
-    dropout = min(0.3, 0.05 + 0.05 * passes) if fine_tuning else min(0.6, max(0.0, 0.12 * (passes - 1.0)))
+    """Dropout, which grows with the passes from two on; in steps of 0.05."""
+    passes = math.log2(max(2.0, epochs) / 2.0)
+    dropout = min(0.3, 0.05 * passes) if fine_tuning else min(0.6, 0.12 * passes)
     return round(20 * dropout) / 20
 
 
@@ -201,7 +203,7 @@ def _learning_rate(facts: Facts, model: ModelConfig, length: int) -> float:
     return float(f"{max(by_distance, by_novelty):.2g}")
 
 
-def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
+def _batch(facts: Facts, length: int, chars: float) -> tuple[int, int]:
     """Global batch_size and seq_len; a batch is at most a quarter of the text."""
     eights = 1
     if facts.on_gpu:
@@ -209,7 +211,8 @@ def _batch(facts: Facts, length: int, model: ModelConfig) -> tuple[int, int]:
         rows, seq_len = (64, 64) if length < 10_000_000 else (128, 128)
         rows, eights = max(rows, 8 * facts.share), 8
     else:
-        rows, seq_len = (16, 64) if length < 200_000 else (32, 96)
+        # The larger batch is up to a quarter faster; of few characters more steps learn more.
+        rows, seq_len = (16, 64) if chars < _LONG_RUN else (32, 96)
     seq_len = max(1, min(seq_len, length // 8, length // (4 * facts.share)))
     rows = max(1, min(rows, length // (4 * seq_len)))
     unit = facts.share * (eights if rows >= eights * facts.share else 1)
