@@ -4,12 +4,13 @@
         --size 20000 --size 100000 --budget 30 --budget 120 --random 20
 
 For each text and size, the last tenth is what all are scored on: `stream` in nats/char. PPMd (pyppmd, the best of the
-orders 3 to 8) is adaptive: it goes on learning from the tenth as it codes it. For `windows` it codes pieces of the tenth
-apart, each of 256 characters as in that protocol: what it learns in one is lost to the next. A run's loss is that of its
-best checkpoint, fp32, on the complete tenth. Random configurations vary all that the recipe chooses, weights to start
-from included. Every line is printed as soon as it is known.
+orders 3 to 8) is adaptive: it goes on learning from the tenth as it codes it. For `windows` it codes pieces of the
+tenth apart, each of 256 characters as in that protocol: what it learns in one is lost to the next. A run's loss is
+that of its best checkpoint, fp32, on the complete tenth. Random configurations vary all that the recipe chooses,
+weights to start from included. Every line is printed as soon as it is known.
 """
 
+import functools
 import itertools
 import math
 import random
@@ -31,6 +32,7 @@ _MEMORY = 64 << 20
 _PIECE, _MOST_PIECES = EvalConfig().window, 64
 
 
+@functools.cache  # of one text for every budget
 def ppmd_loss(text: str, held_out: int, encoding: str = "utf-8", *, in_pieces: bool = False) -> float:
     """Nats/char with which PPMd codes the last `held_out` characters after the others, at its best order.
 
