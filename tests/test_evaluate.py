@@ -87,16 +87,21 @@ def test_an_estimate_of_all_characters_is_the_loss_of_the_protocol_that_decides(
         assert estimate[f"val/{best_by}/loss"] == pytest.approx(exact[f"val/{best_by}/loss"], rel=0.02)
 
 
-def test_a_run_of_estimates_ends_with_its_best_checkpoint_on_the_complete_split(tmp_path):
-    settings = ["eval.sample=64", "eval.every=0", "eval.times=6", "optim.lr=0.3", "sample.every=4"]
+@pytest.mark.parametrize(("lr", "last_is_better"), [(0.03, True), (1.0, False)])
+def test_a_run_of_estimates_ends_with_the_better_of_two_on_the_complete_split(tmp_path, lr, last_is_better):
+    """The estimate of step 2 is lucky, so that best/ has its weights; the last ones are better, or far worse."""
+    settings = ["eval.sample=64", "eval.every=0", "eval.times=6", f"optim.lr={lr}", "sample.every=4"]
     trainer = make_trainer(tiny_config(tmp_path, settings))
+    evaluated = trainer.schedule.evaluated
+    trainer.schedule.evaluated = lambda loss: evaluated(0.0 if trainer.progress.step == 2 else loss)
     trainer.fit()
     records = trainer.recorder.records
     estimates = [r for r in records if "val/stream/loss" in r and "val/windows/loss" not in r]
     assert [r["step"] for r in estimates] == [2, 4, 6, 8, 10, 12]
     assert [r["step"] for r in records if "sample" in r] == [8, 12]
+    assert (estimates[-1]["val/stream/loss"] < estimates[0]["val/stream/loss"]) == last_is_better
     best = load_for_inference(trainer.checkpoints.run_dir)
-    assert best.step == min(estimates, key=lambda r: r["val/stream/loss"])["step"]
+    assert best.step == (12 if last_is_better else 2)
     model = CharRNN(best.config.model, len(best.vocab))
     model.load_state_dict(best.weights)
     exact = evaluate(model, trainer.data.val, best.config.eval, fresh_accelerator())

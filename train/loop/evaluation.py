@@ -93,13 +93,18 @@ def evaluate(
 
 
 def _protocols(num_chars: int, config: EvalConfig, sample: int) -> dict[str, Iterable[EvalBatch]]:
-    """The batches of each protocol; those of an estimate are many short segments side by side, to take little time."""
+    """The batches of each protocol.
+
+    Those of an estimate are short segments side by side, to take little time, each at least as long as its warm-up.
+    """
     rows, warmup = config.batch_rows, config.stream_warmup
     if not sample:
         stream = stream_batch(num_chars, config.stream_lanes, warmup)
         return {"stream": [stream], "windows": window_batches(num_chars, config.window, rows)}
     if config.best_by == "stream":
-        return {"stream": [sampled_stream_batch(num_chars, sample, rows // 2, warmup // 4)]}
+        warmup //= 8
+        rows = max(1, min(rows // 2, sample // max(1, warmup)))
+        return {"stream": [sampled_stream_batch(num_chars, sample, rows, warmup)]}
     return {"windows": sampled_window_batches(num_chars, sample, config.window, rows)}
 
 

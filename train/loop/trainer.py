@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +20,14 @@ from charrnn.model.rnn import CharRNN, NextCharLoss
 from charrnn.windows import Batch, rank_slice
 from train.checkpoint.async_writer import CheckpointWriter
 from train.checkpoint.folders import BEST
-from train.checkpoint.format import Checkpoint, load_for_inference, network, optimizer_tensors, restore_optimizer
+from train.checkpoint.format import (
+    Checkpoint,
+    load_for_inference,
+    network,
+    optimizer_tensors,
+    restore_optimizer,
+    snapshot,
+)
 from train.checkpoint.resume import identity_fields
 from train.checkpoint.rng import rank_rng, restore_rank_rng, seed_rank
 from train.checkpoint.vocab_transfer import StartingPoint
@@ -42,6 +50,9 @@ from train.tracking.console import pace_line
 from train.tracking.recorder import Recorder
 
 logger = logging.getLogger(__name__)
+
+# Times `eval.sample`, from which the last weights and the best are compared.
+_LARGER = 4
 
 
 class Trainer:
@@ -118,6 +129,7 @@ class Trainer:
         self.noise_scale = NoiseScale()
         self.checkpoints = CheckpointWriter(run_dir, config.checkpoint.keep)
         self._upcoming: tuple[Batch, Tensor, Tensor | None] | None = None
+        self._best_by = f"val/{config.eval.best_by}/loss"
         self._cpu_share: CpuShare | None = None  # until the pace has been shown
         if start.resumed:
             self.load_state_dict(start.resumed)
@@ -221,7 +233,7 @@ class Trainer:
                     return
                 self.metrics.latest |= losses
                 values |= losses
-                loss = losses[f"val/{self.config.eval.best_by}/loss"]
+                loss = losses[self._best_by]
             if self.schedule.sample_due() and self.accelerator.is_main_process:
                 self.control.defer(lambda: values.update(sample=self._sample()))
             if values:
@@ -280,18 +292,25 @@ class Trainer:
     def evaluate_best(self) -> None:
         """Evaluate the weights of best/ on the complete validation split, if so far their losses were estimates.
 
-        The losses go into metrics.jsonl and best/ itself. The model is left with those weights.
+        First the last weights replace them if they are better by a larger estimate: the lowest of many small ones may
+        be luck. The losses go into metrics.jsonl and best/ itself. The model is left with the weights of best/.
         """
-        if not self.config.eval.sample or len(self.data.val) < LEAST_EVALUATED:
+        sample, step = self.config.eval.sample, self.progress.step
+        if not sample or len(self.data.val) < LEAST_EVALUATED:
             return
         folder = self.checkpoints.run_dir / BEST
         best = self.control.collectives.run_on_all(lambda: load_for_inference(folder))
-        if "final" in best.trainer:
+        if best.trainer.get("final") == step:
             return
+        if best.step != step:
+            last, loss_of_last = snapshot(self.state_dict(resumable=False)), self._loss(_LARGER * sample)
+            self.model.load_state_dict(best.weights)
+            if loss_of_last < self._loss(_LARGER * sample):
+                best = last
         self.model.load_state_dict(best.weights)
         losses = self._losses(0)
         if losses and self.accelerator.is_main_process:
-            record = {**best.trainer, "final": True, "metrics": {**best.trainer["metrics"], **losses}}
+            record = {**best.trainer, "final": step, "metrics": {**best.trainer["metrics"], **losses}}
             self.checkpoints.save(replace(best, trainer=record), best=True, step=False)
             self.control.defer(self.checkpoints.wait)
             self._record(losses)
@@ -337,6 +356,10 @@ class Trainer:
             sample=sample,
             stopped=lambda: self.control.signals.received,
         )
+
+    def _loss(self, sample: int) -> float:
+        """The loss that selects the best checkpoint, NaN when a stop cuts the evaluation off."""
+        return self._losses(sample).get(self._best_by, math.nan)
 
     def _sample(self) -> str:
         with memory_explained(self.config):

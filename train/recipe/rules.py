@@ -20,9 +20,10 @@ MOST_DEFAULT_S = 300.0
 _MOST_VALIDATION = 1 << 17
 _EVALUATIONS = 16
 _PATIENCE = 6
-# Fraction of a run for the evaluations before the last, and the cost of evaluating a character, warm-up included,
-# relative to training on it.
-_EVALUATION_SHARE, _READING_COST = 0.04, 1.0
+# Fraction of a run for evaluations on a sample: these, and two of four times the sample at the end.
+_EVALUATION_SHARE, _SAMPLES = 0.05, _EVALUATIONS + 8
+# Characters of warm-up for each, and the least that it counts.
+_WARM_UP, _LEAST_SAMPLE = 2048, 1024
 _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
 # Characters to train on from which a CPU takes larger batches.
@@ -118,7 +119,7 @@ def choose(facts: Facts) -> Recipe:
         "train.time_limit": limit_s,
         "eval.every": 0,
         "eval.times": _EVALUATIONS,
-        "eval.sample": max(256, int(_EVALUATION_SHARE / _EVALUATIONS / _READING_COST * chars)),
+        "eval.sample": _sample(facts, chars),
         "eval.patience": _PATIENCE,
         "log.every": max(1, round(steps_per_s)),
         "checkpoint.every": max(1, round(_CHECKPOINT_S * steps_per_s)),
@@ -217,6 +218,12 @@ def _batch(facts: Facts, length: int, chars: float) -> tuple[int, int]:
     rows = max(1, min(rows, length // (4 * seq_len)))
     unit = facts.share * (eights if rows >= eights * facts.share else 1)
     return max(facts.share, rows // unit * unit), seq_len
+
+
+def _sample(facts: Facts, chars: float) -> int:
+    """Characters of an evaluation before the last. Reading one costs a CPU a sixth of training on it."""
+    reading_cost = 1.0 if facts.on_gpu else 1 / 6
+    return max(_LEAST_SAMPLE, int(_EVALUATION_SHARE / _SAMPLES / reading_cost * chars) - _WARM_UP)
 
 
 def _expectation(facts: Facts) -> str:
