@@ -180,6 +180,9 @@ class DataConfig(Section):
     )
     stride: int = Field(0, ge=0, description="characters between sliding windows; 0 = seq_len (no overlap)")
     reset: Fraction = Field(0.0, description="probability of resetting the hidden state at a window boundary (carry)")
+    segment: int = Field(
+        0, ge=0, description="characters that a row reads on before it goes elsewhere at random (carry); 0 = all of it"
+    )
 
     @field_validator("encoding")
     @classmethod
@@ -205,6 +208,8 @@ class DataConfig(Section):
         if self.reset and self.windows == "sliding":
             what = f"reset {self.reset} applies to windows carry"
             raise ValueError(f"{what}; sliding windows start from a zero state; set it to 0")
+        if self.segment and self.windows == "sliding":
+            raise ValueError(f"segment {self.segment} applies to windows carry; set it to 0, or windows to carry")
         return self
 
 

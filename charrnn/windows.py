@@ -56,6 +56,8 @@ class WindowPlan:
         stride: Characters between sliding windows; 0 = seq_len.
         seed: Of offsets, shuffling and resets.
         reset: Probability of resetting a carried row's state at a window boundary.
+        segment: Characters that a carried row reads on before it continues from a zero state somewhere else, where no
+            row of the epoch reads: part of an epoch is then of all the text. 0 = contiguous rows.
     """
 
     num_chars: int
@@ -65,6 +67,7 @@ class WindowPlan:
     stride: int
     seed: int
     reset: float = 0.0
+    segment: int = 0
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
@@ -83,9 +86,15 @@ class WindowPlan:
     def _max_offset(self) -> int:
         return _max_offset(self._slack, self._step_chars)
 
-    @property
-    def _row_chars(self) -> int:
-        return (self.num_chars - 1 - self._max_offset) // self.batch_size
+    @functools.cached_property
+    def _segments(self) -> int:
+        """Segments of a row."""
+        row_chars = (self.num_chars - 1 - self._max_offset) // self.batch_size
+        return max(1, row_chars // max(self.seq_len, self.segment)) if self.segment else 1
+
+    @functools.cached_property
+    def _segment_chars(self) -> int:
+        return (self.num_chars - 1 - self._max_offset) // (self.batch_size * self._segments)
 
     @property
     def windows_per_epoch(self) -> int:
@@ -93,7 +102,7 @@ class WindowPlan:
         if self._slack < 0:
             return 0
         if self.windows == "carry":
-            return self._row_chars // self.seq_len * self.batch_size
+            return self._segment_chars // self.seq_len * self._segments * self.batch_size
         return (self._slack - self._max_offset) // self._step_chars + 1
 
     @property
@@ -106,16 +115,22 @@ class WindowPlan:
         epoch, k = divmod(step, self.steps_per_epoch)
         offset, keys = self._epoch_draws(epoch)
         if self.windows == "carry":
-            rows = np.arange(self.batch_size, dtype=np.int64) * self._row_chars  # (B,)
-            return Batch(offset + rows + k * self.seq_len, self._resets(epoch, k))
-        positions = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.uint64)  # (B,)
-        order = permute(positions, self.windows_per_epoch, keys)  # (B,)
-        return Batch(offset + order.astype(np.int64) * self._step_chars, np.ones(self.batch_size, bool))
+            segment, window = divmod(k, self._segment_chars // self.seq_len)
+            places = self._places(segment, self._segments * self.batch_size, keys)  # (B,)
+            starts = offset + places * self._segment_chars + window * self.seq_len
+            return Batch(starts, self._resets(epoch, k, first=window == 0))
+        places = self._places(k, self.windows_per_epoch, keys)  # (B,)
+        return Batch(offset + places * self._step_chars, np.ones(self.batch_size, bool))
 
-    def _resets(self, epoch: int, k: int) -> NDArray[np.bool_]:
-        """Return (B,): all rows at an epoch's first window, and random ones at each later window k."""
-        if k == 0 or not self.reset:
-            return np.full(self.batch_size, k == 0)
+    def _places(self, k: int, count: int, keys: NDArray[np.uint64]) -> Index:
+        """Return (B,): the places of the k-th B among `count` in the epoch's order; in theirs where they are but B."""
+        positions = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.uint64)  # (B,)
+        return (positions if count == self.batch_size else permute(positions, count, keys)).astype(np.int64)
+
+    def _resets(self, epoch: int, k: int, *, first: bool) -> NDArray[np.bool_]:
+        """Return (B,): all rows at the first window of a segment, and random ones at each later window k."""
+        if first or not self.reset:
+            return np.full(self.batch_size, first)
         return np.random.default_rng([self.seed, epoch, k]).random(self.batch_size) < self.reset
 
     def _epoch_draws(self, epoch: int) -> tuple[int, NDArray[np.uint64]]:

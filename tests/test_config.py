@@ -188,6 +188,7 @@ def test_an_unknown_encoding_is_refused_with_the_nearest(name, nearest):
         ({"vocab": "v.json", "min_count": 2}, "min_count 2 chooses among the corpus's own characters"),
         ({"unknown": "skip"}, "vocab chars leaves no character unknown"),
         ({"windows": "sliding", "reset": 0.1}, "reset 0.1 applies to windows carry"),
+        ({"windows": "sliding", "segment": 64}, "segment 64 applies to windows carry"),
     ],
 )
 def test_options_of_the_text_that_would_do_nothing_are_refused(options, told):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.config import ModelConfig, load_config
-from charrnn.windows import WindowPlan, split_bounds
+from charrnn.windows import split_bounds
+from train.loop.dataloader import window_plan
 from train.loop.flops import flops_per_char
 from train.loop.schedule import Schedule
 from train.recipe.rules import MOST_DEFAULT_S, Facts, Recipe, choose
@@ -37,9 +38,8 @@ def config_of(recipe: Recipe):
 
 
 def plan_of(facts: Facts, config):
-    data = config.data
-    start, stop = split_bounds(facts.characters, data.split)["train"]
-    return WindowPlan(stop - start, data.seq_len, data.batch_size, data.windows, data.stride, 1, data.reset)
+    start, stop = split_bounds(facts.characters, config.data.split)["train"]
+    return window_plan(config, stop - start)
 
 
 @given(FACTS)

@@ -35,7 +35,8 @@ def sharings(draw):
     batch_size, seq_len = world * parts * rows, draw(st.integers(1, 40))
     stride = draw(st.integers(0, 50))
     num_chars = (batch_size + 2) * max(seq_len, stride) + seq_len + 1 + draw(st.integers(0, 5000))
-    plan = WindowPlan(num_chars, seq_len, batch_size, draw(st.sampled_from(MODES)), stride, draw(st.integers(0, 99)))
+    seed, segment = draw(st.integers(0, 99)), draw(st.integers(0, 200))
+    plan = WindowPlan(num_chars, seq_len, batch_size, draw(st.sampled_from(MODES)), stride, seed, segment=segment)
     return plan, draw(st.integers(0, 3 * plan.steps_per_epoch)), world, parts
 
 

@@ -78,7 +78,7 @@ def test_what_the_user_sets_is_kept(folder):
     config = load_config(folder / "checkpoints" / "words" / "config.yaml", {})
     assert (config.model.rnn, config.model.hidden_dim, config.data.seq_len) == ("GRU", 24, 8)
     assert config.train.init_from == "none"  # the base has another network
-    assert config.data.reset == 0
+    assert (config.data.reset, config.data.segment) == (0, 0)
 
 
 def test_weights_that_the_user_names_decide_the_network(folder):

@@ -21,8 +21,8 @@ from charrnn.windows import (
 MODES = ("sliding", "carry")
 
 
-def plan(num_chars=1000, seq_len=16, batch_size=4, windows="sliding", stride=0, seed=1):
-    return WindowPlan(num_chars, seq_len, batch_size, windows, stride, seed)
+def plan(num_chars=1000, seq_len=16, batch_size=4, windows="sliding", stride=0, seed=1, segment=0):
+    return WindowPlan(num_chars, seq_len, batch_size, windows, stride, seed, segment=segment)
 
 
 def test_split_bounds_are_nanogpts_on_tinyshakespeare():
@@ -116,6 +116,35 @@ def test_carry_rows_do_not_overlap():
     p = plan(num_chars=5000, windows="carry")
     read = np.concatenate([p.batch(k).starts[:, None] + np.arange(p.seq_len) for k in range(p.steps_per_epoch)], axis=1)
     assert len(np.unique(read)) == read.size
+
+
+@given(
+    num_chars=st.integers(500, 20_000), seq_len=st.integers(1, 40), rows=st.integers(1, 8), segment=st.integers(1, 600)
+)
+def test_segments_are_read_whole_from_a_zero_state_and_once_in_an_epoch(num_chars, seq_len, rows, segment):
+    p = plan(num_chars, seq_len, rows, "carry", segment=segment)
+    batches = [p.batch(k) for k in range(p.steps_per_epoch)]
+    read = np.stack([batch.starts[:, None] + np.arange(seq_len) for batch in batches])  # (windows, B, T)
+    assert len(np.unique(read)) == read.size
+    assert read.min() >= 0
+    assert read.max() + 1 < num_chars  # the target of the last
+    firsts = [k for k, batch in enumerate(batches) if batch.reset.any()]
+    for k in range(1, len(batches)):
+        assert batches[k].reset.all() == batches[k].reset.any()
+        if k not in firsts:
+            np.testing.assert_array_equal(batches[k].starts, batches[k - 1].starts + seq_len)
+    length = len(batches) // len(firsts)
+    assert firsts == list(range(0, len(batches), length))
+    assert length * seq_len >= min(segment, num_chars // rows) - 2 * seq_len
+
+
+def test_a_tenth_of_an_epoch_in_segments_is_of_all_the_text():
+    p = plan(1_000_000, 50, 10, "carry", segment=1000)
+    starts = np.concatenate([p.batch(k).starts for k in range(p.steps_per_epoch // 10)])
+    in_each_tenth, _ = np.histogram(starts, 10, (0, 1_000_000))
+    assert in_each_tenth.min() > 0.3 * in_each_tenth.mean()
+    again = np.concatenate([p.batch(p.steps_per_epoch + k).starts for k in range(p.steps_per_epoch // 10)])
+    assert len(np.intersect1d(starts // 1000, again // 1000)) < 30  # of 100: other ones in the next epoch
 
 
 @pytest.mark.parametrize("windows", MODES)

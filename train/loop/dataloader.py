@@ -226,5 +226,12 @@ def window_plan(config: RunConfig, num_chars: int) -> WindowPlan:
     """The training batches of `config` over a split of `num_chars` characters. Raises: CorpusError if too small."""
     data = config.data
     return WindowPlan(
-        num_chars, data.seq_len, data.batch_size, data.windows, data.stride, config.train.seed, data.reset
+        num_chars,
+        data.seq_len,
+        data.batch_size,
+        data.windows,
+        data.stride,
+        config.train.seed,
+        data.reset,
+        data.segment,
     )

@@ -26,6 +26,10 @@ _EVALUATION_SHARE, _SAMPLES = 0.05, _EVALUATIONS + 8
 _WARM_UP, _LEAST_SAMPLE = 2048, 1024
 _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
+# Sizes of a text from which a GPU takes more rows: 16, 32, 64, 128.
+_ROWS_DOUBLE_AT = (50_000, 250_000, 10_000_000)
+# Windows that a row reads on before it goes elsewhere.
+_SEGMENT_WINDOWS = 32
 # Characters to train on from which a CPU takes larger batches.
 _LONG_RUN = 2_000_000
 # Loss in nats/char up to which a text counts as similar to the given weights' own: the base has 1.0 to 1.2 on novels.
@@ -103,6 +107,7 @@ def choose(facts: Facts) -> Recipe:
         "data.batch_size": rows,
         "data.seq_len": seq_len,
         "data.reset": 0.05,
+        "data.segment": _SEGMENT_WINDOWS * seq_len,
         "model.rnn": model.rnn,
         "model.embedding_dim": model.embedding_dim,
         "model.hidden_dim": model.hidden_dim,
@@ -214,7 +219,8 @@ def _batch(facts: Facts, length: int, chars: float) -> tuple[int, int]:
     eights = 1
     if facts.on_gpu:
         # A process has 8 to 128 rows, by eights, as cuDNN's persistent kernel takes them.
-        rows, seq_len = (64, 64) if length < 10_000_000 else (128, 128)
+        rows = 16 << sum(length >= size for size in _ROWS_DOUBLE_AT)
+        seq_len = 64 if rows < 128 else 128
         rows, eights = max(rows, 8 * facts.share), 8
     else:
         rows, seq_len = (16, 64) if _has_small_batches(facts, chars) else (32, 96)

@@ -103,8 +103,8 @@ def size_run(
     )
     recipe = collectives.all_gather(choose(facts))[0]
     fields = {**UNSIZED, **recipe.fields}
-    if config.data.windows == "sliding":  # the user's choice: only carried rows can be reset
-        fields.pop("data.reset", None)
+    if config.data.windows == "sliding":  # the user's choice: these two are of carried rows
+        del fields["data.reset"], fields["data.segment"]
     resolved = collectives.run_on_all(lambda: settings.apply(fields))
     expectation = [f"small     {recipe.expectation}"] if recipe.expectation else []
     return resolved, corpus, [f"recipe    {recipe.summary}", *expectation, *lines]
