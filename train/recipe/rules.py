@@ -34,6 +34,8 @@ _SEGMENT_WINDOWS = 32
 _LONG_RUN = 2_000_000
 # Loss in nats/char up to which a text counts as similar to the given weights' own: the base has 1.0 to 1.2 on novels.
 _LIKE_THEIRS = 1.1
+# Steps from which fine-tuning needs no haste.
+_MANY_STEPS = 350
 # Size of the base model's corpus, and FLOPs of its training.
 _BASE_CHARS, _BASE_FLOPS = 68_000_000, 8.5e15
 
@@ -115,7 +117,7 @@ def choose(facts: Facts) -> Recipe:
         "model.layer_norm": model.layer_norm,
         "model.dropout": dropout,
         "model.dropout_mask": "window",
-        "optim.lr": _learning_rate(facts, model, length, chars),
+        "optim.lr": _learning_rate(facts, model, length, chars, steps),
         "optim.weight_decay": 0.01,
         "optim.warmup_steps": max(1, min(100, round(steps / 20))),
         "optim.final_lr": 0.02,
@@ -197,15 +199,18 @@ def _dropout(epochs: float, *, fine_tuning: bool) -> float:
     return round(20 * dropout) / 20
 
 
-def _learning_rate(facts: Facts, model: ModelConfig, length: int, chars: float) -> float:
-    """Peak learning rate: for fine-tuning by N, C, the text's distance and novelty, else by the depth of the model."""
+def _learning_rate(facts: Facts, model: ModelConfig, length: int, chars: float, steps: float) -> float:
+    """Peak learning rate: from scratch by the depth of the model.
+
+    For fine-tuning by N, C, the text's distance and novelty; a novel text is learnt faster in few steps.
+    """
     if not facts.origin:
-        if model.num_layers > 1:
-            return 0.003
-        return 0.01 if facts.on_gpu else 0.006  # with more rows, as in configs/gpu-quick.yaml
+        return 0.003 if model.num_layers > 1 else 0.01
     by_length = 1.0 if _has_small_batches(facts, chars) else min(3.0, max(1.0, (length / 100_000) ** 0.4))
     by_distance = min(0.006, 0.0008 * by_length * _distance(facts))
-    by_novelty = min(0.003, 0.0008 * _novelty(facts) * _distance(facts))
+    novelty = _novelty(facts)
+    haste = min(1.0, max(0.0, math.log2(_MANY_STEPS / steps)))
+    by_novelty = min(0.003, 0.0008 * novelty * _distance(facts)) * novelty**haste
     return float(f"{max(by_distance, by_novelty):.2g}")
 
 
