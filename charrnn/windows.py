@@ -56,8 +56,8 @@ class WindowPlan:
         stride: Characters between sliding windows; 0 = seq_len.
         seed: Of offsets, shuffling and resets.
         reset: Probability of resetting a carried row's state at a window boundary.
-        segment: Characters that a carried row reads on before it continues from a zero state somewhere else, where no
-            row of the epoch reads: part of an epoch is then of all the text. 0 = contiguous rows.
+        segment: Characters that a carried row reads on before it goes on from a zero state elsewhere, at random and
+            nowhere twice in an epoch: part of an epoch is then of all the text. 0 = contiguous rows.
     """
 
     num_chars: int
@@ -123,7 +123,7 @@ class WindowPlan:
         return Batch(offset + places * self._step_chars, np.ones(self.batch_size, bool))
 
     def _places(self, k: int, count: int, keys: NDArray[np.uint64]) -> Index:
-        """Return (B,): the places of the k-th B among `count` in the epoch's order; in theirs where they are but B."""
+        """Return (B,): places k * B .. k * B + B - 1 of `count` in the epoch's random order; unchanged if all are B."""
         positions = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.uint64)  # (B,)
         return (positions if count == self.batch_size else permute(positions, count, keys)).astype(np.int64)
 

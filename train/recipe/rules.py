@@ -35,7 +35,7 @@ _LONG_RUN = 2_000_000
 # Loss in nats/char up to which a text counts as similar to the given weights' own: the base has 1.0 to 1.2 on novels.
 _LIKE_THEIRS = 1.1
 # Steps from which fine-tuning needs no haste.
-_MANY_STEPS = 350
+_MANY_STEPS = 400
 # Size of the base model's corpus, and FLOPs of its training.
 _BASE_CHARS, _BASE_FLOPS = 68_000_000, 8.5e15
 
