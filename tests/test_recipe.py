@@ -107,6 +107,12 @@ def test_the_more_a_text_tells_of_itself_the_faster_the_given_weights_change(fac
         assert lr == unknown
 
 
+def test_less_than_a_pass_is_of_all_the_text():
+    part, passes = (choose(Facts(10**7, 90, 4e11, budget_s=seconds)).fields for seconds in (30, 10**5))
+    assert 0 < part["data.segment"] < 10**7 // part["data.batch_size"] // 10
+    assert passes["data.segment"] == 0
+
+
 def test_what_a_text_tells_of_itself_is_learnt_faster_in_few_steps():
     novel = Facts(100_000, 90, 4e11, budget_s=5, origin=BASE, init_from="base", origin_loss=2.0, ngram_loss=1.2)
     similar = _with(novel, ngram_loss=2.0)

@@ -28,7 +28,7 @@ _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
 # Sizes of a text from which a GPU takes more rows: 16, 32, 64, 128.
 _ROWS_DOUBLE_AT = (50_000, 250_000, 10_000_000)
-# Windows that a row reads on before it goes elsewhere.
+# Windows that a row reads on before it goes elsewhere, in less than a pass.
 _SEGMENT_WINDOWS = 32
 # Characters to train on from which a CPU takes larger batches.
 _LONG_RUN = 2_000_000
@@ -109,7 +109,7 @@ def choose(facts: Facts) -> Recipe:
         "data.batch_size": rows,
         "data.seq_len": seq_len,
         "data.reset": 0.05,
-        "data.segment": _SEGMENT_WINDOWS * seq_len,
+        "data.segment": _SEGMENT_WINDOWS * seq_len if epochs < 1 else 0,
         "model.rnn": model.rnn,
         "model.embedding_dim": model.embedding_dim,
         "model.hidden_dim": model.hidden_dim,
