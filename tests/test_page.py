@@ -407,6 +407,7 @@ def test_what_has_the_focus_has_an_outline(browser, url, shots, theme):
     assert without == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 def test_every_text_is_readable_in_both_themes(browser, url, shots, theme, size):
