@@ -36,6 +36,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from infer.ui.guard import MAX_WAITING_PER_CLIENT  # noqa: E402
 from infer.ui.models import Models  # noqa: E402
 
+pytestmark = pytest.mark.slow
 PATIENCE_S = 60
 SEED = "#seed textarea, #seed input"
 PARTS = ("#generate", "#prompt textarea", SEED, "#model input", "#length input[type=number]", "#paper p")
@@ -407,7 +408,6 @@ def test_what_has_the_focus_has_an_outline(browser, url, shots, theme):
     assert without == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 def test_every_text_is_readable_in_both_themes(browser, url, shots, theme, size):
