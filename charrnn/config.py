@@ -181,7 +181,9 @@ class DataConfig(Section):
     stride: int = Field(0, ge=0, description="characters between sliding windows; 0 = seq_len (no overlap)")
     reset: Fraction = Field(0.0, description="probability of resetting the hidden state at a window boundary (carry)")
     segment: int = Field(
-        0, ge=0, description="characters that a row reads on before it goes elsewhere at random (carry); 0 = all of it"
+        0,
+        ge=0,
+        description="length in characters of segments of rows, shuffled every epoch (carry); 0 = contiguous rows",
     )
 
     @field_validator("encoding")

@@ -56,8 +56,8 @@ class WindowPlan:
         stride: Characters between sliding windows; 0 = seq_len.
         seed: Of offsets, shuffling and resets.
         reset: Probability of resetting a carried row's state at a window boundary.
-        segment: Characters that a carried row reads on before it goes on from a zero state elsewhere, at random and
-            nowhere twice in an epoch: part of an epoch is then of all the text. 0 = contiguous rows.
+        segment: Length in characters of the segments that carried rows are cut into. They are shuffled every epoch, and
+            the hidden state is reset at the start of each. 0 = contiguous rows.
     """
 
     num_chars: int
@@ -86,15 +86,22 @@ class WindowPlan:
     def _max_offset(self) -> int:
         return _max_offset(self._slack, self._step_chars)
 
-    @functools.cached_property
+    @property
+    def _row_chars(self) -> int:
+        return (self.num_chars - 1 - self._max_offset) // self.batch_size
+
+    @property
     def _segments(self) -> int:
         """Segments of a row."""
-        row_chars = (self.num_chars - 1 - self._max_offset) // self.batch_size
-        return max(1, row_chars // max(self.seq_len, self.segment)) if self.segment else 1
+        return max(1, self._row_chars // max(self.seq_len, self.segment)) if self.segment else 1
 
-    @functools.cached_property
+    @property
     def _segment_chars(self) -> int:
-        return (self.num_chars - 1 - self._max_offset) // (self.batch_size * self._segments)
+        return self._row_chars // self._segments
+
+    @property
+    def _segment_windows(self) -> int:
+        return self._segment_chars // self.seq_len
 
     @property
     def windows_per_epoch(self) -> int:
@@ -102,7 +109,7 @@ class WindowPlan:
         if self._slack < 0:
             return 0
         if self.windows == "carry":
-            return self._segment_chars // self.seq_len * self._segments * self.batch_size
+            return self._segment_windows * self._segments * self.batch_size
         return (self._slack - self._max_offset) // self._step_chars + 1
 
     @property
@@ -113,19 +120,16 @@ class WindowPlan:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step (from 0)."""
         epoch, k = divmod(step, self.steps_per_epoch)
-        offset, keys = self._epoch_draws(epoch)
+        offset = self._offset(epoch)
         if self.windows == "carry":
-            segment, window = divmod(k, self._segment_chars // self.seq_len)
-            places = self._places(segment, self._segments * self.batch_size, keys)  # (B,)
+            segment, window = divmod(k, self._segment_windows)
+            places = np.arange(self.batch_size, dtype=np.int64)  # (B,)
+            if self._segments > 1:
+                places = _places(self.seed, epoch, segment, self.batch_size, self._segments * self.batch_size)
             starts = offset + places * self._segment_chars + window * self.seq_len
             return Batch(starts, self._resets(epoch, k, first=window == 0))
-        places = self._places(k, self.windows_per_epoch, keys)  # (B,)
+        places = _places(self.seed, epoch, k, self.batch_size, self.windows_per_epoch)  # (B,)
         return Batch(offset + places * self._step_chars, np.ones(self.batch_size, bool))
-
-    def _places(self, k: int, count: int, keys: NDArray[np.uint64]) -> Index:
-        """Return (B,): places k * B .. k * B + B - 1 of `count` in the epoch's random order; unchanged if all are B."""
-        positions = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.uint64)  # (B,)
-        return (positions if count == self.batch_size else permute(positions, count, keys)).astype(np.int64)
 
     def _resets(self, epoch: int, k: int, *, first: bool) -> NDArray[np.bool_]:
         """Return (B,): all rows at the first window of a segment, and random ones at each later window k."""
@@ -133,9 +137,8 @@ class WindowPlan:
             return np.full(self.batch_size, first)
         return np.random.default_rng([self.seed, epoch, k]).random(self.batch_size) < self.reset
 
-    def _epoch_draws(self, epoch: int) -> tuple[int, NDArray[np.uint64]]:
-        draws = _random_words(self.seed, epoch)
-        return int(draws[0]) % (self._max_offset + 1), draws[1:]
+    def _offset(self, epoch: int) -> int:
+        return int(_random_words(self.seed, epoch)[0]) % (self._max_offset + 1)
 
     def _too_small_message(self) -> str:
         what = (
@@ -173,6 +176,13 @@ _ROUNDS = 6
 def _random_words(seed: int, epoch: int) -> NDArray[np.uint64]:
     """(1 + rounds,) words of an epoch: drawn once, where they would take a twentieth of a small model's step."""
     return np.random.SeedSequence([seed, epoch]).generate_state(1 + _ROUNDS, np.uint64).astype(np.uint64)
+
+
+@functools.lru_cache(maxsize=4)
+def _places(seed: int, epoch: int, k: int, batch_size: int, count: int) -> Index:
+    """Return (B,): the k-th B of the epoch's permutation of range(count), cached for a segment's windows."""
+    positions = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.uint64)  # (B,)
+    return permute(positions, count, _random_words(seed, epoch)[1:]).astype(np.int64)
 
 
 def permute(positions: NDArray[np.uint64], count: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

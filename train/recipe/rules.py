@@ -28,14 +28,14 @@ _CHECKPOINT_S = 60.0
 _SMALL_TEXT = 20_000
 # Sizes of a text from which a GPU takes more rows: 16, 32, 64, 128.
 _ROWS_DOUBLE_AT = (50_000, 250_000, 10_000_000)
-# Windows that a row reads on before it goes elsewhere, in less than a pass.
+# Windows of a segment, in runs of less than an epoch.
 _SEGMENT_WINDOWS = 32
 # Characters to train on from which a CPU takes larger batches.
 _LONG_RUN = 2_000_000
 # Loss in nats/char up to which a text counts as similar to the given weights' own: the base has 1.0 to 1.2 on novels.
 _LIKE_THEIRS = 1.1
-# Steps from which fine-tuning needs no haste.
-_MANY_STEPS = 400
+# Steps below which a novel text is fine-tuned at a higher rate.
+_SHORT_RUN = 400
 # Size of the base model's corpus, and FLOPs of its training.
 _BASE_CHARS, _BASE_FLOPS = 68_000_000, 8.5e15
 
@@ -202,15 +202,15 @@ def _dropout(epochs: float, *, fine_tuning: bool) -> float:
 def _learning_rate(facts: Facts, model: ModelConfig, length: int, chars: float, steps: float) -> float:
     """Peak learning rate: from scratch by the depth of the model.
 
-    For fine-tuning by N, C, the text's distance and novelty; a novel text is learnt faster in few steps.
+    For fine-tuning by N, C, the text's distance and novelty; higher for a novel text in a short run.
     """
     if not facts.origin:
         return 0.003 if model.num_layers > 1 else 0.01
     by_length = 1.0 if _has_small_batches(facts, chars) else min(3.0, max(1.0, (length / 100_000) ** 0.4))
     by_distance = min(0.006, 0.0008 * by_length * _distance(facts))
     novelty = _novelty(facts)
-    haste = min(1.0, max(0.0, math.log2(_MANY_STEPS / steps)))
-    by_novelty = min(0.003, 0.0008 * novelty * _distance(facts)) * novelty**haste
+    shortness = min(1.0, max(0.0, math.log2(_SHORT_RUN / steps)))
+    by_novelty = min(0.003, 0.0008 * novelty * _distance(facts)) * novelty**shortness
     return float(f"{max(by_distance, by_novelty):.2g}")
 
 
